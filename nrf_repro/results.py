@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'BOUNDS', 'NEEDS', 'NAMED_NORM
            'check_row', 'source_hash', 'git_commit', 'torch_version', 'config_hash', 'make_row', 'write_rows',
            'describe', 'frame', 'read_rows', 'in_checkout', 'paper_rows']
 
-# %% ../nbs/16_results.ipynb #fab425f2
+# %% ../nbs/16_results.ipynb #c48afc80
 import hashlib
 import json
 import math
@@ -15,6 +15,7 @@ import os
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -60,8 +61,8 @@ def check_row(row): # a dict whose fields are already typed
             raise ValueError(f'{metric} is {value}, outside [{low}, {high}]: values are fractions, not per cent')
     return row
 
-# %% ../nbs/16_results.ipynb #5568058d
-PACKAGE = Path(__file__).parent if '__file__' in globals() else Path('../nrf_repro').resolve()
+# %% ../nbs/16_results.ipynb #36db7e8f
+PACKAGE = Path(find_spec('nrf_repro').origin).parent
 
 @cache
 def source_hash():
