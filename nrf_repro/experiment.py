@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'OPTIONAL', 'NORMS', 'ARCHS', 'JOB_FIELDS', 'PARTS', 'known_keys', 'profiles', 'load_profile', 'check_profile',
-           'check_grid', 'Cell', 'grid_cells', 'planned', 'jobs', 'attack_of', 'recipe_of', 'device_of', 'images_of',
-           'network_of', 'run_config', 'monitor_of', 'attack_fields', 'cell_fields', 'history_rows', 'train_cell',
-           'write_json', 'read_json', 'trained', 'measure_cell', 'attack_cell', 'run_cells', 'plan_table']
+           'check_grid', 'Cell', 'grid_cells', 'planned', 'jobs', 'train_settings', 'attack_settings', 'attack_of',
+           'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder', 'one_cell', 'run_config', 'monitor_of',
+           'attack_fields', 'cell_fields', 'history_rows', 'train_cell', 'write_json', 'read_json', 'trained',
+           'measure_cell', 'attack_cell', 'run_cells', 'plan_table']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import json
@@ -127,7 +128,20 @@ def jobs(
             seen.add(cell)
     return groups
 
-# %% ../nbs/17_experiment.ipynb #77766341
+# %% ../nbs/17_experiment.ipynb #84a0c905
+def train_settings(profile, cells):
+    "The settings that the training of these cells depends on, as plain values."
+    used = {c['dataset']: profile['data'][c['dataset']] for c in cells}
+    return {name: dict(train=d['train'], watch=d['watch'], seen=d['attacks'][d['watch']['attack']], sigma=d['sigma'], threads=profile['threads'],
+                       recipes={c['regime']: d['recipes'][c['regime']] for c in cells if c['dataset'] == name}) for name, d in used.items()}
+
+def attack_settings(profile, cells, parts=PARTS):
+    "The settings that the measurement of these trained cells depends on."
+    plan = planned(profile, parts)
+    return [dict(cell=c, test=d['test'], sigma=d['sigma'], attacks={a: d['attacks'][a] for a in plan[Cell(**c)]})
+            for c in cells for d in [profile['data'][c['dataset']]]]
+
+# %% ../nbs/17_experiment.ipynb #47649540
 def attack_of(profile, dataset, name):
     "The `Attack` that a profile means by a name."
     from nrf_repro.attacks import Attack
@@ -144,7 +158,7 @@ def recipe_of(profile, cell):
     if 'milestones' in given: given['milestones'] = tuple(given['milestones'])
     return checked(replace(RECIPES[base], seed=cell.seed, attack=Attack(**attack) if attack else None, **given))
 
-# %% ../nbs/17_experiment.ipynb #b2babe5d
+# %% ../nbs/17_experiment.ipynb #c40f8cc4
 def device_of(profile):
     "'cuda' or 'cpu': what the profile names, or for 'auto' what is there."
     import torch
@@ -166,7 +180,20 @@ def network_of(cell, train):
     return build_model(cell.arch, cell.norm, num_classes=len(train.classes), in_channels=train.x.shape[1], width=cell.width,
                        mean=train.mean, std=train.std, stem=stem, seed=cell.seed)
 
-# %% ../nbs/17_experiment.ipynb #4d9615c0
+# %% ../nbs/17_experiment.ipynb #ef4726d2
+def build_folder(profile, folder=None):
+    "Where a profile's runs, rows and report go."
+    return Path(folder) if folder else in_checkout('reports') / 'build' / profile['name']
+
+def one_cell(profile, arch=None, norm='bn', regime='standard', seed=0):
+    "One network on the profile's first data set; arch None is the profile's first."
+    grid = profile['grids'][0]
+    arch = arch or next(iter(grid['archs']))
+    for what, word, known in (('arch', arch, ARCHS), ('norm', norm, NORMS), ('regime', regime, profile['data'][grid['dataset']]['recipes'])):
+        if word not in known: raise ValueError(f'Unknown {what} {word!r}: choose one of {", ".join(known)}.')
+    return Cell(grid['dataset'], arch, float(grid['archs'].get(arch, next(iter(grid['archs'].values())))), norm, regime, int(seed))
+
+# %% ../nbs/17_experiment.ipynb #56c345f6
 def run_config(profile, cell):
     "All that decides a cell's weights and its history, as plain values, for the hash in its rows."
     data = profile['data'][cell.dataset]
@@ -181,7 +208,7 @@ def monitor_of(profile, cell, recipe):
     epochs = data['watch']['epochs'] and tuple(sorted({e for e in data['watch']['epochs'] if e < recipe.epochs} | {recipe.epochs}))
     return Monitor(images_of(profile, cell.dataset, 'watch'), attack_of(profile, cell.dataset, data['watch']['attack']), data['sigma'], epochs)
 
-# %% ../nbs/17_experiment.ipynb #25b846f8
+# %% ../nbs/17_experiment.ipynb #dfd0fe68
 def attack_fields(profile, dataset, name, reading='any'):
     "The columns of a row that say how it was attacked."
     a = attack_of(profile, dataset, name)
@@ -200,7 +227,7 @@ def history_rows(history, profile, cell, n, **common):
             for record in history.to_dict('records') for metric in ('clean_accuracy', 'robust_accuracy', 'ligs')
             if metric in record and not (metric != 'ligs' and record[metric] != record[metric])]
 
-# %% ../nbs/17_experiment.ipynb #4f2e23ee
+# %% ../nbs/17_experiment.ipynb #fff0405d
 def train_cell(
     profile,       # of `load_profile`
     cell,          # `Cell`
@@ -225,7 +252,7 @@ def train_cell(
     (run / 'state.safetensors').unlink(missing_ok=True)
     return 'trained'
 
-# %% ../nbs/17_experiment.ipynb #bd522026
+# %% ../nbs/17_experiment.ipynb #07bac301
 def write_json(path, value):
     "A JSON file, whole or not at all."
     part = Path(f'{path}.part')
@@ -240,7 +267,7 @@ def trained(run, hash):
     "Does this folder hold a network of exactly these settings? config.json is written last."
     return read_json(run / 'config.json').get('hash') == hash
 
-# %% ../nbs/17_experiment.ipynb #cd2b74e3
+# %% ../nbs/17_experiment.ipynb #64e672a8
 def measure_cell(model, images, profile, cell, attacks, common):
     "The rows of one network on the test images; `attacks` are names of the profile."
     from nrf_repro.attacks import robust_correct, vanished
@@ -260,7 +287,7 @@ def measure_cell(model, images, profile, cell, attacks, common):
     yield row('ligs_plain', lambda: ligs(model, x, y, sigma=sigma, stable=False), sigma=sigma, draws=1)
     yield row('vanished', lambda: vanished(model, x, y))
 
-# %% ../nbs/17_experiment.ipynb #09fb0d3b
+# %% ../nbs/17_experiment.ipynb #703f0281
 def attack_cell(
     profile,
     cell,
@@ -283,7 +310,7 @@ def attack_cell(
     write_json(run / 'attack.json', dict(config, hash=hash, data=images.fingerprint))
     return 'attacked'
 
-# %% ../nbs/17_experiment.ipynb #5399d25d
+# %% ../nbs/17_experiment.ipynb #f612d8a1
 def run_cells(
     profile,
     cells,            # `Cell`s, or plain dicts of their fields
@@ -299,7 +326,7 @@ def run_cells(
         print(f'{i}/{len(cells)}  {cell.id}  {done[cell.id]}  {passed:.0f} s, about {passed / i * (len(cells) - i):.0f} s to go', flush=True)
     return done
 
-# %% ../nbs/17_experiment.ipynb #e265f48a
+# %% ../nbs/17_experiment.ipynb #9719f888
 def plan_table(
     profile,
     parts=('core',),

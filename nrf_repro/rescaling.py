@@ -8,7 +8,7 @@ __all__ = ['residue', 'undoes', 'principal_axes', 'fit_whitening', 'whiten']
 # %% ../nbs/01_rescaling.ipynb #d8208b70
 import numpy as np
 
-# %% ../nbs/01_rescaling.ipynb #6a112cb0
+# %% ../nbs/01_rescaling.ipynb #9f4628fd
 def residue(
     transform,  # x -> array; fits its own statistics on what it is given
     change,     # x -> changed x
@@ -16,6 +16,7 @@ def residue(
 ) -> float:     # rms of transform(change(x)) - transform(x), in units of the standard deviation of transform(x)
     "What is left of a change of the data after a transform: 0 if the transform undoes it."
     before, after = np.asarray(transform(x)), np.asarray(transform(change(x)))
+    if before.std() == 0: raise ValueError('the transform is constant on x, so it undoes everything: nothing to measure')
     return float(np.sqrt(np.mean((after - before) ** 2)) / before.std())
 
 # %% ../nbs/01_rescaling.ipynb #fe3f95d3
@@ -28,7 +29,7 @@ def undoes(
     "Whether a transform is invariant to a change of the data."
     return residue(transform, change, x) < tol
 
-# %% ../nbs/01_rescaling.ipynb #efb382e3
+# %% ../nbs/01_rescaling.ipynb #c1b3ecfb
 def principal_axes(
     x,   # data, n d
 ):       # mean (d), variances of the principal axes (d, ascending), axes (d d, one per column, signed by skewness)
@@ -36,26 +37,26 @@ def principal_axes(
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f'x has shape {x.shape}: whitening needs a matrix, one row per sample (at least 2); reshape it first')
+    if not np.isfinite(x).all(): raise ValueError('x has NaN or infinite values: drop or fill them before whitening')
     mean = x.mean(0)
     variances, axes = np.linalg.eigh((x - mean).T @ (x - mean) / len(x))
     signs = np.where((((x - mean) @ axes) ** 3).sum(0) < 0, -1, 1)
     return mean, variances.clip(0), axes * signs
 
-# %% ../nbs/01_rescaling.ipynb #8fd7237f
+# %% ../nbs/01_rescaling.ipynb #1f7989e5
 def fit_whitening(
     x,            # data, n d
     kind='pca',   # 'pca' (principal axes, largest variance first) or 'zca' (turned back to the original axes)
     eps=0.,       # added to each variance
 ):                # mean (d), matrix (d d): whitened rows are (x - mean) @ matrix.T
     "Mean and matrix that whiten the rows of x; to be applied to other rows too."
+    if kind not in ('pca', 'zca'): raise ValueError(f"kind={kind!r} is unknown: use 'pca' or 'zca'")
     mean, variances, axes = principal_axes(x)
     rank = int((variances > 1e-12 * variances.max()).sum())
     if eps <= 0 and rank < len(variances):
         raise ValueError(f'{len(x)} rows of {len(variances)} columns vary in {rank} directions only: pass eps > 0 or drop columns')
     scaled = axes / np.sqrt(variances + eps)
-    if kind == 'pca': return mean, scaled[:, ::-1].T
-    if kind == 'zca': return mean, scaled @ axes.T
-    raise ValueError(f"kind={kind!r} is unknown: use 'pca' or 'zca'")
+    return mean, scaled[:, ::-1].T if kind == 'pca' else scaled @ axes.T
 
 # %% ../nbs/01_rescaling.ipynb #dc32dfa6
 def whiten(
