@@ -208,7 +208,7 @@ def monitor_of(profile, cell, recipe):
     epochs = data['watch']['epochs'] and tuple(sorted({e for e in data['watch']['epochs'] if e < recipe.epochs} | {recipe.epochs}))
     return Monitor(images_of(profile, cell.dataset, 'watch'), attack_of(profile, cell.dataset, data['watch']['attack']), data['sigma'], epochs)
 
-# %% ../nbs/17_experiment.ipynb #dfd0fe68
+# %% ../nbs/17_experiment.ipynb #37606155
 def attack_fields(profile, dataset, name, reading='any'):
     "The columns of a row that say how it was attacked."
     a = attack_of(profile, dataset, name)
@@ -218,8 +218,8 @@ def cell_fields(profile, cell, hash, device):
     "The columns of a row that say which network it is about."
     return dict(asdict(cell), profile=profile['name'], config_hash=hash, device=device, threads=profile['threads'])
 
-def history_rows(history, profile, cell, n, **common):
-    "One row per epoch and metric."
+def history_rows(history, profile, cell, n, common):
+    "One row per epoch and metric; `common` are the columns of `cell_fields`."
     watch, sigma = profile['data'][cell.dataset]['watch'], profile['data'][cell.dataset]['sigma']
     extra = dict(robust_accuracy=attack_fields(profile, cell.dataset, watch['attack']), ligs=dict(sigma=sigma, draws=1))
     return [make_row(experiment='history', metric=metric, epoch=int(record['epoch']), value=record[metric], n=n, seconds=record['seconds'],
@@ -227,7 +227,7 @@ def history_rows(history, profile, cell, n, **common):
             for record in history.to_dict('records') for metric in ('clean_accuracy', 'robust_accuracy', 'ligs')
             if metric in record and not (metric != 'ligs' and record[metric] != record[metric])]
 
-# %% ../nbs/17_experiment.ipynb #fff0405d
+# %% ../nbs/17_experiment.ipynb #f196be16
 def train_cell(
     profile,       # of `load_profile`
     cell,          # `Cell`
@@ -245,7 +245,7 @@ def train_cell(
     monitor = monitor_of(profile, cell, recipe)
     model = network_of(cell, train).to(device)
     history = fit(model, train, recipe, monitor=monitor, folder=run, progress=progress)
-    rows = history_rows(history, profile, cell, len(monitor.images), **cell_fields(profile, cell, config_hash(config), device))
+    rows = history_rows(history, profile, cell, len(monitor.images), cell_fields(profile, cell, config_hash(config), device))
     write_rows(run / 'history.jsonl', rows)
     save_model(model, run / 'weights.safetensors')
     write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint))

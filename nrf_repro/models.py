@@ -51,7 +51,7 @@ def conv_norm(c_in, c_out, norm, width, *, kernel=3, stride=1, bias=False, relu=
     layers = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=bias), make_norm(norm, c_out, norm_groups(width))]
     return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
-# %% ../nbs/06_models.ipynb #4281c08b
+# %% ../nbs/06_models.ipynb #e86df143
 VGG_STAGES = {  # convolutions in the stages of 64, 128, 256, 512 and 512 channels (Simonyan & Zisserman 2015, table 1)
     'vgg11': (1, 1, 2, 2, 2), 'vgg16': (2, 2, 3, 3, 3), 'vgg19': (2, 2, 4, 4, 4)}
 
@@ -63,7 +63,7 @@ def vgg_body(arch, norm, in_channels, width, stem):
             c_out = scaled(channels, width)
             layers.append(conv_norm(c_in, c_out, norm, width, bias=True))
             c_in = c_out
-        layers.append(nn.MaxPool2d(2))
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # 28-pixel images would otherwise end at half a pixel
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1 if stem == 'cifar' else 7), nn.Flatten()), c_in
 
 def vgg_head(channels, num_classes, width, stem):

@@ -52,11 +52,12 @@ def typed(name,   # one of FIELDS
     if value != int(value): raise TypeError(f'row field `{name}` takes a whole number, got {value!r}')
     return int(value)
 
-# %% ../nbs/16_results.ipynb #3f399988
+# %% ../nbs/16_results.ipynb #306f6fc4
 BOUNDS = {'accuracy': (0, 1), 'ligs': (-1, 1), 'vanished': (0, 1), 'success': (0, 1)}  # by a word of the metric's name
 NEEDS = {'robust': ('attack', 'eps', 'reading'), 'ligs': ('sigma',)}  # without these the number means nothing
 NAMED_NORMS = ('none', 'bn', 'in', 'ln', 'gn')
 
+# %% ../nbs/16_results.ipynb #a0123870
 def check_row(row): # a dict whose fields are already typed
     "The row itself, or one sentence on why it cannot be true or could not be read later."
     metric, value = row.get('metric') or '', row.get('value')
@@ -70,7 +71,7 @@ def check_row(row): # a dict whose fields are already typed
             raise ValueError(f'{metric} is {value}, outside [{low}, {high}]: values are fractions, not per cent')
     return row
 
-# %% ../nbs/16_results.ipynb #4d1304b9
+# %% ../nbs/16_results.ipynb #0ffbd9e5
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
 
 @cache
@@ -81,13 +82,14 @@ def source_hash():
         if path.name != '_modidx.py': h.update(path.name.encode() + b'\0' + path.read_bytes() + b'\0')
     return h.hexdigest()[:12]
 
+# %% ../nbs/16_results.ipynb #d3525670
 @cache
 def torch_version():
     "The installed torch, or None."
     try: return version('torch')
     except PackageNotFoundError: return None
 
-# %% ../nbs/16_results.ipynb #dc2e8081
+# %% ../nbs/16_results.ipynb #253cd611
 def _git(*words):
     run = subprocess.run(['git', '-C', str(PACKAGE), *words], capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else None
@@ -98,13 +100,13 @@ def git_commit():
     try: return _git('rev-parse', 'HEAD') if _git('ls-files', '--error-unmatch', '__init__.py') else None
     except OSError: return None
 
-# %% ../nbs/16_results.ipynb #3d8cb539
+# %% ../nbs/16_results.ipynb #fec5a132
 def config_hash(config): # a dict of plain values: what a run was asked to do
     "A short sha256 of the configuration as canonical JSON."
     text = json.dumps(config, sort_keys=True, separators=(',', ':'), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-# %% ../nbs/16_results.ipynb #cd39c80d
+# %% ../nbs/16_results.ipynb #daf26e3a
 def complete(row): # a dict with some of FIELDS
     "The row with all FIELDS, typed and checked; nothing is made up for what is missing."
     if unknown := sorted(set(row) - set(FIELDS)):
@@ -112,18 +114,20 @@ def complete(row): # a dict with some of FIELDS
     if 'value' not in row: raise ValueError('a row needs `value` (None where it is not defined)')
     return check_row({name: typed(name, row.get(name)) for name in FIELDS})
 
+# %% ../nbs/16_results.ipynb #a18ba2fa
 def make_row(**fields): # any of FIELDS; `experiment`, `metric` and `value` are required
     "One new result: what is not given is null, and the origin that can be known cheaply is filled in."
     origin = dict(source_hash=source_hash(), git_commit=git_commit(), torch=torch_version())
     return complete(origin | {name: value for name, value in fields.items() if not (name in origin and value is None)})
 
-# %% ../nbs/16_results.ipynb #7fa43a8d
+# %% ../nbs/16_results.ipynb #e6a82237
 def describe(row): # a dict with FIELDS
     "A row's identity in a few words, for messages."
     return ', '.join(f'{name} {row[name]}' for name in IDENTITY if row[name] is not None)
 
 def _key(row): return [(row[name] is None, row[name]) for name in IDENTITY]  # nulls last
 
+# %% ../nbs/16_results.ipynb #6888d25f
 def sort_rows(rows): # dicts, or a frame of read_rows
     "Complete rows in the order of what they measure; one measurement has one row."
     if isinstance(rows, pd.DataFrame): rows = rows.to_dict('records')
@@ -132,7 +136,7 @@ def sort_rows(rows): # dicts, or a frame of read_rows
         if _key(a) == _key(b): raise ValueError(f'two rows for one measurement: {describe(a)}')
     return rows
 
-# %% ../nbs/16_results.ipynb #0bd59739
+# %% ../nbs/16_results.ipynb #d02b4366
 def write_rows(path,  # where to, JSON lines
                rows): # dicts of make_row, or a frame of read_rows
     "Write all rows or none: a draft beside the file, then one rename."
@@ -146,7 +150,7 @@ def write_rows(path,  # where to, JSON lines
     finally: draft.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/16_results.ipynb #4cf7e9b7
+# %% ../nbs/16_results.ipynb #219dcaad
 def _files(path):
     path = Path(path)
     if path.is_file(): return [path]
@@ -154,6 +158,7 @@ def _files(path):
     if found := sorted(path.rglob('*.jsonl')): return found
     raise FileNotFoundError(f'{path}: no file of rows (*.jsonl) under this folder; run the experiment first')
 
+# %% ../nbs/16_results.ipynb #7bc8ba48
 def _lines(path): # -> (place, row) per line
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
         try:
@@ -162,12 +167,13 @@ def _lines(path): # -> (place, row) per line
             yield f'{path} line {number}', complete(row)
         except (ValueError, TypeError) as e: raise ValueError(f'{path} line {number}: {e}') from None
 
-# %% ../nbs/16_results.ipynb #c5919229
+# %% ../nbs/16_results.ipynb #583c077d
 def frame(rows): # dicts with FIELDS
     "Rows as a DataFrame with all FIELDS: text as objects, whole numbers as Int64, the others as float64."
     rows, kind = list(rows), lambda name: 'Int64' if name in WHOLE else 'float64' if name in REAL else object
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind(name)) for name in FIELDS})
 
+# %% ../nbs/16_results.ipynb #1cc292ef
 def read_rows(*paths): # files of rows, or folders searched for *.jsonl at any depth
     "All rows of the files; the same row twice is one row, two values for one measurement are an error."
     seen = {}
@@ -177,7 +183,7 @@ def read_rows(*paths): # files of rows, or folders searched for *.jsonl at any d
             raise ValueError(f'{place} and {first} give two values for one measurement: {describe(row)}')
     return frame(row for _, row in seen.values())
 
-# %% ../nbs/16_results.ipynb #2425a300
+# %% ../nbs/16_results.ipynb #0ad819a1
 def in_checkout(path): # as given, or relative to the folder that holds the package
     "The path itself where it exists, else the same path in the checkout."
     for here in (Path(path), PACKAGE.parent/path):
@@ -187,6 +193,7 @@ def in_checkout(path): # as given, or relative to the folder that holds the pack
 PRINTED_ATTACKS = {'pgd_l2_0.25': ('pgd_l2', .25), 'pgd_linf_1_255': ('pgd_linf', 1 / 255),
                    'cw_l2_0.25': ('cw_l2', .25), 'cw_linf_1_255': ('cw_linf', 1 / 255)}  # table 1's columns
 
+# %% ../nbs/16_results.ipynb #e8947623
 def _printed(folder): # -> table, dataset, arch, norm, column, digits
     for r in pd.read_csv(folder/'table1.csv', dtype=str).to_dict('records'):
         for column in ('clean', *PRINTED_ATTACKS): yield 'table 1', r['dataset'], r['arch'], r['norm'], column, r[column]
@@ -195,7 +202,7 @@ def _printed(folder): # -> table, dataset, arch, norm, column, digits
             for what, column in dict(clean='clean', robust='pgd_l2_0.25').items():
                 yield 'table 2', r['dataset'], r['arch'], norm, column, r[f'{norm}_{what}']
 
-# %% ../nbs/16_results.ipynb #a6596b76
+# %% ../nbs/16_results.ipynb #8447f594
 def paper_rows(folder='reports/paper'): # holds table1.csv and table2.csv
     "Tables 1 and 2 as rows (values as fractions), with two more columns: `table`, and `printed`, the digits as they stand."
     rows, empty = [], dict.fromkeys(FIELDS) | dict(experiment='paper', regime='standard')
@@ -205,7 +212,7 @@ def paper_rows(folder='reports/paper'): # holds table1.csv and table2.csv
                     norm=norm, attack=attack, eps=eps, value=float(digits) / 100, table=table, printed=digits))
     return frame(rows).assign(table=[r['table'] for r in rows], printed=[r['printed'] for r in rows])
 
-# %% ../nbs/16_results.ipynb #37289edd
+# %% ../nbs/16_results.ipynb #1d1edc68
 PRINTED_NOTES = (  # dataset, arch, norm, metric's attack, what a reader should know; never corrected
     dict(dataset='cifar10', arch='vgg16', norm='none', attacks=('pgd_l2',),
          note='printed as 34.01 in table 1 and as 34.02 in table 2'),
@@ -214,12 +221,13 @@ PRINTED_NOTES = (  # dataset, arch, norm, metric's attack, what a reader should 
     dict(dataset='cifar10', arch='vgg16', norm='bn', attacks=('pgd_l2', 'cw_l2'),
          note='printed PGD 28.61 beside CW 24.01 in the same l2 ball; other rows agree within 1.2 points'))
 
+# %% ../nbs/16_results.ipynb #212c2bdd
 def printed_note(dataset, arch, norm, attack): # -> text or None
     "The footnote that belongs to a printed cell."
     return next((note['note'] for note in PRINTED_NOTES if attack in note['attacks']
                  and (note['dataset'], note['arch'], note['norm']) == (dataset, arch, norm)), None)
 
-# %% ../nbs/16_results.ipynb #11f5441f
+# %% ../nbs/16_results.ipynb #c848d619
 class Interval(NamedTuple):
     "An estimate, its bounds (NaN where none can be formed) and the size of the sample."
     mean: float
@@ -227,6 +235,7 @@ class Interval(NamedTuple):
     high: float
     n: int
 
+# %% ../nbs/16_results.ipynb #53ca1995
 def wilson(k,          # how many right
            n,          # of how many
            level=.95): # confidence
@@ -235,7 +244,7 @@ def wilson(k,          # how many right
     ci = stats.binomtest(round(k), int(n)).proportion_ci(level, method='wilson')
     return Interval(k / n, float(ci.low), float(ci.high), int(n))
 
-# %% ../nbs/16_results.ipynb #376d0c38
+# %% ../nbs/16_results.ipynb #5c0ee503
 def t_interval(values,     # one number per seed
                level=.95): # confidence
     "Student's t interval of the mean; one value has no interval."
@@ -245,25 +254,25 @@ def t_interval(values,     # one number per seed
     half = float(stats.sem(values) * stats.t.ppf((1 + level) / 2, n - 1))
     return Interval(mean, mean - half, mean + half, n)
 
-# %% ../nbs/16_results.ipynb #bb799f2c
-def hierarchical_bootstrap(values,       # seeds, or seeds x cells: shares of images
-                           n,            # images behind each value, a number or the same shape
-                           minus=None,   # the controls, same shape, when the effect is a difference
-                           level=.95,    # confidence
-                           draws=4000,   # resamples
-                           seed=0):      # of the resampling
-    "Percentile interval of the mean over seeds and cells, resampling seeds and, within them, images."
-    rng, seeds = np.random.default_rng(seed), len(values)
-    pick = rng.integers(seeds, size=(draws, seeds))
-    n = np.broadcast_to(np.asarray(n).reshape(np.shape(n) + (1,) * (np.ndim(values) - np.ndim(n))), np.shape(values))
-    again = lambda p: rng.binomial(n[pick], np.clip(p, 0, 1)[pick]) / n[pick]
-    shares = [np.asarray(p, dtype=float) for p in (values, minus) if p is not None]
-    mean = lambda parts, axis: np.mean(parts[0] - parts[1] if len(parts) == 2 else parts[0], axis=axis)
-    means = mean([again(p) for p in shares], tuple(range(1, np.ndim(values) + 1)))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(mean(shares, None)), float(low), float(high), seeds)
+# %% ../nbs/16_results.ipynb #e1574bc5
+def _again(rng, shares, n, pick): return rng.binomial(n[pick], np.clip(shares, 0, 1)[pick]) / n[pick]  # other images
 
-# %% ../nbs/16_results.ipynb #1d98d04a
+# %% ../nbs/16_results.ipynb #d95562c8
+def hierarchical_bootstrap(values,     # seeds x cells, or seeds: shares of images
+                           n,          # images behind each value, a number or the same shape
+                           minus=None, # the controls, same shape, when the effect is a difference
+                           level=.95,  # confidence
+                           draws=4000, # resamples
+                           seed=0):    # of the resampling
+    "Percentile interval of the mean over seeds and cells, resampling seeds and, within them, images."
+    values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
+    minus, n = None if minus is None else np.asarray(minus, dtype=float), np.broadcast_to(n, values.shape)
+    pick = rng.integers(len(values), size=(draws, len(values)))
+    means = _again(rng, values, n, pick) - (0 if minus is None else _again(rng, minus, n, pick))
+    low, high = np.quantile(means.reshape(draws, -1).mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.mean(values - (0 if minus is None else minus))), float(low), float(high), len(values))
+
+# %% ../nbs/16_results.ipynb #5b582839
 def select(rows,   # a frame of rows
            where): # field -> value, a list of values, or null for "not stated"
     "The rows whose fields have the given values."
@@ -274,6 +283,7 @@ def select(rows,   # a frame of rows
         keep &= (hit | rows[name].isna()) if None in options else hit
     return rows[keep]
 
+# %% ../nbs/16_results.ipynb #a2a356a3
 def _side(rows, field, value, keys):
     if value not in ('first', 'last'): return select(rows, {field: value})
     extreme = rows.groupby(keys, dropna=False)[field].transform('min' if value == 'first' else 'max')
@@ -288,7 +298,7 @@ def pairs(rows, field, treatment, control):
     both = both[(both[field] != both[f'{field}_control']).astype(bool)]  # a run of one epoch has no trend
     return both.assign(difference=both.value - both.value_control)
 
-# %% ../nbs/16_results.ipynb #767fdd24
+# %% ../nbs/16_results.ipynb #a2b60200
 def by_seed(pairs,            # of `pairs`
             column='difference'):
     "A table seeds x cells of one column, complete; a cell is a pair's identity without its seed."
@@ -298,13 +308,14 @@ def by_seed(pairs,            # of `pairs`
     return pd.DataFrame(dict(seed=seeds, cell=cell, x=pairs[column].astype(float))).pivot_table(
         index='seed', columns='cell', values='x').dropna()
 
+# %% ../nbs/16_results.ipynb #bdbd4341
 def paired_effect(rows,             # of one metric
                   field='norm', treatment='bn', control='none',
                   level=.95):       # confidence
     "Mean paired difference with its t interval over seeds; cells (architectures, attacks, ...) are averaged within a seed."
     return t_interval(by_seed(pairs(rows, field, treatment, control)).mean(axis=1), level)
 
-# %% ../nbs/16_results.ipynb #00422b9b
+# %% ../nbs/16_results.ipynb #3822dc5a
 @dataclasses.dataclass(frozen=True)
 class Part:
     "One comparison; a claim holds when all its parts do."
@@ -320,7 +331,7 @@ class Part:
     missing: str = 'not run'  # the verdict without rows
     paper: dict = None      # {table} to compute the printed effect, or {effect, source}
 
-# %% ../nbs/16_results.ipynb #8a12b30f
+# %% ../nbs/16_results.ipynb #70e74820
 @dataclasses.dataclass(frozen=True)
 class Claim:
     "A claim of the paper in our words, and the rule that decides it."
@@ -336,7 +347,7 @@ class Claim:
     undertrained: dict     # profile or data set -> accuracy; a network below it is left out
     not_learned: dict      # the same; at or below it the network is a constant
 
-# %% ../nbs/16_results.ipynb #84fa563c
+# %% ../nbs/16_results.ipynb #0ce18ad5
 def _build(cls, given, place):
     known = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := sorted(set(given) - set(known)):
@@ -345,6 +356,7 @@ def _build(cls, given, place):
         raise ValueError(f'{place}: missing key {", ".join(lacking)}')
     return cls(**given)
 
+# %% ../nbs/16_results.ipynb #c35bce91
 def _check_part(part, place):
     if part.direction not in ('higher', 'lower'): raise ValueError(f'{place}: direction is higher or lower, not {part.direction!r}')
     if part.missing not in VERDICTS: raise ValueError(f'{place}: missing is one of {VERDICTS}, not {part.missing!r}')
@@ -359,7 +371,7 @@ def _check_part(part, place):
 
 VERDICTS = ('not reproduced', 'not run', 'inconclusive', 'reproduced')  # of several parts the first one here decides
 
-# %% ../nbs/16_results.ipynb #b1cdfa82
+# %% ../nbs/16_results.ipynb #08147ba5
 def _expand(entry, place): # one entry under `parts` -> Parts
     entry = dict(entry)
     each, name = entry.pop('each', {}), entry.pop('name', None)
@@ -373,13 +385,14 @@ def _expand(entry, place): # one entry under `parts` -> Parts
             part = dict(name=', '.join(labels) or entry.get('metric')) | entry | more
             yield _check_part(_build(Part, part, place), place)
 
-# %% ../nbs/16_results.ipynb #79fef5bc
+# %% ../nbs/16_results.ipynb #18a2441b
 def _claim(entry, rules, place):
     if not isinstance(entry, dict) or not entry.get('parts'): raise ValueError(f'{place}: a claim needs id and parts')
     given = rules | entry
     for table in ('undertrained', 'not_learned'): given[table] = (rules.get(table) or {}) | (entry.get(table) or {})
     return _build(Claim, given | dict(parts=tuple(p for e in entry['parts'] for p in _expand(e, place))), place)
 
+# %% ../nbs/16_results.ipynb #536ad87d
 def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
     "The claims and their rules, every key checked."
     path, claims = in_checkout(path), {}
@@ -394,9 +407,10 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
         claims[claim.id] = claim
     return claims
 
-# %% ../nbs/16_results.ipynb #fbe57ed2
+# %% ../nbs/16_results.ipynb #fea05def
 RUN = ['experiment', 'dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'source', 'batch_size', 'seed', 'profile']
 
+# %% ../nbs/16_results.ipynb #3f327dd1
 def screen(chosen, # the rows a part looks at
            rows,   # all rows, where the clean accuracies are
            claim): # with the thresholds
@@ -411,7 +425,7 @@ def screen(chosen, # the rows a part looks at
         [seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
         ['no clean accuracy', 'not learned', 'undertrained', 'too early'], default=''))
 
-# %% ../nbs/16_results.ipynb #2f0df0d4
+# %% ../nbs/16_results.ipynb #2dfd7678
 def _compare(rows, part): # rows of the part's metric -> pairs
     if part.compare: return pairs(rows, **part.compare)
     rows = rows.dropna(subset=['value'])
@@ -423,6 +437,7 @@ def _evidence(claim, part, rows): # -> pairs, and the rows left out
     seen = screen(chosen, rows, claim)
     return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
 
+# %% ../nbs/16_results.ipynb #93cdd8d5
 def _cells(evidence, part, claim): # one line per cell: means, interval, has it room, does it agree
     keys = [name for name in IDENTITY if name in evidence and name != 'seed']
     low, high = part.room or (-math.inf, math.inf)
@@ -434,7 +449,7 @@ def _cells(evidence, part, claim): # one line per cell: means, interval, has it 
 
 def _level(claim, part): return claim.level if part.compare else 2 * claim.level - 1  # a threshold is one-sided
 
-# %% ../nbs/16_results.ipynb #94a1c3e5
+# %% ../nbs/16_results.ipynb #72de052c
 EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'regime', 'attack', 'eps', 'sigma', 'lam', 'source',
                   'target', 'batch_size', 'profile', 'treatment', 'control', 'effect', 'low', 'high', 'n_seeds', 'room', 'agrees']
 
@@ -445,7 +460,7 @@ def effects(claim, # of load_claims
              for cell in _cells(_evidence(claim, part, rows)[0], part, claim)]
     return pd.DataFrame(lines).reindex(columns=EFFECT_COLUMNS)
 
-# %% ../nbs/16_results.ipynb #be55e600
+# %% ../nbs/16_results.ipynb #abb3cbca
 def judge(interval,        # of the effect, treatment - control
           direction,       # 'higher' or 'lower'
           smallest_effect):
@@ -454,7 +469,7 @@ def judge(interval,        # of the effect, treatment - control
     low, high = (interval.low, interval.high) if direction == 'higher' else (-interval.high, -interval.low)
     return 'reproduced' if low > smallest_effect else 'not reproduced' if high < smallest_effect else 'inconclusive'
 
-# %% ../nbs/16_results.ipynb #1320c326
+# %% ../nbs/16_results.ipynb #a6e67af9
 SHARES = ('clean_accuracy', 'robust_accuracy', 'transfer_success')  # counts of images over n
 
 def _interval(evidence, claim, part): # -> Interval over seeds, and how it was formed
@@ -470,6 +485,7 @@ def _interval(evidence, claim, part): # -> Interval over seeds, and how it was f
     if iv.n >= 2 and np.ptp(per_seed) < 1e-12: return iv._replace(low=math.nan, high=math.nan), 'no spread'
     return iv, 't'
 
+# %% ../nbs/16_results.ipynb #7ad2afc7
 def _usable(evidence, part, claim): # -> the cells to average, how many there are, and whether they have room
     cells = pd.DataFrame(_cells(evidence, part, claim))
     keys = [name for name in IDENTITY if name in evidence and name != 'seed']
@@ -478,41 +494,55 @@ def _usable(evidence, part, claim): # -> the cells to average, how many there ar
     keep = (enough & cells.room) if (enough & cells.room).any() else enough
     return evidence[number.isin(cells.index[keep]).to_numpy()], cells[keep]
 
-# %% ../nbs/16_results.ipynb #bdfe0225
-def _amount(x, metric): return f'{100 * x:+.1f} points' if set(metric.split('_')) & {'accuracy', 'success'} else f'{x:+.3f}'
-
-def _what(part):
-    if part.threshold is not None: return f'{part.metric} against {part.threshold:g}'
-    c = part.compare
-    return f'{part.metric}, {c["treatment"]} minus {c["control"]}' + (f' {c["field"]}' if c['field'] not in ('norm', 'source') else '')
-
-def _left_out(out): # rows with why and end -> a sentence, or nothing
-    nets = out.drop_duplicates(['dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'source', 'batch_size', 'seed', 'profile'])
-    names = [f'{" ".join(str(x) for x in (r.dataset, r.arch, r.norm) if x)} seed {r.seed} ({r.why}' +
-             (')' if pd.isna(r.end) else f', {100 * r.end:.1f} %)') for r in nets.itertuples()]
-    return f' Left out: {", ".join(names[:4])}{f" and {len(names) - 4} more" if len(names) > 4 else ""}.' if names else ''
-
+# %% ../nbs/16_results.ipynb #46dc38d6
 def _where(part): return ', '.join(f'{k} {v}' for k, v in part.where.items())
 
-# %% ../nbs/16_results.ipynb #31130fbd
+def _amount(*values, metric): # of an effect, or of an interval's two ends
+    percent = set(metric.split('_')) & {'accuracy', 'success'}
+    return ' to '.join(f'{100 * x:+.1f}' if percent else f'{x:+.3f}' for x in values) + (' points' if percent else '')
+
+# %% ../nbs/16_results.ipynb #785e7064
+def _what(part): # which difference an effect is
+    name, c = part.metric.replace('_', ' '), part.compare
+    if c is None: return f'{name} minus {part.threshold:g}'
+    return f'{name}, {c["treatment"]} minus {c["control"]}' + (f' {c["field"]}' if c['field'] not in ('norm', 'source') else '')
+
+# %% ../nbs/16_results.ipynb #a63ea289
+def _name(r): # a network
+    return ' '.join(str(x) for x in (r.dataset, r.arch, r.norm, f'seed {r.seed}') if x)
+
+def _left_out(out): # rows with `why` and `end` -> a sentence, or nothing
+    names = [f'{_name(r)} ({r.why}' + (')' if pd.isna(r.end) else f', {100 * r.end:.1f} %)')
+             for r in out.drop_duplicates(RUN).itertuples()]
+    return f' Left out: {", ".join(names[:4])}{f" and {len(names) - 4} more" if len(names) > 4 else ""}.' if names else ''
+
+# %% ../nbs/16_results.ipynb #176865cd
+def _unscreened(claim, part, used): # a sentence where the rule has no limit for a data set
+    blind = {d for d, p in zip(used.dataset, used.profile) if not {d, p} & set(claim.undertrained)} if part.screen else ()
+    return f' No limit is stated for undertrained networks on {", ".join(map(str, sorted(blind, key=str)))}.' if blind else ''
+
+# %% ../nbs/16_results.ipynb #f3774b80
+def _room(cells, part): # the sentence's end where no cell has room for the effect
+    mean = cells.control.mean()
+    return f'{"ceiling" if mean > part.room[1] else "floor"}: the control is at {mean:.3f}, which leaves no room for the effect.'
+
+# %% ../nbs/16_results.ipynb #b61d1a8b
 def _verdict(iv, how, cells, part, claim): # -> verdict and the sentence for it
-    found = f'{_what(part)}: {_amount(iv.mean, part.metric)}'
-    if iv.n < claim.min_seeds: return 'inconclusive', f'{found} on {iv.n} seed{"s" * (iv.n != 1)}, too few for an interval.'
-    if how == 'no spread': return 'inconclusive', f'{found} on each of {iv.n} seeds to the last digit; without spread there is no interval.'
-    found += f' ({_level(claim, part):.0%} interval {_amount(iv.low, part.metric)} to {_amount(iv.high, part.metric)}, {iv.n} seeds, {how})'
-    if not cells.room.any():
-        side = 'ceiling' if cells.control.mean() > part.room[1] else 'floor'
-        return 'inconclusive', f'{found}; {side}: the control is at {cells.control.mean():.3f}, which leaves no room for the effect.'
-    verdict, share = judge(iv, part.direction, part.smallest_effect), cells.agrees.mean()
-    if verdict == 'reproduced' and share < claim.agree:
-        return 'inconclusive', f'{found}; only {cells.agrees.sum()} of {len(cells)} cells point that way.'
+    amount = lambda *values: _amount(*values, metric=part.metric)
+    found, seeds = f'{_what(part)}: {amount(iv.mean)}', f'{iv.n} seed{"s" * (iv.n != 1)}'
+    if iv.n < claim.min_seeds: return 'inconclusive', f'{found} on {seeds}, too few for an interval.'
+    if how == 'no spread': return 'inconclusive', f'{found} on each of {seeds} alike; without spread there is no interval.'
+    found += f' ({_level(claim, part):.0%} interval {amount(iv.low, iv.high)}; {how}, {seeds})'.replace('%', ' %')
+    if not cells.room.any(): return 'inconclusive', f'{found}; {_room(cells, part)}'
+    verdict, agreeing = judge(iv, part.direction, part.smallest_effect), f'{cells.agrees.sum()} of {len(cells)} cells'
+    if verdict == 'reproduced' and cells.agrees.mean() < claim.agree:
+        return 'inconclusive', f'{found}; only {agreeing} point that way.'
     side = {'reproduced': 'beyond', 'not reproduced': 'short of', 'inconclusive': 'across'}[verdict]
-    limit = 'the threshold' if part.compare is None else f'the smallest effect, {_amount(_signed(part), part.metric)}'
-    return verdict, f'{found}, {side} {limit}; {cells.agrees.sum()} of {len(cells)} cells agree.'
+    smallest = part.smallest_effect * (1 if part.direction == 'higher' else -1)
+    limit = f'the smallest effect, {amount(smallest)}' if part.compare else 'the threshold'
+    return verdict, f'{found}, {side} {limit}; {agreeing} agree.'
 
-def _signed(part): return part.smallest_effect * (1 if part.direction == 'higher' else -1)
-
-# %% ../nbs/16_results.ipynb #e488360e
+# %% ../nbs/16_results.ipynb #056df4b2
 def printed_effect(part, paper, datasets): # -> effect and its source; NaN and '' where the paper prints none
     "The paper's value of a part's effect."
     if not part.paper: return math.nan, ''
@@ -523,10 +553,11 @@ def printed_effect(part, paper, datasets): # -> effect and its source; NaN and '
     rows = rows if here.empty else here
     return float(_compare(rows, part).difference.mean()), f'{part.paper["table"]}, {" ".join(sorted(set(rows.dataset)))}'
 
-# %% ../nbs/16_results.ipynb #5c751a7e
+# %% ../nbs/16_results.ipynb #1a7e0873
 PART_COLUMNS = ['id', 'part', 'verdict', 'effect', 'low', 'high', 'n_seeds', 'archs', 'interval', 'direction', 'smallest_effect',
                 'paper_effect', 'paper_source', 'reason']
 
+# %% ../nbs/16_results.ipynb #7cf92077
 def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
     "The verdict on one comparison."
     evidence, out = _evidence(claim, part, rows)
@@ -535,14 +566,15 @@ def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
         smallest_effect=part.smallest_effect, effect=math.nan, low=math.nan, high=math.nan, paper_effect=cited[0], paper_source=cited[1])
     if evidence.empty:
         if len(out): return result | dict(verdict='inconclusive', reason=f'{_what(part)}: no pair is left.{_left_out(out)}')
-        return result | dict(verdict=part.missing, reason=f'{_what(part)}: no such pairs of rows ({_where(part)}).')
+        return result | dict(verdict=part.missing, reason=f'{_what(part)}: no such rows ({_where(part)}).')
     used, cells = _usable(evidence, part, claim)
     iv, how = _interval(used, claim, part)
     verdict, reason = _verdict(iv, how, cells, part, claim)
     return result | dict(verdict=verdict, effect=iv.mean, low=iv.low, high=iv.high, n_seeds=iv.n, interval=how,
-                         archs=', '.join(sorted(set(used.arch.dropna()))), reason=reason + _left_out(out))
+                         archs=', '.join(sorted(set(used.arch.dropna()))),
+                         reason=reason + _left_out(out) + _unscreened(claim, part, used))
 
-# %% ../nbs/16_results.ipynb #b8a10ce6
+# %% ../nbs/16_results.ipynb #442ca6e6
 def decide_parts(claims, # of load_claims
                  rows,   # a frame of read_rows
                  paper=None): # of paper_rows; read from reports/paper when not given
@@ -550,6 +582,7 @@ def decide_parts(claims, # of load_claims
     paper = paper_rows() if paper is None else paper
     return pd.DataFrame([decide_part(c, p, rows, paper) for c in claims.values() for p in c.parts], columns=PART_COLUMNS)
 
+# %% ../nbs/16_results.ipynb #f75b8e78
 def _margin(r): # by how much the interval clears the smallest effect on the claimed side
     near = r.low if r.direction == 'higher' else -r.high
     return (-math.inf if math.isnan(near) else near) - r.smallest_effect
@@ -561,15 +594,15 @@ def _weakest(parts): # the lines of one claim -> the part that speaks for it
     if worst != 'not run' and speaking.effect.isna().all() and len(ran): speaking = ran
     return worst, speaking.loc[min(speaking.index, key=lambda i: _margin(speaking.loc[i]))]
 
-# %% ../nbs/16_results.ipynb #d3174e4f
+# %% ../nbs/16_results.ipynb #6dea9f17
 def _because(parts, worst, speaker): # the sentence of a claim with several parts
     if len(parts) == 1: return speaker.reason
-    count = parts.verdict.value_counts()
-    tally = ', '.join(f'{count[v]} {v}' for v in VERDICTS[::-1] if v in count)
-    missing = ', '.join(parts.part[parts.effect.isna() & (parts.verdict != 'not run')])
-    return f'{len(parts)} parts: {tally}. {speaker.part}: {speaker.reason}' + \
-        (f' Without evidence: {missing}.' if missing and speaker.part not in missing else '')
+    if worst == 'reproduced': return f'All {len(parts)} parts hold; the weakest, {speaker.part}: {speaker.reason}'
+    names = {v: ', '.join(parts.part[parts.verdict == v]) for v in VERDICTS if v in set(parts.verdict)}
+    if len(names) == 1 and worst == 'not run': return f'None of {len(parts)} parts has rows; {speaker.part}: {speaker.reason}'
+    return '; '.join(f'{verdict}: {which}' for verdict, which in names.items()) + f'. {speaker.part}: {speaker.reason}'
 
+# %% ../nbs/16_results.ipynb #9fb63334
 def decide(claims,     # of load_claims
            rows,       # a frame of read_rows
            paper=None): # of paper_rows; read from reports/paper when not given

@@ -1,0 +1,57 @@
+# One-word verbs. Everything installs itself on first use into .venv from requirements.lock (3 to 6 minutes, 6 GB, once).
+PYTHON  ?= python3
+PROFILE ?= demo
+PY      := .venv/bin/python
+SHELL   := /bin/bash
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup report report-all plan test test-notebooks test-clean book site lab bench lock clean
+.DEFAULT_GOAL := report
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nrf_repro needs Python 3.11 or newer; this is %d.%d: set PYTHON=python3.12, say." % sys.version_info[:2])'
+	@echo 'Installing the locked packages into .venv: 3 to 6 minutes, 6 GB, once.'
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The experiment: trains, attacks and renders what is missing; keeps what is there. NRF_DATA= names a folder of data sets.
+report: setup
+	.venv/bin/nrf-repro report --profile $(PROFILE)
+
+report-all: setup
+	.venv/bin/nrf-repro report --profile $(PROFILE) --all
+
+plan: setup
+	.venv/bin/nrf-repro plan --profile $(PROFILE) --all
+
+# All that guards the project: the book runs, exports what is committed and is clean; then the tests.
+test: test-notebooks test-clean
+	$(PY) -m pytest
+
+test-notebooks: setup
+	.venv/bin/nbdev_test --n_workers 2 --do_print --timing
+
+test-clean: setup
+	$(PY) tests/check_clean.py
+
+lab: setup
+	.venv/bin/jupyter lab nbs
+
+# Run every notebook anew, in place, so that what the reader sees is what ran; then clean, export, and write the README.
+book: setup
+	cd nbs && for nb in *.ipynb; do ../.venv/bin/jupyter execute --inplace $$nb || exit 1; done
+	$(PY) tests/check_clean.py --write
+
+# Refresh the lock: newest versions that fit requirements.in, for Python 3.11 to 3.13 on Linux and macOS.
+lock:
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv
+	.venv-lock/bin/uv pip compile requirements.in --override requirements-override.in --universal --python-version 3.11 \
+	    --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf reports/build .pytest_cache build *.egg-info _docs _proc

@@ -1,0 +1,26 @@
+"""README.md is nbs/index.ipynb as Markdown: no Quarto, figures as files, nbdev's directives left out."""
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def cell_text(cell):
+    "Markdown of a cell with its text output; '' for a cell that is hidden."
+    source = ''.join(cell['source'])
+    if source.startswith('#| hide'): return ''
+    if cell['cell_type'] == 'markdown': return source
+    code = '\n'.join(line for line in source.splitlines() if not line.startswith('#|'))
+    printed = ''.join(''.join(o.get('text', '')) or ''.join(o.get('data', {}).get('text/markdown', '')) for o in cell['outputs'])
+    if re.search(r'^#\| output: asis', source, re.M): return printed
+    return f'```python\n{code}\n```' + (f'\n\n```\n{printed.rstrip()}\n```' if printed else '')
+
+
+def render(notebook):
+    parts = [cell_text(c).strip() for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']]
+    return '<!-- Rendered from nbs/index.ipynb by docs/readme.py: edit the notebook. -->\n\n' + '\n\n'.join(filter(None, parts)) + '\n'
+
+
+if __name__ == '__main__':
+    (ROOT / 'README.md').write_text(render(ROOT / 'nbs/index.ipynb'), encoding='utf-8')

@@ -1,0 +1,32 @@
+"""Is what is committed what the notebooks give? Export, clean and write the README, and see whether anything changes.
+
+Without arguments: works, compares, and fails on any difference. With --write: leaves the changes in place.
+"""
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+
+
+def contents():
+    "Every file that could change, by its hash."
+    files = [*ROOT.glob('nbs/*.ipynb'), *ROOT.glob('reports/notebooks/*.ipynb'), *ROOT.glob('nrf_repro/*.py'), *ROOT.glob('README*')]
+    return {p.relative_to(ROOT): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def export_and_clean():
+    for words in (['nbdev_export'], ['nbdev_clean'], ['nbdev_clean', '--fname', 'reports/notebooks']):
+        subprocess.run([BIN / words[0], *words[1:]], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, ROOT / 'docs/readme.py'], cwd=ROOT, check=True)
+
+
+if __name__ == '__main__':
+    before = contents()
+    export_and_clean()
+    changed = sorted(str(p) for p, h in contents().items() if before.get(p) != h)
+    if changed and '--write' not in sys.argv:
+        sys.exit(f'Not in sync with the notebooks, or not clean: {", ".join(changed)}. Run `make book` and commit.')
+    print('export, clean and README leave nothing changed' if not changed else f'wrote {", ".join(changed)}')
