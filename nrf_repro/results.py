@@ -254,25 +254,29 @@ def t_interval(values,     # one number per seed
     half = float(stats.sem(values) * stats.t.ppf((1 + level) / 2, n - 1))
     return Interval(mean, mean - half, mean + half, n)
 
-# %% ../nbs/16_results.ipynb #e1574bc5
+# %% ../nbs/16_results.ipynb #9c3693cd
 def _again(rng, shares, n, pick): return rng.binomial(n[pick], np.clip(shares, 0, 1)[pick]) / n[pick]  # other images
 
-# %% ../nbs/16_results.ipynb #d95562c8
+def _tail(seeds, level): # the percentile to take on each side: z = t sqrt(seeds / (seeds - 1))
+    return stats.norm.sf(math.sqrt(seeds / (seeds - 1)) * stats.t.ppf((1 + level) / 2, seeds - 1))
+
+# %% ../nbs/16_results.ipynb #1710c6d3
 def hierarchical_bootstrap(values,     # seeds x cells, or seeds: shares of images
                            n,          # images behind each value, a number or the same shape
                            minus=None, # the controls, same shape, when the effect is a difference
                            level=.95,  # confidence
-                           draws=4000, # resamples
+                           draws=10_000, # resamples
                            seed=0):    # of the resampling
-    "Percentile interval of the mean over seeds and cells, resampling seeds and, within them, images."
+    "Expanded percentile interval of the mean over seeds and cells, resampling seeds and, within them, images."
     values, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
     minus, n = None if minus is None else np.asarray(minus, dtype=float), np.broadcast_to(n, values.shape)
     pick = rng.integers(len(values), size=(draws, len(values)))
     means = _again(rng, values, n, pick) - (0 if minus is None else _again(rng, minus, n, pick))
-    low, high = np.quantile(means.reshape(draws, -1).mean(1), [(1 - level) / 2, (1 + level) / 2])
+    tail = _tail(len(values), level)
+    low, high = np.quantile(means.reshape(draws, -1).mean(1), [tail, 1 - tail])
     return Interval(float(np.mean(values - (0 if minus is None else minus))), float(low), float(high), len(values))
 
-# %% ../nbs/16_results.ipynb #5b582839
+# %% ../nbs/16_results.ipynb #79b8af8d
 def select(rows,   # a frame of rows
            where): # field -> value, a list of values, or null for "not stated"
     "The rows whose fields have the given values."
@@ -283,7 +287,7 @@ def select(rows,   # a frame of rows
         keep &= (hit | rows[name].isna()) if None in options else hit
     return rows[keep]
 
-# %% ../nbs/16_results.ipynb #a2a356a3
+# %% ../nbs/16_results.ipynb #f8ee464f
 def _side(rows, field, value, keys):
     if value not in ('first', 'last'): return select(rows, {field: value})
     extreme = rows.groupby(keys, dropna=False)[field].transform('min' if value == 'first' else 'max')
@@ -298,7 +302,7 @@ def pairs(rows, field, treatment, control):
     both = both[(both[field] != both[f'{field}_control']).astype(bool)]  # a run of one epoch has no trend
     return both.assign(difference=both.value - both.value_control)
 
-# %% ../nbs/16_results.ipynb #a2b60200
+# %% ../nbs/16_results.ipynb #6d843373
 def by_seed(pairs,            # of `pairs`
             column='difference'):
     "A table seeds x cells of one column, complete; a cell is a pair's identity without its seed."
@@ -308,14 +312,14 @@ def by_seed(pairs,            # of `pairs`
     return pd.DataFrame(dict(seed=seeds, cell=cell, x=pairs[column].astype(float))).pivot_table(
         index='seed', columns='cell', values='x').dropna()
 
-# %% ../nbs/16_results.ipynb #bdbd4341
+# %% ../nbs/16_results.ipynb #699c7c0b
 def paired_effect(rows,             # of one metric
                   field='norm', treatment='bn', control='none',
                   level=.95):       # confidence
     "Mean paired difference with its t interval over seeds; cells (architectures, attacks, ...) are averaged within a seed."
     return t_interval(by_seed(pairs(rows, field, treatment, control)).mean(axis=1), level)
 
-# %% ../nbs/16_results.ipynb #3822dc5a
+# %% ../nbs/16_results.ipynb #5fe8a754
 @dataclasses.dataclass(frozen=True)
 class Part:
     "One comparison; a claim holds when all its parts do."
@@ -331,7 +335,7 @@ class Part:
     missing: str = 'not run'  # the verdict without rows
     paper: dict = None      # {table} to compute the printed effect, or {effect, source}
 
-# %% ../nbs/16_results.ipynb #70e74820
+# %% ../nbs/16_results.ipynb #346634d9
 @dataclasses.dataclass(frozen=True)
 class Claim:
     "A claim of the paper in our words, and the rule that decides it."
@@ -347,7 +351,7 @@ class Claim:
     undertrained: dict     # profile or data set -> accuracy; a network below it is left out
     not_learned: dict      # the same; at or below it the network is a constant
 
-# %% ../nbs/16_results.ipynb #0ce18ad5
+# %% ../nbs/16_results.ipynb #fcffe7ab
 def _build(cls, given, place):
     known = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := sorted(set(given) - set(known)):
@@ -356,7 +360,7 @@ def _build(cls, given, place):
         raise ValueError(f'{place}: missing key {", ".join(lacking)}')
     return cls(**given)
 
-# %% ../nbs/16_results.ipynb #c35bce91
+# %% ../nbs/16_results.ipynb #ffea8f9b
 def _check_part(part, place):
     if part.direction not in ('higher', 'lower'): raise ValueError(f'{place}: direction is higher or lower, not {part.direction!r}')
     if part.missing not in VERDICTS: raise ValueError(f'{place}: missing is one of {VERDICTS}, not {part.missing!r}')
@@ -371,7 +375,7 @@ def _check_part(part, place):
 
 VERDICTS = ('not reproduced', 'not run', 'inconclusive', 'reproduced')  # of several parts the first one here decides
 
-# %% ../nbs/16_results.ipynb #08147ba5
+# %% ../nbs/16_results.ipynb #e2b75758
 def _expand(entry, place): # one entry under `parts` -> Parts
     entry = dict(entry)
     each, name = entry.pop('each', {}), entry.pop('name', None)
@@ -385,14 +389,14 @@ def _expand(entry, place): # one entry under `parts` -> Parts
             part = dict(name=', '.join(labels) or entry.get('metric')) | entry | more
             yield _check_part(_build(Part, part, place), place)
 
-# %% ../nbs/16_results.ipynb #18a2441b
+# %% ../nbs/16_results.ipynb #41d02f1b
 def _claim(entry, rules, place):
     if not isinstance(entry, dict) or not entry.get('parts'): raise ValueError(f'{place}: a claim needs id and parts')
     given = rules | entry
     for table in ('undertrained', 'not_learned'): given[table] = (rules.get(table) or {}) | (entry.get(table) or {})
     return _build(Claim, given | dict(parts=tuple(p for e in entry['parts'] for p in _expand(e, place))), place)
 
-# %% ../nbs/16_results.ipynb #536ad87d
+# %% ../nbs/16_results.ipynb #21c41406
 def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
     "The claims and their rules, every key checked."
     path, claims = in_checkout(path), {}
@@ -407,10 +411,10 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
         claims[claim.id] = claim
     return claims
 
-# %% ../nbs/16_results.ipynb #fea05def
+# %% ../nbs/16_results.ipynb #7d7f8ced
 RUN = ['experiment', 'dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'source', 'batch_size', 'seed', 'profile']
 
-# %% ../nbs/16_results.ipynb #3f327dd1
+# %% ../nbs/16_results.ipynb #39e278e7
 def screen(chosen, # the rows a part looks at
            rows,   # all rows, where the clean accuracies are
            claim): # with the thresholds
@@ -425,7 +429,7 @@ def screen(chosen, # the rows a part looks at
         [seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
         ['no clean accuracy', 'not learned', 'undertrained', 'too early'], default=''))
 
-# %% ../nbs/16_results.ipynb #2dfd7678
+# %% ../nbs/16_results.ipynb #70916d6b
 def _compare(rows, part): # rows of the part's metric -> pairs
     if part.compare: return pairs(rows, **part.compare)
     rows = rows.dropna(subset=['value'])
@@ -437,7 +441,7 @@ def _evidence(claim, part, rows): # -> pairs, and the rows left out
     seen = screen(chosen, rows, claim)
     return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
 
-# %% ../nbs/16_results.ipynb #93cdd8d5
+# %% ../nbs/16_results.ipynb #f32f2e39
 def _cells(evidence, part, claim): # one line per cell: means, interval, has it room, does it agree
     keys = [name for name in IDENTITY if name in evidence and name != 'seed']
     low, high = part.room or (-math.inf, math.inf)
@@ -449,7 +453,7 @@ def _cells(evidence, part, claim): # one line per cell: means, interval, has it 
 
 def _level(claim, part): return claim.level if part.compare else 2 * claim.level - 1  # a threshold is one-sided
 
-# %% ../nbs/16_results.ipynb #72de052c
+# %% ../nbs/16_results.ipynb #0e9207b0
 EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'regime', 'attack', 'eps', 'sigma', 'lam', 'source',
                   'target', 'batch_size', 'profile', 'treatment', 'control', 'effect', 'low', 'high', 'n_seeds', 'room', 'agrees']
 
@@ -460,7 +464,7 @@ def effects(claim, # of load_claims
              for cell in _cells(_evidence(claim, part, rows)[0], part, claim)]
     return pd.DataFrame(lines).reindex(columns=EFFECT_COLUMNS)
 
-# %% ../nbs/16_results.ipynb #abb3cbca
+# %% ../nbs/16_results.ipynb #b0e6365e
 def judge(interval,        # of the effect, treatment - control
           direction,       # 'higher' or 'lower'
           smallest_effect):
@@ -469,7 +473,7 @@ def judge(interval,        # of the effect, treatment - control
     low, high = (interval.low, interval.high) if direction == 'higher' else (-interval.high, -interval.low)
     return 'reproduced' if low > smallest_effect else 'not reproduced' if high < smallest_effect else 'inconclusive'
 
-# %% ../nbs/16_results.ipynb #a6e67af9
+# %% ../nbs/16_results.ipynb #bcdf221a
 SHARES = ('clean_accuracy', 'robust_accuracy', 'transfer_success')  # counts of images over n
 
 def _interval(evidence, claim, part): # -> Interval over seeds, and how it was formed
@@ -485,7 +489,7 @@ def _interval(evidence, claim, part): # -> Interval over seeds, and how it was f
     if iv.n >= 2 and np.ptp(per_seed) < 1e-12: return iv._replace(low=math.nan, high=math.nan), 'no spread'
     return iv, 't'
 
-# %% ../nbs/16_results.ipynb #7ad2afc7
+# %% ../nbs/16_results.ipynb #cb2eb740
 def _usable(evidence, part, claim): # -> the cells to average, how many there are, and whether they have room
     cells = pd.DataFrame(_cells(evidence, part, claim))
     keys = [name for name in IDENTITY if name in evidence and name != 'seed']
@@ -494,20 +498,20 @@ def _usable(evidence, part, claim): # -> the cells to average, how many there ar
     keep = (enough & cells.room) if (enough & cells.room).any() else enough
     return evidence[number.isin(cells.index[keep]).to_numpy()], cells[keep]
 
-# %% ../nbs/16_results.ipynb #46dc38d6
+# %% ../nbs/16_results.ipynb #e58721f4
 def _where(part): return ', '.join(f'{k} {v}' for k, v in part.where.items())
 
 def _amount(*values, metric): # of an effect, or of an interval's two ends
     percent = set(metric.split('_')) & {'accuracy', 'success'}
     return ' to '.join(f'{100 * x:+.1f}' if percent else f'{x:+.3f}' for x in values) + (' points' if percent else '')
 
-# %% ../nbs/16_results.ipynb #785e7064
+# %% ../nbs/16_results.ipynb #604291ac
 def _what(part): # which difference an effect is
     name, c = part.metric.replace('_', ' '), part.compare
     if c is None: return f'{name} minus {part.threshold:g}'
     return f'{name}, {c["treatment"]} minus {c["control"]}' + (f' {c["field"]}' if c['field'] not in ('norm', 'source') else '')
 
-# %% ../nbs/16_results.ipynb #a63ea289
+# %% ../nbs/16_results.ipynb #7f3493ee
 def _name(r): # a network
     return ' '.join(str(x) for x in (r.dataset, r.arch, r.norm, f'seed {r.seed}') if x)
 
@@ -516,17 +520,17 @@ def _left_out(out): # rows with `why` and `end` -> a sentence, or nothing
              for r in out.drop_duplicates(RUN).itertuples()]
     return f' Left out: {", ".join(names[:4])}{f" and {len(names) - 4} more" if len(names) > 4 else ""}.' if names else ''
 
-# %% ../nbs/16_results.ipynb #176865cd
+# %% ../nbs/16_results.ipynb #a1b505e3
 def _unscreened(claim, part, used): # a sentence where the rule has no limit for a data set
     blind = {d for d, p in zip(used.dataset, used.profile) if not {d, p} & set(claim.undertrained)} if part.screen else ()
     return f' No limit is stated for undertrained networks on {", ".join(map(str, sorted(blind, key=str)))}.' if blind else ''
 
-# %% ../nbs/16_results.ipynb #f3774b80
+# %% ../nbs/16_results.ipynb #65df4962
 def _room(cells, part): # the sentence's end where no cell has room for the effect
     mean = cells.control.mean()
     return f'{"ceiling" if mean > part.room[1] else "floor"}: the control is at {mean:.3f}, which leaves no room for the effect.'
 
-# %% ../nbs/16_results.ipynb #b61d1a8b
+# %% ../nbs/16_results.ipynb #4e0780b9
 def _verdict(iv, how, cells, part, claim): # -> verdict and the sentence for it
     amount = lambda *values: _amount(*values, metric=part.metric)
     found, seeds = f'{_what(part)}: {amount(iv.mean)}', f'{iv.n} seed{"s" * (iv.n != 1)}'
@@ -542,7 +546,7 @@ def _verdict(iv, how, cells, part, claim): # -> verdict and the sentence for it
     limit = f'the smallest effect, {amount(smallest)}' if part.compare else 'the threshold'
     return verdict, f'{found}, {side} {limit}; {agreeing} agree.'
 
-# %% ../nbs/16_results.ipynb #056df4b2
+# %% ../nbs/16_results.ipynb #0dbe0c47
 def printed_effect(part, paper, datasets): # -> effect and its source; NaN and '' where the paper prints none
     "The paper's value of a part's effect."
     if not part.paper: return math.nan, ''
@@ -553,11 +557,11 @@ def printed_effect(part, paper, datasets): # -> effect and its source; NaN and '
     rows = rows if here.empty else here
     return float(_compare(rows, part).difference.mean()), f'{part.paper["table"]}, {" ".join(sorted(set(rows.dataset)))}'
 
-# %% ../nbs/16_results.ipynb #1a7e0873
+# %% ../nbs/16_results.ipynb #e8c66b8f
 PART_COLUMNS = ['id', 'part', 'verdict', 'effect', 'low', 'high', 'n_seeds', 'archs', 'interval', 'direction', 'smallest_effect',
                 'paper_effect', 'paper_source', 'reason']
 
-# %% ../nbs/16_results.ipynb #7cf92077
+# %% ../nbs/16_results.ipynb #329d2168
 def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
     "The verdict on one comparison."
     evidence, out = _evidence(claim, part, rows)
@@ -574,7 +578,7 @@ def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
                          archs=', '.join(sorted(set(used.arch.dropna()))),
                          reason=reason + _left_out(out) + _unscreened(claim, part, used))
 
-# %% ../nbs/16_results.ipynb #442ca6e6
+# %% ../nbs/16_results.ipynb #6c783657
 def decide_parts(claims, # of load_claims
                  rows,   # a frame of read_rows
                  paper=None): # of paper_rows; read from reports/paper when not given
@@ -582,7 +586,7 @@ def decide_parts(claims, # of load_claims
     paper = paper_rows() if paper is None else paper
     return pd.DataFrame([decide_part(c, p, rows, paper) for c in claims.values() for p in c.parts], columns=PART_COLUMNS)
 
-# %% ../nbs/16_results.ipynb #f75b8e78
+# %% ../nbs/16_results.ipynb #68333c2a
 def _margin(r): # by how much the interval clears the smallest effect on the claimed side
     near = r.low if r.direction == 'higher' else -r.high
     return (-math.inf if math.isnan(near) else near) - r.smallest_effect
@@ -594,7 +598,7 @@ def _weakest(parts): # the lines of one claim -> the part that speaks for it
     if worst != 'not run' and speaking.effect.isna().all() and len(ran): speaking = ran
     return worst, speaking.loc[min(speaking.index, key=lambda i: _margin(speaking.loc[i]))]
 
-# %% ../nbs/16_results.ipynb #6dea9f17
+# %% ../nbs/16_results.ipynb #d44cfafc
 def _because(parts, worst, speaker): # the sentence of a claim with several parts
     if len(parts) == 1: return speaker.reason
     if worst == 'reproduced': return f'All {len(parts)} parts hold; the weakest, {speaker.part}: {speaker.reason}'
@@ -602,7 +606,7 @@ def _because(parts, worst, speaker): # the sentence of a claim with several part
     if len(names) == 1 and worst == 'not run': return f'None of {len(parts)} parts has rows; {speaker.part}: {speaker.reason}'
     return '; '.join(f'{verdict}: {which}' for verdict, which in names.items()) + f'. {speaker.part}: {speaker.reason}'
 
-# %% ../nbs/16_results.ipynb #9fb63334
+# %% ../nbs/16_results.ipynb #e1fe8b4b
 def decide(claims,     # of load_claims
            rows,       # a frame of read_rows
            paper=None): # of paper_rows; read from reports/paper when not given
