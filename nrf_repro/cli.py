@@ -6,12 +6,13 @@
 __all__ = ['SENTENCES', 'check_template', 'run_notebook', 'collect', 'snakemake', 'job_environment', 'report', 'plan_text',
            'parser', 'run', 'parameters_of', 'main']
 
-# %% ../nbs/23_cli.ipynb #bad678ec
+# %% ../nbs/23_cli.ipynb #002e0da4
 import argparse
 import fcntl
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def check_template(
     known = set(inspect_notebook(str(path)))
     if unknown := sorted(set(parameters) - known): raise ValueError(f'{path.name} has no parameter {unknown[0]!r}: it takes {", ".join(sorted(known))}.')
 
-# %% ../nbs/23_cli.ipynb #cd5066a7
+# %% ../nbs/23_cli.ipynb #dd7eec47
 def run_notebook(
     template,
     out,         # the executed notebook
@@ -50,22 +51,19 @@ def run_notebook(
     log = logging.getLogger('papermill')
     log.handlers, log.propagate = [_line_handler(Path(out).stem)], False
     log.setLevel('INFO')
-    try: papermill.execute_notebook(str(template), str(out), parameters, progress_bar=False, log_output=True, kernel_name='python3')
+    quiet = ['--IPKernelApp.log_level=40']
+    try: papermill.execute_notebook(str(template), str(out), parameters, progress_bar=False, log_output=True, kernel_name='python3', extra_arguments=quiet)
     except papermill.PapermillExecutionError as e:
         raise RuntimeError(f'{Path(template).name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}. See {out}.') from None
     if done: write_json(done, dict(notebook=Path(template).name, parameters=parameters))
 
-# %% ../nbs/23_cli.ipynb #c6e8d84b
-class _Lines(logging.Filter):
-    "Lets through what cells print in words, not papermill's own messages or pictures."
-    def filter(self, record):
-        text = record.getMessage().strip()
-        return bool(text) and not text.startswith(('Input Notebook', 'Output Notebook', 'Executing', 'Ending', '<', '{', 'Black'))
-
+# %% ../nbs/23_cli.ipynb #bbe23149
 def _line_handler(name):
+    "Lets through the lines that say how far a job is (`2/5  ...`); everything else is in the executed notebook."
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f'[{name}] %(message)s'))
-    handler.addFilter(_Lines())
+    handler.terminator = ''
+    handler.addFilter(lambda record: re.match(r'\d+/\d+ ', record.getMessage()))
     return handler
 
 # %% ../nbs/23_cli.ipynb #46a1e3a4
@@ -82,13 +80,13 @@ def collect(
     write_rows(Path(folder, 'rows.jsonl'), rows)
     return rows
 
-# %% ../nbs/23_cli.ipynb #4d1a2c95
+# %% ../nbs/23_cli.ipynb #10f81c6c
 def snakemake(profile, parts, folder, target, *more):
     "Run the DAG up to a target; returns the exit status."
     import snakemake  # noqa: F401  (said here, in words, if it is not installed)
     words = [sys.executable, '-m', 'snakemake', target, '--snakefile', in_checkout('reports/Snakefile'), '--directory', folder,
              '--config', f'profile={profile}', f'parts={",".join(parts)}', '--scheduler', 'greedy', '--nolock', '--rerun-incomplete',
-             '--keep-going', '--quiet', 'all', *more]
+             '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
     return subprocess.run([str(w) for w in words], env=job_environment()).returncode
 
 def job_environment():

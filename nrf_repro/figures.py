@@ -42,12 +42,13 @@ def style():
     "Make this the style of everything that is drawn from now on, for a notebook's own plots."
     mpl.rcParams.update(STYLE)
 
-# %% ../nbs/21_figures.ipynb #7b8f7405
+# %% ../nbs/21_figures.ipynb #089410b7
 def trend(rows,     # of one network, `named`
           column):  # which quantity
     "norm -> a frame over the epochs with mean and interval."
     rows = one_setting(rows[rows.column == column])
-    return {norm: part.sort_values('epoch') for norm, part in summary(rows, ['norm', 'epoch'], low=-1. if column == 'ligs' else 0.).groupby('norm', sort=False)}
+    means = summary(rows, ['norm', 'epoch'], low=-1. if column == 'ligs' else 0.)
+    return {norm: means[means.norm == norm].sort_values('epoch') for norm in LOOKS if (means.norm == norm).any()}
 
 # %% ../nbs/21_figures.ipynb #7a9069b4
 def band(ax, line, norm,    # a frame of `trend`; its norm decides the look
@@ -73,7 +74,7 @@ def panel(ax, rows, column, regime, ends):
     ax.set(title=PANELS[kind], xlabel='epoch', ylim=(None, 1.02 if column == 'ligs' else 102))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-# %% ../nbs/21_figures.ipynb #196fe3db
+# %% ../nbs/21_figures.ipynb #0b3bfb6e
 @styled
 def figure_3(rows):  # history rows of one network (both regimes) and one profile
     "Clean accuracy, robust accuracy and LIGS over the epochs, none against BN, a line of panels for each way of training."
@@ -82,7 +83,7 @@ def figure_3(rows):  # history rows of one network (both regimes) and one profil
     if not regimes: raise ValueError('figure 3 needs rows of the experiment `history` for none and bn, and there are none')
     attack = rows.attack.dropna().mode()
     fig = Figure(figsize=(9, .5 + 2.6 * len(regimes)), layout='constrained')
-    for axes, regime in zip(fig.subplots(len(regimes), 3, squeeze=False), regimes):
+    for axes, regime in zip(fig.subplots(len(regimes), 3, squeeze=False, sharey='col'), regimes):
         part = rows[rows.regime == regime]
         for ax, column in zip(axes, ('clean', attack.iat[0] if len(attack) else 'robust', 'ligs')): panel(ax, part, column, regime, part.dataset.eq('cifar10').all())
         axes[0].set_ylabel(f'{regime} training')
@@ -145,7 +146,7 @@ def eps_rows(rows): # of a final evaluation, one profile
     clean = rows[rows.metric == 'clean_accuracy']
     return pd.concat([robust[robust.family.isin(many)], *(clean.assign(family=f, eps=0.) for f in many)])
 
-# %% ../nbs/21_figures.ipynb #3666e2e9
+# %% ../nbs/21_figures.ipynb #fe5838a4
 @styled
 def eps_curves(rows):  # of a final evaluation, one network and one profile
     "Robust accuracy against eps with intervals, a panel per attack and a line per norm; None where no attack has three eps."
@@ -154,7 +155,8 @@ def eps_curves(rows):  # of a final evaluation, one network and one profile
     if not families: return None
     fig = Figure(figsize=(4.3 * len(families), 3), layout='constrained')
     for ax, family in zip(fig.subplots(1, len(families), squeeze=False)[0], families):
-        for norm, line in summary(rows[rows.family == family], ['norm', 'eps']).groupby('norm', sort=False): band(ax, line.rename(columns=dict(eps='epoch')), norm)
+        means = summary(rows[rows.family == family], ['norm', 'eps']).rename(columns=dict(eps='epoch'))
+        for norm in (m for m in LOOKS if m in set(means.norm)): band(ax, means[means.norm == norm], norm)
         ball = family.split('_')[1]
         ax.set(title=f'{COLUMNS[family]}: {network_name(next(rows.itertuples()))}', xlabel=f'eps, {"largest change of a pixel" if ball == "linf" else "length of the change"} (pixels in [0, 1])', ylabel='Robust accuracy, %', ylim=(-2, 102))
     fig.axes[-1].legend()

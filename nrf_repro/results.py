@@ -389,21 +389,25 @@ def _expand(entry, place): # one entry under `parts` -> Parts
             part = dict(name=', '.join(labels) or entry.get('metric')) | entry | more
             yield _check_part(_build(Part, part, place), place)
 
-# %% ../nbs/16_results.ipynb #41d02f1b
+# %% ../nbs/16_results.ipynb #f924ca83
 def _claim(entry, rules, place):
     if not isinstance(entry, dict) or not entry.get('parts'): raise ValueError(f'{place}: a claim needs id and parts')
     given = rules | entry
     for table in ('undertrained', 'not_learned'): given[table] = (rules.get(table) or {}) | (entry.get(table) or {})
-    return _build(Claim, given | dict(parts=tuple(p for e in entry['parts'] for p in _expand(e, place))), place)
+    claim = _build(Claim, given | dict(parts=tuple(p for e in entry['parts'] for p in _expand(e, place))), place)
+    for name in ('level', 'min_seeds', 'bootstrap_from', 'agree'):
+        x = getattr(claim, name)
+        if isinstance(x, bool) or not isinstance(x, (int, float)): raise ValueError(f'{place}: {name} is a number, not {x!r}')
+    return claim
 
-# %% ../nbs/16_results.ipynb #21c41406
+# %% ../nbs/16_results.ipynb #a7e991a1
 def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
     "The claims and their rules, every key checked."
     path, claims = in_checkout(path), {}
     try: text = yaml.safe_load(path.read_text(encoding='utf-8'))
     except yaml.YAMLError as e: raise ValueError(f'{path} is not YAML: {" ".join(str(e).split())}') from None
-    if not isinstance(text, dict) or sorted(text) != ['claims', 'rules']:
-        raise ValueError(f'{path}: expected the two keys `rules` and `claims`')
+    if not isinstance(text, dict) or sorted(text) != ['claims', 'rules'] or not isinstance(text['claims'], list):
+        raise ValueError(f'{path}: expected `rules` and a list of `claims`')
     for entry in text['claims']:
         place = f'{path} {entry.get("id", "(a claim without id)") if isinstance(entry, dict) else entry!r}'
         claim = _claim(entry, text['rules'], place)

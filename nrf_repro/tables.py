@@ -8,15 +8,15 @@ __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWO
            'grid_of', 'table', 'table_1', 'table_2', 'network_name', 'arch_name', 'norm_name', 'line_name', 'missing',
            'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text', 'wide', 'to_markdown',
            'to_latex', 'environment', 'layout', 'to_html', 'amount', 'verdict_lines', 'verdict_table', 'verdicts_html',
-           'plain_html', 'settings']
+           'plain_html', 'settings', 'printed_table', 'printed_notes']
 
-# %% ../nbs/20_tables.ipynb #b664ac3e
+# %% ../nbs/20_tables.ipynb #218fec5d
 import math
 from functools import cache
 
 import pandas as pd
 
-from .results import NAMED_NORMS, frame, make_row, printed_note, t_interval, wilson
+from .results import NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note, t_interval, wilson
 
 # %% ../nbs/20_tables.ipynb #6bf35de7
 MADE_UP = dict(none=(.975, .82, .80), bn=(.988, .58, .60), **{'in': (.96, .72, .72)}, ln=(.98, .74, .73), gn=(.982, .73, .74))
@@ -366,3 +366,23 @@ def settings(rows):
         values = {f: ', '.join(text(f, v) for v in sorted(part[f].dropna().unique())) for f in shown}
         return {'measurement': COLUMNS.get(key[2], key[2]), 'experiment': key[0], 'data': key[1]} | values | {'rows': str(len(part))}
     return pd.DataFrame([line(key, part) for key, part in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False)])
+
+# %% ../nbs/20_tables.ipynb #d9fa849f
+def printed_table(paper): # of `paper_rows`
+    "Both printed tables as a frame of strings: a line per network and norm, and per difference of BN."
+    rows = named(paper).drop_duplicates(['dataset', 'arch', 'norm', 'column'])
+    lines = []
+    for (dataset, arch), net in rows.groupby(['dataset', 'arch'], sort=False):
+        wide = net.pivot(index='norm', columns='column', values=['printed', 'value'])
+        for norm in (m for m in NAMED_NORMS if m in wide.index):
+            lines.append([dataset, arch_name(arch), norm_name(norm), *(_marked(wide.printed[c][norm], dataset, arch, norm, c) for c in TABLE_1)])
+            if norm == 'bn':
+                gaps = [wide.value[c]['bn'] - wide.value[c]['none'] for c in TABLE_1]
+                lines.append(['', '', 'BN − None', *(f'{ARROWS["up" if g > 0 else "down"]} {100 * g:+.2f}'.replace('-', '−') for g in gaps)])
+    return pd.DataFrame(lines, columns=['Data', 'Network', 'Norm', *(COLUMNS[c] for c in TABLE_1)])
+
+def _marked(text, *cell): return '' if pd.isna(text) else f'{text} *' if printed_note(*cell) else text
+
+def printed_notes():
+    "The footnotes to printed values, in words."
+    return [f'{n["dataset"]} {arch_name(n["arch"])} {norm_name(n["norm"])}: {n["note"]}' for n in PRINTED_NOTES]
