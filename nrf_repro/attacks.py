@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BALLS', 'LOSSES', 'PAPER_ATTACKS', 'FOLDS', 'SPEEDUPS', 'READINGS', 'l2_norm', 'project_l2', 'project_linf',
            'steepest_l2', 'steepest_linf', 'image_rng', 'image_noise', 'start_l2', 'start_linf', 'Ball', 'ce_gradient',
-           'margin', 'cw_gradient', 'frozen', 'check_images', 'check_logits', 'input_gradient', 'Attack',
-           'check_attack', 'followed_by', 'exchange', 'fold_norms', 'pool_first', 'relu_in_place', 'channels_last',
-           'fast_copy', 'prepared', 'robust_correct', 'vanished']
+           'margin', 'cw_gradient', 'frozen', 'check_images', 'check_values', 'check_logits', 'input_gradient',
+           'Attack', 'check_attack', 'followed_by', 'exchange', 'fold_norms', 'pool_first', 'relu_in_place',
+           'channels_last', 'fast_copy', 'prepared', 'robust_correct', 'vanished']
 
 # %% ../nbs/07_attacks.ipynb #96466df4
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ def steepest_linf(g):
     "Each pixel by one unit, up or down."
     return g.sign()
 
-# %% ../nbs/07_attacks.ipynb #a376a61b
+# %% ../nbs/07_attacks.ipynb #1aa56f63
 def image_rng(image,      # one image; read as float32
               seed=0,     # of the experiment
               draw=0):    # which draw of this image
@@ -55,6 +55,7 @@ def image_rng(image,      # one image; read as float32
     pixels = image.detach().to('cpu', torch.float32).contiguous().numpy().tobytes()
     return np.random.default_rng([int.from_bytes(blake2b(pixels, digest_size=8).digest(), 'little'), seed, draw])
 
+# %% ../nbs/07_attacks.ipynb #8931c375
 def image_noise(x,         # n ...
                 seed=0,    # of the experiment
                 draw=0):   # which draw: another number, another noise
@@ -62,18 +63,19 @@ def image_noise(x,         # n ...
     noise = [image_rng(image, seed, draw).standard_normal(image.shape, dtype=np.float32) for image in x]
     return torch.from_numpy(np.stack(noise)).to(x.device, x.dtype) if noise else torch.zeros_like(x)
 
-# %% ../nbs/07_attacks.ipynb #7e5cf07d
+# %% ../nbs/07_attacks.ipynb #4d7f89b7
 def start_l2(x, eps, seed=0, draw=0):
     "A uniform direction, a length uniform in [0, eps]."
     lengths = [image_rng(image, seed, draw).spawn(1)[0].random() for image in x]  # a stream apart from the direction's
     v = image_noise(x, seed, draw)
     return v / l2_norm(v) * eps * torch.tensor(lengths, dtype=x.dtype, device=x.device).view_as(l2_norm(v))
 
+# %% ../nbs/07_attacks.ipynb #3806516d
 def start_linf(x, eps, seed=0, draw=0):
     "Every pixel uniform in [-eps, eps]: the normal noise through its own distribution function."
     return eps * torch.erf(image_noise(x, seed, draw) / 2 ** .5)
 
-# %% ../nbs/07_attacks.ipynb #e3b9bb39
+# %% ../nbs/07_attacks.ipynb #bd81c6b5
 class Ball(NamedTuple):
     "All that an attack has to know of a norm."
     project: Callable    # delta, eps -> the nearest delta inside
@@ -82,19 +84,20 @@ class Ball(NamedTuple):
 
 BALLS = dict(l2=Ball(project_l2, steepest_l2, start_l2), linf=Ball(project_linf, steepest_linf, start_linf))
 
-# %% ../nbs/07_attacks.ipynb #82699001
+# %% ../nbs/07_attacks.ipynb #3fa46f1c
 def ce_gradient(z,   # n k logits
                 y):  # n labels
-    "Direction of the cross-entropy's gradient in the logits (float64): softmax of the other classes, -1 at the true one."
+    "Direction of the cross-entropy's gradient in the logits (float64): the others' softmax, -1 at the true class."
     others = z.double().scatter(1, y[:, None], -torch.inf).softmax(1)   # masked, not multiplied
     return others.scatter(1, y[:, None], -1.)
 
-# %% ../nbs/07_attacks.ipynb #3a51bb44
+# %% ../nbs/07_attacks.ipynb #ae8972af
 def margin(z,   # n k logits
            y):  # n labels
     "By how much the best other class leads: above zero, the image is misclassified."
     return z.scatter(1, y[:, None], -torch.inf).amax(1) - z.gather(1, y[:, None])[:, 0]
 
+# %% ../nbs/07_attacks.ipynb #d796c238
 def cw_gradient(z,   # n k logits
                 y):  # n labels
     "The margin's gradient in the logits (float64): +1 at the best other class, -1 at the true one."
@@ -103,7 +106,7 @@ def cw_gradient(z,   # n k logits
 
 LOSSES = dict(ce=ce_gradient, cw=cw_gradient)
 
-# %% ../nbs/07_attacks.ipynb #1a3c9086
+# %% ../nbs/07_attacks.ipynb #bc5d9d1a
 @contextmanager
 def frozen(model):  # any nn.Module
     "Inside: eval mode, frozen weights, gradients on. Afterwards every module and parameter is as it was."
@@ -116,31 +119,37 @@ def frozen(model):  # any nn.Module
         for m, training in modes: m.training = training
         for p, flag in flags: p.requires_grad_(flag)
 
-# %% ../nbs/07_attacks.ipynb #b81e8ee4
+# %% ../nbs/07_attacks.ipynb #46510de5
 def check_images(model, x, y):
     "x detached and y as int64 beside it, or one sentence on what is wrong with them."
-    if not isinstance(model, nn.Module): raise TypeError(f'model is a {type(model).__name__}: wrap it in an nn.Module')
+    if not isinstance(model, nn.Module): raise TypeError(f'model is a {type(model).__name__}: pass an nn.Module')
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f'x is {x.dtype}: pass pixels in [0, 1] as float32 or float64, e.g. x.float() / 255')
     if x.ndim < 2: raise ValueError(f'x has shape {tuple(x.shape)}: add the batch axis, n c h w')
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f'y is {y.dtype}: pass class indices as integers')
-    if y.shape != x.shape[:1]: raise ValueError(f'y has shape {tuple(y.shape)}: pass one label for each of {len(x)} images')
-    if not len(x): return x.detach(), y.to(x.device, torch.int64)
-    lo, hi = x.detach().aminmax()
-    if not torch.isfinite(hi - lo): raise ValueError('x holds NaN or infinity: mend these images first')
-    if lo < 0 or hi > 1: raise ValueError(f'x lies in [{lo:.3g}, {hi:.3g}]: pass pixels in [0, 1], standardise in the model')
-    if y.min() < 0: raise ValueError(f'y holds {int(y.min())}: labels start at 0')
+    if y.shape != x.shape[:1]: raise ValueError(f'y has shape {tuple(y.shape)}: pass one label per image, {len(x)}')
+    if len(x): check_values(x.detach(), y)
     return x.detach(), y.to(x.device, torch.int64)
+
+# %% ../nbs/07_attacks.ipynb #155cbefc
+def check_values(x, y):
+    "One sentence for pixels or labels that cannot be right."
+    lo, hi = x.aminmax()
+    if not torch.isfinite(hi - lo): raise ValueError('x holds NaN or infinity: mend these images first')
+    if lo < 0 or hi > 1:
+        raise ValueError(f'x lies in [{lo:.3g}, {hi:.3g}]: pass pixels in [0, 1] and let the model standardise')
+    if y.min() < 0: raise ValueError(f'y holds {int(y.min())}: labels start at 0')
 
 def check_logits(z, y):
     "Stop where the model gives no logits, or a label names no class of it."
     if z.ndim != 2 or z.shape[1] < 2 or len(z) != len(y):
         raise ValueError(f'the model returned shape {tuple(z.shape)}: it must give n x k logits, k >= 2')
     if not torch.isfinite(z).all(): raise ValueError('the model returned NaN or infinite logits: check its weights')
-    if y.max() >= z.shape[1]: raise ValueError(f'y holds {int(y.max())}: this model knows labels 0 to {z.shape[1] - 1}')
+    if y.max() >= z.shape[1]:
+        raise ValueError(f'y holds {int(y.max())}, the model knows 0 to {z.shape[1] - 1}: check labels and model')
 
-# %% ../nbs/07_attacks.ipynb #0d8cb760
+# %% ../nbs/07_attacks.ipynb #2e597253
 def _climb(net, x, y, loss, targeted=False, check=False):
     "Logits at x, and the direction in x in which the loss grows (with `targeted`: that leads to y)."
     x = x.detach().requires_grad_()
@@ -152,6 +161,7 @@ def _climb(net, x, y, loss, targeted=False, check=False):
     g, = torch.autograd.grad(z, x, -dz if targeted else dz, materialize_grads=True)
     return z.detach(), g
 
+# %% ../nbs/07_attacks.ipynb #c64dbb94
 def _climb_plain(net, x, y, loss, targeted=False, check=False):
     "The same, as autograd differentiates the loss itself."
     x = x.detach().requires_grad_()
@@ -162,7 +172,7 @@ def _climb_plain(net, x, y, loss, targeted=False, check=False):
     g, = torch.autograd.grad(-cost if targeted else cost, x, materialize_grads=True)
     return z.detach(), g
 
-# %% ../nbs/07_attacks.ipynb #95fc27a8
+# %% ../nbs/07_attacks.ipynb #d00ae14d
 def input_gradient(model,          # any nn.Module: images in [0, 1] -> n k logits
                    x,              # n ... float32 or float64
                    y,              # n labels
@@ -177,7 +187,7 @@ def input_gradient(model,          # any nn.Module: images in [0, 1] -> n k logi
     with frozen(model):
         return (_climb if stable else _climb_plain)(model, x.clone(), y, loss, target is not None, check=True)[1]
 
-# %% ../nbs/07_attacks.ipynb #eb6d3256
+# %% ../nbs/07_attacks.ipynb #196121f8
 @dataclass(frozen=True)
 class Attack:
     "Projected gradient ascent: a ball, a loss and a loop."
@@ -202,7 +212,7 @@ class Attack:
         if not len(x): return x.clone()
         with frozen(model): return _best(self, model, x.clone(), y)
 
-# %% ../nbs/07_attacks.ipynb #9aca9fd3
+# %% ../nbs/07_attacks.ipynb #51028e93
 def check_attack(a):
     "One sentence for a value that makes no attack."
     for field, known in (('ball', BALLS), ('loss', LOSSES)):
@@ -212,11 +222,11 @@ def check_attack(a):
         if (value := getattr(a, field)) != int(value) or value < least:
             raise ValueError(f'{field}={value} must be a whole number from {least} upwards')
     if not 0 <= a.eps < float('inf'): raise ValueError(f'eps={a.eps} is no radius: pass a number from 0 upwards')
-    if not 0 < a.step_size < float('inf'): raise ValueError(f'step_size={a.step_size} leads nowhere: pass a number above 0')
+    if not 0 < a.step_size < float('inf'): raise ValueError(f'step_size={a.step_size} must be a number above 0')
     if a.restarts > 1 and not a.random_start:
         raise ValueError(f'restarts={a.restarts} would repeat one and the same run: set random_start=True')
 
-# %% ../nbs/07_attacks.ipynb #bc9d9352
+# %% ../nbs/07_attacks.ipynb #00a87be8
 def _begin(attack, x, restart):
     "Where a restart begins: at x, or somewhere in the ball around it."
     if not attack.random_start: return x
@@ -227,6 +237,7 @@ def _step(attack, x, adv, g):
     ball = BALLS[attack.ball]
     return (x + ball.project(adv + attack.step_size * ball.steepest(g) - x, attack.eps)).clamp(0, 1)
 
+# %% ../nbs/07_attacks.ipynb #2b5c54be
 def _run(attack, net, x, y, restart=0):
     "The loop."
     adv = _begin(attack, x, restart)
@@ -234,7 +245,7 @@ def _run(attack, net, x, y, restart=0):
         adv = _step(attack, x, adv, _climb(net, adv, y, attack.loss, attack.targeted, check=step == 0)[1])
     return adv
 
-# %% ../nbs/07_attacks.ipynb #e501ce40
+# %% ../nbs/07_attacks.ipynb #07fc1393
 def _best(attack, net, x, y):
     "Of all restarts the last step with the largest margin (the smallest if targeted), image by image."
     best = _run(attack, net, x, y)
@@ -245,14 +256,14 @@ def _best(attack, net, x, y):
         best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), adv, best)
     return best
 
-# %% ../nbs/07_attacks.ipynb #c0fa4b79
+# %% ../nbs/07_attacks.ipynb #fa4fb9e1
 PAPER_ATTACKS = dict(                                                              # eps: paper, table 1
     pgd_l2=Attack(ball='l2', eps=.25, loss='ce', steps=10, step_size=.1),          # steps, size: authors' code
     pgd_linf=Attack(ball='linf', eps=1/255, loss='ce', steps=10, step_size=.001),  # steps, size: authors' code
     cw_l2=Attack(ball='l2', eps=.25, loss='cw', steps=10, step_size=.1),           # steps, size: ours, as for pgd_l2
     cw_linf=Attack(ball='linf', eps=1/255, loss='cw', steps=10, step_size=.001))   # steps, size: ours, as for pgd_linf
 
-# %% ../nbs/07_attacks.ipynb #5696f131
+# %% ../nbs/07_attacks.ipynb #9bb300d0
 def followed_by(model,  # any nn.Module
                 x,      # an example batch
                 first,  # layer types
@@ -270,6 +281,7 @@ def followed_by(model,  # any nn.Module
         for hook in hooks: hook.remove()
     return [(a, b) for a, b in pairs if calls[a] == calls[b] == 1]
 
+# %% ../nbs/07_attacks.ipynb #9c7629c4
 def exchange(model, new):
     "Put `new[layer]` in the place of each layer it names."
     for parent in list(model.modules()):
@@ -277,18 +289,19 @@ def exchange(model, new):
             if layer in new: setattr(parent, name, new[layer])
     return model
 
-# %% ../nbs/07_attacks.ipynb #c8fb80e6
+# %% ../nbs/07_attacks.ipynb #095c161c
 FOLDS = {nn.Conv1d: fuse_conv_bn_weights, nn.Conv2d: fuse_conv_bn_weights, nn.Conv3d: fuse_conv_bn_weights,
          nn.Linear: fuse_linear_bn_weights}
 
 def fold_norms(model, x):
     "Fold, in place, each eval-mode batch norm into the convolution or linear layer before it."
-    pairs = [(layer, bn) for layer, bn in followed_by(model, x, tuple(FOLDS), _BatchNorm) if bn.running_mean is not None]
+    pairs = [p for p in followed_by(model, x, tuple(FOLDS), _BatchNorm) if p[1].running_mean is not None]
     for layer, bn in pairs:
         layer.weight, layer.bias = FOLDS[type(layer)](layer.weight, layer.bias, bn.running_mean, bn.running_var,
                                                       bn.eps, bn.weight, bn.bias)
     return exchange(model, {bn: nn.Identity() for _, bn in pairs})
 
+# %% ../nbs/07_attacks.ipynb #83a4c360
 def pool_first(model, x):
     "Swap, in place, each ReLU with the max-pooling behind it."
     pairs = followed_by(model, x, (nn.ReLU,), (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d))
@@ -299,7 +312,7 @@ def relu_in_place(model, x):
     for _, relu in followed_by(model, x, (*FOLDS, nn.MaxPool2d), nn.ReLU): relu.inplace = True
     return model
 
-# %% ../nbs/07_attacks.ipynb #87818f4d
+# %% ../nbs/07_attacks.ipynb #33dd425c
 def channels_last(model, x):
     "Lay out images and weights channels last on a CPU."
     return model.to(memory_format=torch.channels_last) if _last(x) else model
@@ -308,6 +321,7 @@ def _last(x): return x.ndim == 4 and x.device.type == 'cpu'
 
 def _layout(x): return x.contiguous(memory_format=torch.channels_last if _last(x) else torch.contiguous_format)
 
+# %% ../nbs/07_attacks.ipynb #da1547f0
 SPEEDUPS = (fold_norms, pool_first, relu_in_place, channels_last)
 
 def fast_copy(model,      # frozen
@@ -323,12 +337,46 @@ def fast_copy(model,      # frozen
         except Exception: pass   # a model that doesn't allow this works without
     return model
 
+# %% ../nbs/07_attacks.ipynb #b72f4f36
 @contextmanager
 def prepared(model, x):
     "Inside, a frozen stand-in for `model` that is made for speed; afterwards `model` is as it was."
     with frozen(model): yield fast_copy(model, x[:2].clone())
 
-# %% ../nbs/07_attacks.ipynb #7d62e43a
+# %% ../nbs/07_attacks.ipynb #d1c1ed6c
+def _correct(net, x, y):
+    with torch.no_grad(): return net(_layout(x)).argmax(1) == y
+
+def _last_step(net, x, y, aim, attack, bs):
+    "Correct after the last step of every restart."
+    def batch(x, y, aim):
+        ok = torch.ones_like(y, dtype=torch.bool)
+        for restart in range(attack.restarts):
+            ok &= _correct(net, _run(attack, net, _layout(x), aim, restart), y)
+        return ok
+    return torch.cat([batch(*b) for b in zip(x.split(bs), y.split(bs), aim.split(bs))])
+
+# %% ../nbs/07_attacks.ipynb #798d794c
+def _any_step(net, x, y, aim, attack, bs):
+    "Correct at every step of every restart. Who falls leaves, the others move up and fill the batches."
+    left = torch.arange(len(x), device=x.device)               # who is still standing
+    for restart in range(attack.restarts):
+        adv = _begin(attack, x[left], restart)
+        for step in range(attack.steps):
+            batches = [_advance(net, x[i], y[i], aim[i], i, a, attack, check=step == restart == 0)
+                       for i, a in zip(left.split(bs), adv.split(bs)) if len(i)]
+            left, adv = (torch.cat(part) for part in zip(*batches)) if batches else (left, adv)
+        left = torch.cat([i[_correct(net, a, y[i])] if len(i) else i for i, a in zip(left.split(bs), adv.split(bs))])
+    return torch.zeros_like(y, dtype=torch.bool).index_fill(0, left, True)
+
+# %% ../nbs/07_attacks.ipynb #0955b9e1
+def _advance(net, x, y, aim, i, adv, attack, check):
+    "Those of a batch whom `adv` doesn't fool, one step on."
+    z, g = _climb(net, _layout(adv), aim, attack.loss, attack.targeted, check)
+    ok = z.argmax(1) == y
+    return i[ok], _step(attack, x[ok], adv[ok], g[ok])
+
+# %% ../nbs/07_attacks.ipynb #0a775796
 READINGS = ('any', 'last')
 
 def robust_correct(model,            # any nn.Module: images in [0, 1] -> n k logits
@@ -342,52 +390,20 @@ def robust_correct(model,            # any nn.Module: images in [0, 1] -> n k lo
     "Which images the model still classifies correctly under attack: bool[n]."
     if reading not in READINGS: raise ValueError(f'reading={reading!r} is unknown: choose one of {", ".join(READINGS)}')
     if batch_size < 1: raise ValueError(f'batch_size={batch_size} must be a whole number from 1 upwards')
-    if attack.targeted != (target is not None): raise ValueError('target= goes with a targeted attack, and with no other')
+    if attack.targeted != (target is not None): raise ValueError('target= goes with a targeted attack, no other')
     x, y = check_images(model, x, y)
     aim = y if target is None else check_images(model, x, target)[1]
     if not len(x): return torch.zeros(0, dtype=torch.bool, device=x.device)
     with prepared(model, x) as net:
         return (_any_step if reading == 'any' else _last_step)(net, x.clone(), y, aim, attack, batch_size)
 
-# %% ../nbs/07_attacks.ipynb #729aafc9
-def _last_step(net, x, y, aim, attack, bs):
-    "Correct after the last step of every restart."
-    def batch(x, y, aim):
-        ok = torch.ones_like(y, dtype=torch.bool)
-        for restart in range(attack.restarts):
-            ok &= _correct(net, _run(attack, net, _layout(x), aim, restart), y)
-        return ok
-    return torch.cat([batch(*b) for b in zip(x.split(bs), y.split(bs), aim.split(bs))])
-
-def _correct(net, x, y):
-    with torch.no_grad(): return net(_layout(x)).argmax(1) == y
-
-# %% ../nbs/07_attacks.ipynb #5009e8df
-def _any_step(net, x, y, aim, attack, bs):
-    "Correct at every step of every restart. Who falls leaves, the others move up and fill the batches."
-    left = torch.arange(len(x), device=x.device)               # who is still standing
-    for restart in range(attack.restarts):
-        adv = _begin(attack, x[left], restart)
-        for step in range(attack.steps):
-            batches = [_advance(net, x[i], y[i], aim[i], i, a, attack, check=step == restart == 0)
-                       for i, a in zip(left.split(bs), adv.split(bs)) if len(i)]
-            left, adv = (torch.cat(part) for part in zip(*batches)) if batches else (left, adv)
-        left = torch.cat([i[_correct(net, a, y[i])] if len(i) else i for i, a in zip(left.split(bs), adv.split(bs))])
-    return torch.zeros_like(y, dtype=torch.bool).index_fill(0, left, True)
-
-def _advance(net, x, y, aim, i, adv, attack, check):
-    "Those of a batch whom `adv` doesn't fool, one step on."
-    z, g = _climb(net, _layout(adv), aim, attack.loss, attack.targeted, check)
-    ok = z.argmax(1) == y
-    return i[ok], _step(attack, x[ok], adv[ok], g[ok])
-
-# %% ../nbs/07_attacks.ipynb #21e3c3ec
+# %% ../nbs/07_attacks.ipynb #26109bfa
 def vanished(model,            # any nn.Module: images in [0, 1] -> n k logits
              x,                # n ... in [0, 1]; the precision in which it comes is the one that is judged
              y,                # n labels
              *,
              batch_size=256,   # images at once
-             below=1e-10):     # L2 norm under which a gradient counts as gone: torchattacks adds as much before dividing
+             below=1e-10):     # L2 norm under which a gradient is gone: torchattacks adds as much before dividing
     "Images whose plain cross-entropy gradient has vanished: bool[n]."
     if not len(x): return torch.zeros(0, dtype=torch.bool, device=x.device)
     grads = (input_gradient(model, *b, stable=False) for b in zip(x.split(batch_size), y.split(batch_size)))

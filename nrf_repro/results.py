@@ -400,7 +400,7 @@ def _claim(entry, rules, place):
         if isinstance(x, bool) or not isinstance(x, (int, float)): raise ValueError(f'{place}: {name} is a number, not {x!r}')
     return claim
 
-# %% ../nbs/16_results.ipynb #a7e991a1
+# %% ../nbs/16_results.ipynb #049e69e5
 def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
     "The claims and their rules, every key checked."
     path, claims = in_checkout(path), {}
@@ -409,7 +409,7 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
     if not isinstance(text, dict) or sorted(text) != ['claims', 'rules'] or not isinstance(text['claims'], list):
         raise ValueError(f'{path}: expected `rules` and a list of `claims`')
     for entry in text['claims']:
-        place = f'{path} {entry.get("id", "(a claim without id)") if isinstance(entry, dict) else entry!r}'
+        place = f'{path} {entry.get("id", "") if isinstance(entry, dict) else entry}'
         claim = _claim(entry, text['rules'], place)
         if claim.id in claims: raise ValueError(f'{place}: this id is given twice')
         claims[claim.id] = claim
@@ -590,16 +590,16 @@ def decide_parts(claims, # of load_claims
     paper = paper_rows() if paper is None else paper
     return pd.DataFrame([decide_part(c, p, rows, paper) for c in claims.values() for p in c.parts], columns=PART_COLUMNS)
 
-# %% ../nbs/16_results.ipynb #68333c2a
+# %% ../nbs/16_results.ipynb #6dbad11d
 def _margin(r): # by how much the interval clears the smallest effect on the claimed side
     near = r.low if r.direction == 'higher' else -r.high
     return (-math.inf if math.isnan(near) else near) - r.smallest_effect
 
-def _weakest(parts): # the lines of one claim -> the part that speaks for it
-    ran = parts[parts.effect.notna()]
-    worst = 'not run' if ran.empty else min(parts.verdict, key=VERDICTS.index)
-    speaking = parts[parts.verdict == worst] if worst in set(parts.verdict) else parts
-    if worst != 'not run' and speaking.effect.isna().all() and len(ran): speaking = ran
+def _weakest(parts): # the lines of one claim -> its verdict, and the part that speaks for it
+    worst = min(parts.verdict, key=VERDICTS.index)
+    speaking = parts[parts.verdict == worst]
+    if worst == 'inconclusive' and speaking.effect.isna().all() and parts.effect.notna().any():
+        speaking = parts[parts.effect.notna()]  # a part that waits for rows has no effect to show
     return worst, speaking.loc[min(speaking.index, key=lambda i: _margin(speaking.loc[i]))]
 
 # %% ../nbs/16_results.ipynb #d44cfafc

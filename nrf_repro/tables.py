@@ -10,8 +10,9 @@ __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWO
            'to_latex', 'environment', 'layout', 'to_html', 'amount', 'verdict_lines', 'verdict_table', 'verdicts_html',
            'plain_html', 'settings', 'printed_table', 'printed_notes']
 
-# %% ../nbs/20_tables.ipynb #218fec5d
+# %% ../nbs/20_tables.ipynb #e9d7e72d
 import math
+import re
 from functools import cache
 
 import pandas as pd
@@ -328,7 +329,7 @@ def amount(effect,   # in units of the metric
     text = number(effect, 'clean' if share else 'ligs', sign=True)
     return text + (' points' if share and unit else ' LIGS' if unit and metric == 'ligs' else '')
 
-# %% ../nbs/20_tables.ipynb #950a6092
+# %% ../nbs/20_tables.ipynb #f2512088
 def verdict_lines(verdicts,  # of `decide`
                   claims):   # of `load_claims`
     "Plain values per claim: id, title, statement, paper, ours, interval, verdict, sign, reason."
@@ -340,7 +341,7 @@ def verdict_lines(verdicts,  # of `decide`
         ours = amount(v.effect, part.metric) + against if ran else 'not run'
         paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
         yield dict(id=v.id, title=v.title, statement=v.statement, paper=paper, ours=ours, interval=bounds, verdict=v.verdict, sign=SIGNS[v.verdict],
-                   part=v.part if len(claims[v.id].parts) > 1 else '', reason=v.reason)
+                   part=v.part if len(claims[v.id].parts) > 1 else '', reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))
 
 def verdict_table(verdicts, claims):
     "The verdicts as a frame of strings."
