@@ -1,0 +1,137 @@
+"""The tiny profile through Snakemake and papermill for real: from nothing to a report, twice, changed, and broken."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from nrf_repro.cli import check_template, main
+from nrf_repro.results import read_rows
+
+ROOT = Path(__file__).parent.parent
+TEMPLATES = sorted(ROOT.glob('reports/notebooks/*.ipynb'))
+
+
+def nrf(*words, **env):
+    return subprocess.run([sys.executable, '-m', 'nrf_repro', *map(str, words)], capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
+
+
+def executed(build): return {p.name: p.stat().st_mtime_ns for p in (build / 'notebooks').glob('*.ipynb')}
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    "A profile of our own, in a folder of its own below reports/build, run once."
+    profile = yaml.safe_load((ROOT / 'reports/profiles/tiny.yaml').read_text())
+    file = tmp_path_factory.mktemp('profiles') / f'tiny-{os.getpid()}.yaml'
+    file.write_text(yaml.safe_dump(profile))
+    build = ROOT / 'reports/build' / file.stem
+    run = nrf('report', '--profile', file)
+    assert run.returncode == 0, run.stdout + run.stderr
+    yield file, build, run
+    shutil.rmtree(build, ignore_errors=True)
+
+
+def test_one_command_leaves_a_report_and_the_notebooks_that_made_it(tiny):
+    file, build, run = tiny
+    assert (build / 'report.html').stat().st_size > 10_000 and 'report.html' in run.stdout
+    assert {'train-all.ipynb', 'attack-all.ipynb', 'table_1.ipynb', 'table_2.ipynb', 'figure_3.ipynb', 'report.ipynb'} == set(executed(build))
+    rows = read_rows(build / 'rows.jsonl')
+    assert set(rows.experiment) == {'final', 'history'} and set(rows.norm) == {'none', 'bn'} and set(rows.regime) == {'standard', 'adversarial'}
+    assert '4/4' in run.stderr and 'to go' in run.stderr  # how far it is, and how long it will take
+
+
+def test_what_ran_is_what_was_asked_for(tiny):
+    file, build, _ = tiny
+    train = nbformat.read(build / 'notebooks/train-all.ipynb', 4)
+    injected = [c for c in train.cells if 'injected-parameters' in c.metadata.get('tags', ())]
+    assert len(injected) == 1 and str(file) in injected[0].source
+    config = json.loads((build / 'runs/digits-vgg11-w0.0625-bn-standard-s0/config.json').read_text())
+    assert config['norm'] == 'bn' and config['recipe']['epochs'] == 2
+
+
+def test_unchanged_nothing_runs_and_changed_only_what_depends_on_it(tiny):
+    file, build, _ = tiny
+    before = executed(build)
+    assert nrf('report', '--profile', file).returncode == 0 and executed(build) == before
+    original = file.read_text()
+    profile = yaml.safe_load(original)
+    profile['data']['digits']['attacks']['cw_linf']['steps'] = 4
+    file.write_text(yaml.safe_dump(profile))
+    run = nrf('report', '--profile', file)
+    assert run.returncode == 0, run.stderr
+    changed = {name for name, when in executed(build).items() if when != before[name]}
+    assert changed == {'attack-all.ipynb', 'table_1.ipynb', 'table_2.ipynb', 'figure_3.ipynb', 'report.ipynb'}
+    rows = read_rows(build / 'rows.jsonl')
+    assert set(rows[rows.attack == 'cw_linf'].steps) == {4} and set(rows[rows.attack == 'cw_l2'].steps) == {3}
+
+
+def test_a_failing_job_is_kept_named_and_does_not_sink_the_report(tiny):
+    file, build, _ = tiny
+    profile = yaml.safe_load(file.read_text())
+    profile['grids'][0]['job'] = ['norm']
+    profile['grids'].append(profile['grids'][0] | dict(norms=['gn'], archs={'vgg11': 1/64}))  # not a multiple of 1/32
+    broken = file.with_name(f'{file.stem}.yaml')
+    original = file.read_text()
+    broken.write_text(yaml.safe_dump(profile))
+    try:
+        run = nrf('report', '--profile', broken)
+        assert run.returncode != 0 and (build / 'report.html').exists()
+        assert 'train.ipynb failed in cell' in run.stderr and 'multiple of 1/32' in run.stderr and 'Traceback' not in run.stderr
+        notebook = nbformat.read(build / 'notebooks/train-gn.ipynb', 4)
+        assert any(o.output_type == 'error' for c in notebook.cells if c.cell_type == 'code' for o in c.outputs)
+        assert 'bn' in set(read_rows(build / 'rows.jsonl').norm)
+    finally: file.write_text(original)
+
+
+@pytest.mark.parametrize('name', ['demo', 'cifar-small', 'cifar', 'paper'])
+def test_the_large_profiles_are_planned_without_being_run(name):
+    run = subprocess.run([sys.executable, '-m', 'snakemake', 'report.html', 'measure', '--snakefile', ROOT / 'reports/Snakefile', '--directory',
+                          ROOT / 'reports/build' / f'dry-{name}', '--config', f'profile={name}', 'parts=core,extension', '--cores', '2', '--dry-run',
+                          '--nolock', '--scheduler', 'greedy'], capture_output=True, text=True, env=os.environ | dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}'))
+    shutil.rmtree(ROOT / 'reports/build' / f'dry-{name}', ignore_errors=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert 'rule train' in run.stdout + run.stderr and 'rule report' in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize('template', TEMPLATES, ids=lambda p: p.stem)
+def test_templates_carry_their_tag_and_are_clean(template):
+    check_template(template, {})
+    notebook = nbformat.read(template, 4)
+    assert all(not c.outputs and c.execution_count is None for c in notebook.cells if c.cell_type == 'code')
+
+
+def test_a_template_that_lost_its_tag_does_not_run(tmp_path):
+    notebook = nbformat.read(ROOT / 'reports/notebooks/train.ipynb', 4)
+    for c in notebook.cells: c.metadata.pop('tags', None)
+    nbformat.write(notebook, tmp_path / 'train.ipynb')
+    run = nrf('notebook', tmp_path / 'train.ipynb', tmp_path / 'out.ipynb', '--parameters', '{"norm": "none"}', '--done', tmp_path / 'done')
+    assert run.returncode == 2 and '0 cells tagged `parameters`' in run.stderr and 'Traceback' not in run.stderr
+    assert not (tmp_path / 'out.ipynb').exists() and not (tmp_path / 'done').exists()
+
+
+@pytest.mark.parametrize('words, sentence', [
+    (['report', '--profile', 'huge'], "Unknown profile 'huge'"), (['report', '--data', 'no/such/folder'], 'no/such/folder is not there'),
+    (['notebook', 'reports/notebooks/train.ipynb', 'o.ipynb', '--parameters', '{"nrom": "bn"}'], "no parameter 'nrom'"),
+    (['notebook', 'reports/notebooks/train.ipynb', 'o.ipynb', '--parameters', 'norm=bn'], 'is not JSON'),
+    (['notebook', 'reports/notebooks/nothing.ipynb', 'o.ipynb'], 'No notebook')])
+def test_bad_words_on_the_command_line(capsys, monkeypatch, words, sentence):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('NRF_DATA', '')
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count('\n') == 1 and 'Traceback' not in said
+
+
+def test_two_runs_of_one_profile_do_not_meet(tiny):
+    import fcntl
+    file, build, _ = tiny
+    with open(build / '.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run = nrf('report', '--profile', file)
+    assert run.returncode == 2 and 'Another run is at work' in run.stderr
