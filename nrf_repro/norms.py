@@ -75,13 +75,13 @@ def index_set(
     mu, _ = moments(x, norm, groups)
     return torch.autograd.grad(mu[i], x)[0] != 0
 
-# %% ../nbs/03_norms.ipynb #7dae99ad
+# %% ../nbs/03_norms.ipynb #822befad
 class InstanceNorm(nn.InstanceNorm2d):
     "InstanceNorm2d with gamma and beta; a 1x1 map has nothing to normalise over, and gets gamma and beta alone"
     def __init__(self, channels): super().__init__(channels, affine=True)
     def forward(self, x):
         if x.shape[-2:] != (1, 1): return super().forward(x)
-        return x * self.weight[:, None, None] + self.bias[:, None, None]
+        return (x * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 # %% ../nbs/03_norms.ipynb #e6cc7377
 def make_norm(

@@ -7,8 +7,9 @@ __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'BOUNDS', 'NEEDS', 'NAMED_NORM
            'VERDICTS', 'RUN', 'EFFECT_COLUMNS', 'SHARES', 'PART_COLUMNS', 'typed', 'check_row', 'source_hash',
            'torch_version', 'git_commit', 'config_hash', 'complete', 'make_row', 'describe', 'sort_rows', 'write_rows',
            'frame', 'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval', 'wilson', 't_interval',
-           'hierarchical_bootstrap', 'select', 'pairs', 'by_seed', 'paired_effect', 'Part', 'Claim', 'load_claims',
-           'screen', 'effects', 'judge', 'printed_effect', 'decide_part', 'decide_parts', 'decide']
+           'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers', 'by_seed', 'paired_effect', 'Part',
+           'Claim', 'load_claims', 'screen', 'effects', 'judge', 'printed_effect', 'decide_part', 'decide_parts',
+           'decide']
 
 # %% ../nbs/16_results.ipynb #b2a15349
 import dataclasses
@@ -287,39 +288,46 @@ def select(rows,   # a frame of rows
         keep &= (hit | rows[name].isna()) if None in options else hit
     return rows[keep]
 
-# %% ../nbs/16_results.ipynb #f8ee464f
+# %% ../nbs/16_results.ipynb #71fbd02b
+def varying(rows, names): # of `names`, those with more than one value (null is one)
+    return [name for name in names if rows[name].nunique(dropna=False) > 1]
+
 def _side(rows, field, value, keys):
     if value not in ('first', 'last'): return select(rows, {field: value})
     extreme = rows.groupby(keys, dropna=False)[field].transform('min' if value == 'first' else 'max')
     return rows[(rows[field] == extreme).fillna(False).astype(bool)]
 
+# %% ../nbs/16_results.ipynb #c971d324
 def pairs(rows, field, treatment, control):
     "One line per pair of rows that differ in `field` alone, with both values and their `difference`."
-    keys = [name for name in IDENTITY if name != field]
     rows = rows.dropna(subset=['value'])
-    one, other = (_side(rows, field, value, keys)[[*keys, field, 'value', 'n']] for value in (treatment, control))
-    both = one.merge(other, on=keys, suffixes=('', '_control'))
+    others = [name for name in IDENTITY if name not in (field, 'seed')]
+    keys = ['seed', *varying(rows, others)]  # what is constant needs no matching
+    one, other = (_side(rows, field, value, keys) for value in (treatment, control))
+    both = one[['seed', *others, field, 'value', 'n']].merge(
+        other[[*keys, field, 'value', 'n']], on=keys, suffixes=('', '_control'))
     both = both[(both[field] != both[f'{field}_control']).astype(bool)]  # a run of one epoch has no trend
-    return both.assign(difference=both.value - both.value_control)
+    return both.drop(columns=[field, f'{field}_control']).assign(difference=both.value - both.value_control)
 
-# %% ../nbs/16_results.ipynb #6d843373
-def by_seed(pairs,            # of `pairs`
-            column='difference'):
-    "A table seeds x cells of one column, complete; a cell is a pair's identity without its seed."
-    keys = [name for name in IDENTITY if name in pairs and name != 'seed']
-    cell = pairs.groupby(keys, dropna=False, sort=False).ngroup()
-    seeds = pairs.seed.astype('float').fillna(-1)
-    return pd.DataFrame(dict(seed=seeds, cell=cell, x=pairs[column].astype(float))).pivot_table(
-        index='seed', columns='cell', values='x').dropna()
+# %% ../nbs/16_results.ipynb #f134ce25
+def cell_numbers(pairs):
+    "The cell of each pair: all that identifies it but the seed."
+    keys = varying(pairs, [name for name in IDENTITY if name in pairs and name != 'seed'])
+    return pairs.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=pairs.index)
 
-# %% ../nbs/16_results.ipynb #699c7c0b
+def by_seed(pairs, column='difference'):
+    "One column of `pairs` as a complete table, seeds x cells."
+    table = pd.DataFrame(dict(seed=pairs.seed.astype(float).fillna(-1), cell=cell_numbers(pairs), x=pairs[column].astype(float)))
+    return table.pivot_table(index='seed', columns='cell', values='x').dropna()
+
+# %% ../nbs/16_results.ipynb #9c913b53
 def paired_effect(rows,             # of one metric
                   field='norm', treatment='bn', control='none',
                   level=.95):       # confidence
     "Mean paired difference with its t interval over seeds; cells (architectures, attacks, ...) are averaged within a seed."
     return t_interval(by_seed(pairs(rows, field, treatment, control)).mean(axis=1), level)
 
-# %% ../nbs/16_results.ipynb #5fe8a754
+# %% ../nbs/16_results.ipynb #a425e26b
 @dataclasses.dataclass(frozen=True)
 class Part:
     "One comparison; a claim holds when all its parts do."
@@ -335,7 +343,7 @@ class Part:
     missing: str = 'not run'  # the verdict without rows
     paper: dict = None      # {table} to compute the printed effect, or {effect, source}
 
-# %% ../nbs/16_results.ipynb #346634d9
+# %% ../nbs/16_results.ipynb #71bfa63e
 @dataclasses.dataclass(frozen=True)
 class Claim:
     "A claim of the paper in our words, and the rule that decides it."
@@ -351,7 +359,7 @@ class Claim:
     undertrained: dict     # profile or data set -> accuracy; a network below it is left out
     not_learned: dict      # the same; at or below it the network is a constant
 
-# %% ../nbs/16_results.ipynb #fcffe7ab
+# %% ../nbs/16_results.ipynb #574e0026
 def _build(cls, given, place):
     known = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := sorted(set(given) - set(known)):
@@ -360,7 +368,7 @@ def _build(cls, given, place):
         raise ValueError(f'{place}: missing key {", ".join(lacking)}')
     return cls(**given)
 
-# %% ../nbs/16_results.ipynb #ffea8f9b
+# %% ../nbs/16_results.ipynb #d6ef19be
 def _check_part(part, place):
     if part.direction not in ('higher', 'lower'): raise ValueError(f'{place}: direction is higher or lower, not {part.direction!r}')
     if part.missing not in VERDICTS: raise ValueError(f'{place}: missing is one of {VERDICTS}, not {part.missing!r}')
@@ -375,7 +383,7 @@ def _check_part(part, place):
 
 VERDICTS = ('not reproduced', 'not run', 'inconclusive', 'reproduced')  # of several parts the first one here decides
 
-# %% ../nbs/16_results.ipynb #e2b75758
+# %% ../nbs/16_results.ipynb #2326ad22
 def _expand(entry, place): # one entry under `parts` -> Parts
     entry = dict(entry)
     each, name = entry.pop('each', {}), entry.pop('name', None)
@@ -389,7 +397,7 @@ def _expand(entry, place): # one entry under `parts` -> Parts
             part = dict(name=', '.join(labels) or entry.get('metric')) | entry | more
             yield _check_part(_build(Part, part, place), place)
 
-# %% ../nbs/16_results.ipynb #f924ca83
+# %% ../nbs/16_results.ipynb #b8858d3d
 def _claim(entry, rules, place):
     if not isinstance(entry, dict) or not entry.get('parts'): raise ValueError(f'{place}: a claim needs id and parts')
     given = rules | entry
@@ -400,7 +408,7 @@ def _claim(entry, rules, place):
         if isinstance(x, bool) or not isinstance(x, (int, float)): raise ValueError(f'{place}: {name} is a number, not {x!r}')
     return claim
 
-# %% ../nbs/16_results.ipynb #049e69e5
+# %% ../nbs/16_results.ipynb #659f9826
 def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
     "The claims and their rules, every key checked."
     path, claims = in_checkout(path), {}
@@ -415,10 +423,10 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
         claims[claim.id] = claim
     return claims
 
-# %% ../nbs/16_results.ipynb #7d7f8ced
+# %% ../nbs/16_results.ipynb #ec041265
 RUN = ['experiment', 'dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'source', 'batch_size', 'seed', 'profile']
 
-# %% ../nbs/16_results.ipynb #39e278e7
+# %% ../nbs/16_results.ipynb #a1d0d77a
 def screen(chosen, # the rows a part looks at
            rows,   # all rows, where the clean accuracies are
            claim): # with the thresholds
@@ -433,7 +441,7 @@ def screen(chosen, # the rows a part looks at
         [seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
         ['no clean accuracy', 'not learned', 'undertrained', 'too early'], default=''))
 
-# %% ../nbs/16_results.ipynb #70916d6b
+# %% ../nbs/16_results.ipynb #8f587d69
 def _compare(rows, part): # rows of the part's metric -> pairs
     if part.compare: return pairs(rows, **part.compare)
     rows = rows.dropna(subset=['value'])
@@ -445,19 +453,19 @@ def _evidence(claim, part, rows): # -> pairs, and the rows left out
     seen = screen(chosen, rows, claim)
     return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
 
-# %% ../nbs/16_results.ipynb #f32f2e39
-def _cells(evidence, part, claim): # one line per cell: means, interval, has it room, does it agree
-    keys = [name for name in IDENTITY if name in evidence and name != 'seed']
-    low, high = part.room or (-math.inf, math.inf)
-    sign = 1 if part.direction == 'higher' else -1
-    for key, cell in evidence.groupby(keys, dropna=False, sort=False):
-        iv, control = t_interval(cell.difference.astype(float), _level(claim, part)), cell.value_control.mean()
-        yield dict(zip(keys, key)) | dict(treatment=cell.value.mean(), control=control, effect=iv.mean, low=iv.low, high=iv.high,
-            n_seeds=iv.n, room=bool(low <= control <= high), agrees=bool(sign * iv.mean > min(0, part.smallest_effect)))
-
+# %% ../nbs/16_results.ipynb #85921622
 def _level(claim, part): return claim.level if part.compare else 2 * claim.level - 1  # a threshold is one-sided
 
-# %% ../nbs/16_results.ipynb #0e9207b0
+def _cells(evidence, part, claim): # one line per cell: means, interval, has it room, does it agree
+    low, high = part.room or (-math.inf, math.inf)
+    sign = 1 if part.direction == 'higher' else -1
+    for _, cell in evidence.groupby(cell_numbers(evidence)):
+        iv, control = t_interval(cell.difference.astype(float), _level(claim, part)), cell.value_control.mean()
+        yield cell.iloc[0].to_dict() | dict(
+            treatment=cell.value.mean(), control=control, effect=iv.mean, low=iv.low, high=iv.high, n_seeds=iv.n,
+            room=bool(low <= control <= high), agrees=bool(sign * iv.mean > min(0, part.smallest_effect)))
+
+# %% ../nbs/16_results.ipynb #39772e15
 EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'regime', 'attack', 'eps', 'sigma', 'lam', 'source',
                   'target', 'batch_size', 'profile', 'treatment', 'control', 'effect', 'low', 'high', 'n_seeds', 'room', 'agrees']
 
@@ -468,7 +476,7 @@ def effects(claim, # of load_claims
              for cell in _cells(_evidence(claim, part, rows)[0], part, claim)]
     return pd.DataFrame(lines).reindex(columns=EFFECT_COLUMNS)
 
-# %% ../nbs/16_results.ipynb #b0e6365e
+# %% ../nbs/16_results.ipynb #3c27746e
 def judge(interval,        # of the effect, treatment - control
           direction,       # 'higher' or 'lower'
           smallest_effect):
@@ -477,7 +485,7 @@ def judge(interval,        # of the effect, treatment - control
     low, high = (interval.low, interval.high) if direction == 'higher' else (-interval.high, -interval.low)
     return 'reproduced' if low > smallest_effect else 'not reproduced' if high < smallest_effect else 'inconclusive'
 
-# %% ../nbs/16_results.ipynb #bcdf221a
+# %% ../nbs/16_results.ipynb #4b19ddf1
 SHARES = ('clean_accuracy', 'robust_accuracy', 'transfer_success')  # counts of images over n
 
 def _interval(evidence, claim, part): # -> Interval over seeds, and how it was formed
@@ -493,29 +501,27 @@ def _interval(evidence, claim, part): # -> Interval over seeds, and how it was f
     if iv.n >= 2 and np.ptp(per_seed) < 1e-12: return iv._replace(low=math.nan, high=math.nan), 'no spread'
     return iv, 't'
 
-# %% ../nbs/16_results.ipynb #cb2eb740
-def _usable(evidence, part, claim): # -> the cells to average, how many there are, and whether they have room
+# %% ../nbs/16_results.ipynb #5c346dd2
+def _usable(evidence, part, claim): # -> the pairs to average, and their cells
     cells = pd.DataFrame(_cells(evidence, part, claim))
-    keys = [name for name in IDENTITY if name in evidence and name != 'seed']
-    number = evidence.groupby(keys, dropna=False, sort=False).ngroup()
     enough = cells.n_seeds >= min(claim.min_seeds, cells.n_seeds.max())
-    keep = (enough & cells.room) if (enough & cells.room).any() else enough
-    return evidence[number.isin(cells.index[keep]).to_numpy()], cells[keep]
+    keep = enough & cells.room if (enough & cells.room).any() else enough
+    return evidence[cell_numbers(evidence).isin(cells.index[keep]).to_numpy()], cells[keep]
 
-# %% ../nbs/16_results.ipynb #e58721f4
+# %% ../nbs/16_results.ipynb #55d22448
 def _where(part): return ', '.join(f'{k} {v}' for k, v in part.where.items())
 
 def _amount(*values, metric): # of an effect, or of an interval's two ends
     percent = set(metric.split('_')) & {'accuracy', 'success'}
     return ' to '.join(f'{100 * x:+.1f}' if percent else f'{x:+.3f}' for x in values) + (' points' if percent else '')
 
-# %% ../nbs/16_results.ipynb #604291ac
+# %% ../nbs/16_results.ipynb #5b0e4970
 def _what(part): # which difference an effect is
     name, c = part.metric.replace('_', ' '), part.compare
     if c is None: return f'{name} minus {part.threshold:g}'
     return f'{name}, {c["treatment"]} minus {c["control"]}' + (f' {c["field"]}' if c['field'] not in ('norm', 'source') else '')
 
-# %% ../nbs/16_results.ipynb #7f3493ee
+# %% ../nbs/16_results.ipynb #a9dc04b8
 def _name(r): # a network
     return ' '.join(str(x) for x in (r.dataset, r.arch, r.norm, f'seed {r.seed}') if x)
 
@@ -524,17 +530,17 @@ def _left_out(out): # rows with `why` and `end` -> a sentence, or nothing
              for r in out.drop_duplicates(RUN).itertuples()]
     return f' Left out: {", ".join(names[:4])}{f" and {len(names) - 4} more" if len(names) > 4 else ""}.' if names else ''
 
-# %% ../nbs/16_results.ipynb #a1b505e3
+# %% ../nbs/16_results.ipynb #fc8d0e3e
 def _unscreened(claim, part, used): # a sentence where the rule has no limit for a data set
     blind = {d for d, p in zip(used.dataset, used.profile) if not {d, p} & set(claim.undertrained)} if part.screen else ()
     return f' No limit is stated for undertrained networks on {", ".join(map(str, sorted(blind, key=str)))}.' if blind else ''
 
-# %% ../nbs/16_results.ipynb #65df4962
+# %% ../nbs/16_results.ipynb #b54215ca
 def _room(cells, part): # the sentence's end where no cell has room for the effect
     mean = cells.control.mean()
     return f'{"ceiling" if mean > part.room[1] else "floor"}: the control is at {mean:.3f}, which leaves no room for the effect.'
 
-# %% ../nbs/16_results.ipynb #4e0780b9
+# %% ../nbs/16_results.ipynb #8de8cf00
 def _verdict(iv, how, cells, part, claim): # -> verdict and the sentence for it
     amount = lambda *values: _amount(*values, metric=part.metric)
     found, seeds = f'{_what(part)}: {amount(iv.mean)}', f'{iv.n} seed{"s" * (iv.n != 1)}'
@@ -550,7 +556,7 @@ def _verdict(iv, how, cells, part, claim): # -> verdict and the sentence for it
     limit = f'the smallest effect, {amount(smallest)}' if part.compare else 'the threshold'
     return verdict, f'{found}, {side} {limit}; {agreeing} agree.'
 
-# %% ../nbs/16_results.ipynb #0dbe0c47
+# %% ../nbs/16_results.ipynb #0bc7f23e
 def printed_effect(part, paper, datasets): # -> effect and its source; NaN and '' where the paper prints none
     "The paper's value of a part's effect."
     if not part.paper: return math.nan, ''
@@ -561,11 +567,11 @@ def printed_effect(part, paper, datasets): # -> effect and its source; NaN and '
     rows = rows if here.empty else here
     return float(_compare(rows, part).difference.mean()), f'{part.paper["table"]}, {" ".join(sorted(set(rows.dataset)))}'
 
-# %% ../nbs/16_results.ipynb #e8c66b8f
+# %% ../nbs/16_results.ipynb #ce9ba1ea
 PART_COLUMNS = ['id', 'part', 'verdict', 'effect', 'low', 'high', 'n_seeds', 'archs', 'interval', 'direction', 'smallest_effect',
                 'paper_effect', 'paper_source', 'reason']
 
-# %% ../nbs/16_results.ipynb #329d2168
+# %% ../nbs/16_results.ipynb #fd78df6f
 def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
     "The verdict on one comparison."
     evidence, out = _evidence(claim, part, rows)
@@ -579,10 +585,10 @@ def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
     iv, how = _interval(used, claim, part)
     verdict, reason = _verdict(iv, how, cells, part, claim)
     return result | dict(verdict=verdict, effect=iv.mean, low=iv.low, high=iv.high, n_seeds=iv.n, interval=how,
-                         archs=', '.join(sorted(set(used.arch.dropna()))),
+                         archs=', '.join(sorted(set(cells.arch.dropna()))),
                          reason=reason + _left_out(out) + _unscreened(claim, part, used))
 
-# %% ../nbs/16_results.ipynb #6c783657
+# %% ../nbs/16_results.ipynb #9095d7b1
 def decide_parts(claims, # of load_claims
                  rows,   # a frame of read_rows
                  paper=None): # of paper_rows; read from reports/paper when not given
@@ -590,7 +596,7 @@ def decide_parts(claims, # of load_claims
     paper = paper_rows() if paper is None else paper
     return pd.DataFrame([decide_part(c, p, rows, paper) for c in claims.values() for p in c.parts], columns=PART_COLUMNS)
 
-# %% ../nbs/16_results.ipynb #6dbad11d
+# %% ../nbs/16_results.ipynb #34eacb48
 def _margin(r): # by how much the interval clears the smallest effect on the claimed side
     near = r.low if r.direction == 'higher' else -r.high
     return (-math.inf if math.isnan(near) else near) - r.smallest_effect
@@ -602,7 +608,7 @@ def _weakest(parts): # the lines of one claim -> its verdict, and the part that 
         speaking = parts[parts.effect.notna()]  # a part that waits for rows has no effect to show
     return worst, speaking.loc[min(speaking.index, key=lambda i: _margin(speaking.loc[i]))]
 
-# %% ../nbs/16_results.ipynb #d44cfafc
+# %% ../nbs/16_results.ipynb #8ad29673
 def _because(parts, worst, speaker): # the sentence of a claim with several parts
     if len(parts) == 1: return speaker.reason
     if worst == 'reproduced': return f'All {len(parts)} parts hold; the weakest, {speaker.part}: {speaker.reason}'
@@ -610,7 +616,7 @@ def _because(parts, worst, speaker): # the sentence of a claim with several part
     if len(names) == 1 and worst == 'not run': return f'None of {len(parts)} parts has rows; {speaker.part}: {speaker.reason}'
     return '; '.join(f'{verdict}: {which}' for verdict, which in names.items()) + f'. {speaker.part}: {speaker.reason}'
 
-# %% ../nbs/16_results.ipynb #e1fe8b4b
+# %% ../nbs/16_results.ipynb #2b887123
 def decide(claims,     # of load_claims
            rows,       # a frame of read_rows
            paper=None): # of paper_rows; read from reports/paper when not given

@@ -1,0 +1,347 @@
+"""Verdicts on matrices whose answer is worked out by hand: a rule that ignored the rows would fail every one of them."""
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import yaml
+
+from nrf_repro import results as R
+
+CLAIMS, PAPER = R.load_claims(), R.paper_rows()
+ATTACKS = ('pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf')
+BASE = dict(experiment='final', dataset='digits', arch='vgg11', regime='standard', n=400, profile='test')
+
+
+def clean(value=.97, **fields): return R.make_row(**BASE | dict(metric='clean_accuracy', value=value) | fields)
+def robust(value, **fields):
+    return R.make_row(**BASE | dict(metric='robust_accuracy', attack='pgd_l2', eps=1., reading='any', value=value) | fields)
+def ligs(value, **fields): return R.make_row(**BASE | dict(metric='ligs', sigma=.05, value=value) | fields)
+
+
+def matrix(make, treated, control, norm='bn', other='none', **fields):
+    "One row per seed and side, and a good clean accuracy for each network."
+    return [row for name, values in ((norm, treated), (other, control)) for seed, value in enumerate(values)
+            for row in (make(value, norm=name, seed=seed, **fields), *([] if make is clean else [
+                clean(norm=name, seed=seed, **{k: v for k, v in fields.items() if k in ('arch', 'dataset', 'regime', 'profile')})]))]
+
+
+def unique(rows): # clean rows of a network come along with each of its measurements
+    return list({tuple(r[k] for k in R.IDENTITY): r for r in rows}.values())
+
+
+def decide(id, rows): return R.decide({id: CLAIMS[id]}, R.frame(unique(rows)), PAPER).iloc[0]
+
+
+def c2(treated=(.60, .58, .62), control=(.80, .81, .79), attacks=ATTACKS, **fields):
+    return [r for attack in attacks for r in matrix(robust, treated, control, attack=attack, **fields)]
+
+
+# C1: one comparison
+
+# differences .03 .05 .04: mean .04, sd .01, half width 4.302653 * .01 / sqrt(3) = .02484
+@pytest.mark.parametrize('bn, none, verdict, effect', [
+    ((.93, .95, .94), (.90, .90, .90), 'reproduced', .04),
+    ((.91, .93, .92), (.90, .90, .90), 'inconclusive', .02),        # -.005 to .045 crosses .01
+    ((.902, .904, .903), (.90, .90, .90), 'not reproduced', .003),  # .0005 to .0055: sure, but smaller than .01
+    ((.90, .90, .90), (.93, .95, .94), 'not reproduced', -.04)])
+def test_c1(bn, none, verdict, effect):
+    got = decide('C1', matrix(clean, bn, none))
+    assert (got.verdict, got.n_seeds, got.archs) == (verdict, 3, 'vgg11') and got.effect == pytest.approx(effect)
+    half = 4.302653 * np.std(np.subtract(bn, none), ddof=1) / 3**.5
+    assert (got.low, got.high) == pytest.approx((effect - half, effect + half), abs=1e-6)
+
+
+def test_ceiling():
+    got = decide('C1', matrix(clean, (.996, .995, .9965), (.99, .9875, .991)))
+    assert got.verdict == 'inconclusive' and 'ceiling: the control is at 0.99' in got.reason
+
+
+def test_a_cell_at_the_ceiling_does_not_hide_the_others():
+    full = matrix(clean, (.99, .991, .992), (.99, .99, .99), arch='vgg16')
+    got = decide('C1', full + matrix(clean, (.93, .95, .94), (.90, .90, .90)))
+    assert got.verdict == 'reproduced' and got.archs == 'vgg11' and got.effect == pytest.approx(.04)
+
+
+def test_floor():
+    got = decide('C2', c2((.001, .002, .003), (.04, .03, .035)))
+    assert got.verdict == 'inconclusive' and 'floor' in got.reason
+
+
+# C2: every part must hold
+
+def test_c2_holds_and_names_the_weakest():
+    got = decide('C2', c2(attacks=ATTACKS[:3]) + c2((.71, .70, .69), (.80, .79, .78), attacks=['cw_linf'])
+                 + [robust(.1, norm='in', seed=0)])
+    assert got.verdict == 'inconclusive' and 'alike' in got.reason  # the same difference on each seed: no spread
+    got = decide('C2', c2(attacks=ATTACKS[:3]) + c2((.72, .70, .69), (.80, .79, .78), attacks=['cw_linf']))
+    assert got.verdict == 'reproduced' and got.part == 'cw_linf' and got.effect == pytest.approx(-.26 / 3)
+    assert got.reason.startswith('All 4 parts hold; the weakest, cw_linf')
+
+
+@pytest.mark.parametrize('last, verdict', [
+    ((.80, .81, .80), 'not reproduced'),   # 0, 0, +.01
+    ((.60, .81, .70), 'inconclusive'),
+    (None, 'not run')])
+def test_one_part_decides(last, verdict):
+    rows = c2(attacks=ATTACKS[:3]) + (c2(last, attacks=['cw_linf']) if last else [])
+    got = decide('C2', rows)
+    assert got.verdict == verdict and got.reason.startswith(f'{verdict}: cw_linf; reproduced: pgd_l2, pgd_linf, cw_l2')
+
+
+def test_a_refuted_part_weighs_more_than_a_missing_one():
+    assert decide('C2', c2((.80, .81, .80), attacks=['pgd_l2'])).verdict == 'not reproduced'
+
+
+def test_turning_the_norms_round_turns_the_verdict_round():
+    turned = [r | dict(norm={'bn': 'none', 'none': 'bn'}[r['norm']]) for r in c2()]
+    assert decide('C2', c2()).verdict == 'reproduced' and decide('C2', turned).verdict == 'not reproduced'
+
+
+def test_the_order_of_rows_does_not_matter():
+    rows = unique(c2() + c2((.7, .6, .65), (.8, .8, .83), arch='resnet18'))
+    first = R.decide(CLAIMS, R.frame(rows), PAPER)
+    random.Random(0).shuffle(rows)
+    assert R.decide(CLAIMS, R.frame(rows), PAPER).round(12).equals(first.round(12))
+
+
+def test_architectures_are_averaged_within_a_seed():
+    # vgg11: -.20 -.23 -.17, resnet18: -.04 -.09 -.05; within seeds -.12 -.16 -.11, mean -.13, sd .026458
+    rows = c2() + c2((.70, .66, .71), (.74, .75, .76), arch='resnet18')
+    got = decide('C2', rows)
+    assert got.verdict == 'reproduced' and got.archs == 'resnet18, vgg11' and got.effect == pytest.approx(-.13)
+    assert got.high == pytest.approx(-.13 + 4.302653 * .0264575 / 3**.5, abs=1e-6)
+
+
+def test_one_architecture_does_not_speak_for_another():
+    rows = c2((.30, .31, .29), (.80, .81, .80)) + c2((.81, .80, .80), (.80, .79, .80), arch='resnet18')
+    got = decide('C2', rows)
+    assert got.verdict == 'inconclusive' and 'only 1 of 2 cells' in got.reason
+    looser = dataclasses.replace(CLAIMS['C2'], agree=.5)
+    assert R.decide({'C2': looser}, R.frame(unique(rows)), PAPER).verdict[0] == 'reproduced'
+
+
+def test_rows_that_are_not_asked_for_do_not_count():
+    noise = [robust(.99, norm=m, seed=s, attack='pgd_l2', **more) for m in ('bn', 'none') for s in range(3) for more in (
+        dict(reading='last'), dict(experiment='curve'), dict(regime='adversarial'))]
+    a, b = decide('C2', c2()), decide('C2', c2() + noise)
+    assert a.reason == b.reason and a.effect == b.effect
+
+
+# seeds
+
+@pytest.mark.parametrize('seeds, words', [(1, '1 seed, too few'), (2, 'interval')])
+def test_few_seeds(seeds, words):
+    got = decide('C2', c2((.60, .58)[:seeds], (.80, .81)[:seeds]))
+    assert got.verdict == 'inconclusive' and words in got.reason and got.n_seeds == seeds
+
+
+def test_five_seeds_resample_images_too():
+    five = c2((.60, .58, .62, .61, .59), (.80, .81, .79, .80, .82))
+    many, few = decide('C2', five), decide('C2', [r | dict(n=40) for r in five])
+    assert many.interval == few.interval == 'seeds and images resampled' and many.verdict == 'reproduced'
+    assert few.high - few.low > 1.5 * (many.high - many.low) and many.effect == pytest.approx(-.204)
+    assert decide('C5', matrix(ligs, (.5, .6, .55, .5, .6), (.8, .8, .8, .81, .8))).interval == 't'
+
+
+# networks that are left out
+
+def test_an_undertrained_network_is_left_out_and_named():
+    rows = [r | dict(value=.62) if (r['metric'], r['norm'], r['seed']) == ('clean_accuracy', 'bn', 2) else r
+            for r in c2((.60, .58, .95), (.80, .81, .79))]
+    got = decide('C2', rows)
+    assert got.n_seeds == 2 and got.effect == pytest.approx(-.215)
+    assert 'digits vgg11 bn seed 2 (undertrained, 62.0 %)' in got.reason
+
+
+def test_constant_networks_are_not_robust_features():
+    rows = matrix(ligs, (.6, .61, .59), (1., 1., 1.))
+    assert decide('C5', rows).verdict == 'reproduced'
+    dead = [r | dict(value=.1) if (r['metric'], r['norm']) == ('clean_accuracy', 'none') else r for r in rows]
+    got = decide('C5', dead)
+    assert got.verdict == 'inconclusive' and 'not learned, 10.0 %' in got.reason and np.isnan(got.effect)
+
+
+def test_without_clean_accuracy_nothing_is_known():
+    got = decide('C5', [r for r in matrix(ligs, (.6, .61, .59), (.8, .8, .81)) if r['metric'] == 'ligs'])
+    assert got.verdict == 'inconclusive' and 'no clean accuracy' in got.reason
+
+
+def test_the_limit_belongs_to_the_profile_first():
+    rows = [r | dict(value=.65) if r['metric'] == 'clean_accuracy' else r for r in c2(dataset='cifar10')]
+    assert decide('C2', rows).verdict == 'inconclusive'
+    assert decide('C2', [r | dict(profile='cifar-small') for r in rows]).verdict == 'reproduced'
+
+
+def test_a_data_set_without_a_limit_is_said_so():
+    assert 'No limit is stated for undertrained networks on my/images' in decide('C2', c2(dataset='my/images')).reason
+    assert 'No limit' not in decide('C2', c2()).reason
+
+
+# C3 to C6
+
+def c3(gn=(.7, .7, .72)):
+    return [r for norm, values in dict(zip(('in', 'ln', 'gn'), ((.6, .61, .6), (.65, .6, .6), gn))).items()
+            for r in matrix(robust, values, (.80, .81, .79), norm=norm)]
+
+
+def test_c3_needs_all_three_norms():
+    assert decide('C3', c3()).verdict == 'reproduced'
+    assert decide('C3', c3(gn=(.82, .81, .80))).reason.startswith('not reproduced: gn; reproduced: in, ln')
+    assert decide('C3', [r for r in c3() if r['norm'] != 'ln']).verdict == 'not run'
+
+
+def history(curve, accuracy, **fields): # per epoch
+    return [row for norm in ('none', 'bn') for seed in range(3) for epoch, (v, a) in enumerate(zip(curve, accuracy), 1)
+            for row in (ligs(v - .01 * seed * (epoch > 1), norm=norm, seed=seed, epoch=epoch, experiment='history', **fields),
+                        clean(a, norm=norm, seed=seed, epoch=epoch, experiment='history', **fields))]
+
+
+def reliance(end):
+    return [R.make_row(**BASE | dict(experiment='testbed', metric='nrf_reliance', dataset='synthetic', norm=norm, seed=seed,
+                                     epoch=epoch, value=(0 if epoch == 1 else end) + .01 * seed * (epoch > 1)))
+            for norm in ('none', 'bn') for seed in range(3) for epoch in (1, 5)]
+
+
+def test_c4_needs_the_testbed_to_be_decided():
+    falling = history((1., .9, .7), (.5, .9, .97))
+    got = decide('C4', falling)
+    assert got.verdict == 'inconclusive' and 'inconclusive: testbed, none, testbed, bn' in got.reason and 'reproduced: none, bn' in got.reason
+    assert decide('C4', falling + reliance(.4)).verdict == 'reproduced'
+    assert decide('C4', falling + reliance(-.1)).verdict == 'not reproduced'
+    assert decide('C4', history((.7, .8, .9), (.5, .9, .97)) + reliance(.4)).verdict == 'not reproduced'
+
+
+def test_c4_starts_when_something_was_learned():
+    # LIGS falls from 1 to .7 while the network learns anything at all, and stays there: that is no trend
+    rows = history((1., .7, .7), (.1, .9, .97))
+    cells = R.effects(CLAIMS['C4'], R.frame(rows))
+    assert cells.control.tolist() == pytest.approx([.69, .69]) and cells.effect.tolist() == pytest.approx([0, 0])
+
+
+def test_c6_is_one_sided():
+    # mean .915, sd .008660, t(.95; 2) = 2.919986: lower end .9004; a two-sided interval would reach .8935
+    values = (.92, .905, .92)
+    rows = [r for norm in ('none', 'bn') for r in matrix(ligs, values, values, norm=norm, other=norm, regime='adversarial')]
+    got = decide('C6', rows)
+    assert got.verdict == 'reproduced' and got.effect == pytest.approx(.015)
+    assert got.low == pytest.approx(.015 - 2.919986 * np.std(values, ddof=1) / 3**.5, abs=1e-6)
+    lower = [r | dict(value=r['value'] - .01) if r['metric'] == 'ligs' and r['norm'] == 'bn' else r for r in rows]
+    assert decide('C6', lower).reason.startswith('inconclusive: bn; reproduced: none')
+    assert decide('C6', [r | dict(regime='standard') for r in rows]).verdict == 'not run'
+
+
+# C7 to C10: rules that wait for their rows
+
+def test_c7():
+    base = dict(experiment='features', metric='clean_accuracy')
+    table = {('d_rand', 'bn', None): .6, ('d_rand', 'none', None): .1, ('conflicting', 'bn', 'nrf'): .4, ('conflicting', 'bn', 'rf'): .2,
+             ('conflicting', 'none', 'nrf'): .05, ('conflicting', 'none', 'rf'): .7}
+    make = lambda table: [R.make_row(**BASE | base | dict(source=s, norm=m, label_route=r, seed=seed, value=v + j))
+                          for (s, m, r), v in table.items() for seed, j in enumerate((.02, .01, .01) if r == 'rf' or (m, r) == ('none', None) else (0, .01, .02))]
+    assert decide('C7', make(table)).verdict == 'reproduced'
+    assert decide('C7', make(table | {('d_rand', 'none', None): .35})).verdict == 'not reproduced'
+    assert decide('C7', make({k: v for k, v in table.items() if k[0] == 'd_rand'})).verdict == 'not run'
+
+
+def test_c8_allows_a_small_loss():
+    def rows(loss):
+        sides = {0: ((.50, .52, .51), .97), 3: ((.75, .80, .77), .97 - loss)}
+        return [row for lam, (values, acc) in sides.items() for seed, v in enumerate(values) for row in (
+            robust(v, norm='bn', lam=lam, seed=seed, experiment='regularization'),
+            clean(acc + .001 * seed * (lam > 0), norm='bn', lam=lam, seed=seed, experiment='regularization'))]
+    assert decide('C8', rows(.01)).verdict == 'reproduced' and decide('C8', rows(.05)).verdict == 'not reproduced'
+
+
+def test_c9():
+    make = lambda none: [R.make_row(**BASE | dict(experiment='transfer', metric='transfer_success', norm=m, source=s, target='vgg16/bn',
+                                                  seed=seed, value=v + .01 * seed * (m == 'none') * (s == 'final') + .02 * seed * (s == 'early')))
+                         for m, s, v in (('none', 'final', none), ('bn', 'final', .2), ('none', 'early', .6), ('bn', 'early', .5))
+                         for seed in range(3)]
+    assert decide('C9', make(.4)).verdict == 'reproduced' and decide('C9', make(.1)).verdict == 'not reproduced'
+
+
+def test_c10_uses_balanced_accuracy():
+    def rows(gain, metric='balanced_accuracy'):
+        return [R.make_row(**BASE | dict(experiment='medical', dataset='pneumoniamnist', norm=m, seed=s, batch_size=64) | more)
+                for m in ('bn', 'none') for s in range(3) for more in (
+                    dict(metric=metric, value=.85 + (gain + .002 * s) * (m == 'bn')),
+                    dict(metric='robust_balanced_accuracy', attack='pgd_l2', eps=1., reading='any', value=.6 - (.2 + .01 * s) * (m == 'bn')))]
+    assert decide('C10', rows(.05)).verdict == 'reproduced' and decide('C10', rows(-.05)).verdict == 'not reproduced'
+    assert decide('C10', rows(.05, metric='clean_accuracy')).verdict == 'not run'
+
+
+def test_without_rows_nothing_was_run():
+    got = R.decide(CLAIMS, R.frame([]), PAPER)
+    assert got.id.tolist() == [f'C{i}' for i in range(1, 11)] and set(got.verdict) == {'not run'} and got.reason.str.len().min() > 20
+    with pytest.raises(ValueError, match='lack the columns'): R.decide(CLAIMS, R.frame([]).drop(columns=['norm', 'seed']), PAPER)
+
+
+# the paper's side
+
+def test_the_papers_effects_by_hand():
+    got = R.decide_parts(CLAIMS, R.frame(c2(dataset='svhn')), PAPER).set_index(['id', 'part'])
+    assert got.paper_effect['C1', 'clean_accuracy'] == pytest.approx((.85 + .67) / 200)
+    assert got.paper_effect['C2', 'pgd_linf'] == pytest.approx((77.50 - 83.20 + 80.24 - 82.76) / 200)
+    assert got.paper_effect['C3', 'gn'] == pytest.approx((56.37 - 63.91 + 59.50 - 62.24) / 200)
+    assert got.paper_source['C3', 'gn'] == 'table 2, svhn' and np.isnan(got.paper_effect['C9', 'none against bn'])
+
+
+def test_the_paper_is_averaged_over_what_it_has():
+    got = R.decide({'C1': CLAIMS['C1']}, R.frame(c2()), PAPER).iloc[0]
+    gains = (1.78, 1.86, 3.99, 4.94, .85, .67, 2.42, 1.81, 3.45)
+    assert got.paper_effect == pytest.approx(np.mean(gains) / 100, abs=1e-9)
+
+
+def test_effects_for_a_forest_plot():
+    cells = R.effects(CLAIMS['C2'], R.frame(unique(c2() + c2((.70, .66, .71), (.74, .75, .76), arch='resnet18'))))
+    assert list(cells) == R.EFFECT_COLUMNS and len(cells) == 8 and cells.part.nunique() == 4
+    assert sorted(cells.effect.round(9).unique()) == [-.2, -.06] and set(cells.control.round(9)) == {.8, .75}
+    assert R.effects(CLAIMS['C2'], R.frame([])).empty
+
+
+# the file
+
+GOOD = dict(rules=dict(level=.95, min_seeds=2, bootstrap_from=5, agree=1, learned_by='clean_accuracy', undertrained={}, not_learned={}),
+            claims=[dict(id='X', title='t', statement='s', parts=[dict(metric='ligs', where=dict(experiment='final'), threshold=.5,
+                                                                       direction='higher', smallest_effect=0)])])
+
+
+def changed(**changes):
+    text = yaml.safe_load(yaml.safe_dump(GOOD))
+    claim = text['claims'][0]
+    for key, value in changes.items(): {'r': text['rules'], 'c': claim, 'p': claim['parts'][0]}[key[0]][key[2:]] = value
+    return text
+
+
+@pytest.mark.parametrize('text, words', [
+    (changed(p_smalest_effect=.1), 'X: unknown key smalest_effect'),
+    (changed(c_titel='t'), 'X: unknown key titel'),
+    (changed(r_levle=.9), 'X: unknown key levle'),
+    (changed(r_level='high'), 'X: level is a number'),
+    (changed(p_direction='up'), 'direction is higher or lower'),
+    (changed(p_where=dict(nrom='bn')), 'no such row field: nrom'),
+    (changed(p_where=dict(git_commit='abc')), 'no such row field: git_commit'),
+    (changed(p_compare=dict(field='norm', treatment='bn', control='none')), 'either compare or threshold'),
+    (changed(p_threshold=None, p_compare=dict(field='norm', treatment='bn')), 'compare needs field, treatment and control'),
+    (changed(p_smallest_effect='2 %'), 'smallest_effect is a number'),
+    (changed(c_parts=[]), 'needs id and parts'),
+    (dict(rules={}), 'expected `rules` and a list of `claims`'),
+    (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'agree'}), 'missing key agree'),
+    (GOOD | dict(claims=GOOD['claims'] * 2), 'given twice'),
+    (GOOD | dict(claims=['C1']), 'needs id and parts')])
+def test_a_bad_claims_file_is_one_sentence(tmp_path, text, words):
+    (tmp_path/'claims.yaml').write_text(yaml.safe_dump(text))
+    with pytest.raises(ValueError) as e: R.load_claims(tmp_path/'claims.yaml')
+    assert words in str(e.value) and 'claims.yaml' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_other_bad_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match='claims.yaml: not there'): R.load_claims(tmp_path/'claims.yaml')
+    (tmp_path/'claims.yaml').write_text('rules: {a: [}\n')
+    with pytest.raises(ValueError, match='is not YAML'): R.load_claims(tmp_path/'claims.yaml')
+
+
+def test_a_good_file_works(tmp_path):
+    (tmp_path/'claims.yaml').write_text(yaml.safe_dump(GOOD))
+    assert R.load_claims(tmp_path/'claims.yaml')['X'].parts[0].name == 'ligs'

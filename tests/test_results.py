@@ -1,0 +1,239 @@
+"""Rows, their files, and the intervals."""
+import json
+import math
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from nrf_repro import results as R
+
+BASE = dict(experiment='final', metric='clean_accuracy', dataset='digits', arch='vgg11', norm='bn', seed=0, value=.5, n=400)
+ROBUST = dict(metric='robust_accuracy', attack='pgd_l2', eps=1., reading='any')
+
+
+def row(**fields): return R.make_row(**BASE | fields)
+
+
+# rows
+
+def test_a_row_has_all_fields_and_its_origin():
+    r = row()
+    assert list(r) == list(R.FIELDS)
+    assert r['source_hash'] == R.source_hash() and r['torch'] and r['eps'] is None
+    assert row(git_commit='abc', torch='1.0')['git_commit'] == 'abc'
+
+
+@pytest.mark.parametrize('fields, error, words', [
+    (dict(sede=1), ValueError, 'unknown row field sede'),
+    (dict(value=97.2), ValueError, 'not per cent'),
+    (dict(value=-.01), ValueError, 'outside'),
+    (dict(value=None), ValueError, 'always defined'),
+    (dict(value=float('nan')), ValueError, 'always defined'),
+    (dict(metric='ligs', value=.5), ValueError, 'needs `sigma`'),
+    (dict(metric='ligs', sigma=.01, value=float('inf')), ValueError, '`value` is infinite'),
+    (dict(metric='ligs', sigma=.01, value=-1.2), ValueError, 'outside'),
+    (ROBUST | dict(attack=None), ValueError, 'needs `attack`'),
+    (ROBUST | dict(reading=None), ValueError, 'needs `reading`'),
+    (dict(seed=.5), TypeError, '`seed` takes a whole number'),
+    (dict(seed='0'), TypeError, '`seed` takes a number'),
+    (dict(n=True), TypeError, '`n` takes a number'),
+    (dict(arch=11), TypeError, '`arch` takes text'),
+    (dict(norm='BN'), ValueError, "norm 'BN'"),
+    (dict(experiment=None), ValueError, 'needs `experiment`')])
+def test_bad_rows_are_refused_in_one_sentence(fields, error, words):
+    with pytest.raises(error) as e: row(**fields)
+    assert words in str(e.value) and '\n' not in str(e.value)
+
+
+def test_value_is_required():
+    with pytest.raises(ValueError, match='needs `value`'): R.make_row(experiment='final', metric='clean_accuracy')
+
+
+def test_null_is_one_thing():
+    for nothing in (None, float('nan'), np.nan, pd.NA, np.float32('nan')):
+        assert row(metric='ligs', sigma=.01, value=nothing)['value'] is None
+    assert type(row(value=np.float32(.5))['value']) is float and type(row(seed=np.int64(3))['seed']) is int
+
+
+def test_config_hash_sees_values_not_order():
+    assert R.config_hash(dict(a=1, b=[2])) == R.config_hash(dict(b=[2], a=1))
+    assert len({R.config_hash(dict(a=x)) for x in (1, 2, '1', None)}) == 4
+
+
+def test_source_hash_sees_any_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(R, 'PACKAGE', tmp_path)
+    fresh = R.source_hash.__wrapped__
+    (tmp_path/'a.py').write_text('x = 1')
+    first = fresh()
+    (tmp_path/'_modidx.py').write_text('d = {}')
+    assert fresh() == first
+    (tmp_path/'a.py').write_text('x = 2')
+    second = fresh()
+    (tmp_path/'a.py').rename(tmp_path/'b.py')
+    assert len({first, second, fresh()}) == 3
+
+
+def test_no_commit_outside_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(R, 'PACKAGE', tmp_path)
+    assert R.git_commit.__wrapped__() is None
+    subprocess.run(['git', 'init', '-q', str(tmp_path)], check=True)  # a repository that does not track the package
+    (tmp_path/'__init__.py').touch()
+    assert R.git_commit.__wrapped__() is None
+
+
+def test_torch_is_not_imported():
+    code = 'import sys, nrf_repro.results as r; r.make_row(experiment="x", metric="y", value=1); sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+# files
+
+def some_rows():
+    return [row(norm=m, seed=s, value=s / 10, epoch=e, width=w) for m in ('none', 'bn', None) for s in (10, 2) for e in (None, 1)
+            for w in (None, .125)]
+
+
+def test_same_rows_same_bytes(tmp_path):
+    rows, seen = some_rows(), set()
+    for i in range(5):
+        random.Random(i).shuffle(rows)
+        seen.add(R.write_rows(tmp_path/'rows.jsonl', rows).read_bytes())
+    seen.add(R.write_rows(tmp_path/'rows.jsonl', R.read_rows(tmp_path)).read_bytes())  # through a frame and back
+    assert len(seen) == 1
+    seeds = [json.loads(line)['seed'] for line in (tmp_path/'rows.jsonl').read_text().splitlines()]
+    assert seeds.index(2) < seeds.index(10)  # numbers sort as numbers
+
+
+def test_writing_makes_up_no_origin(tmp_path):
+    there = row() | dict(git_commit=None, torch=None, source_hash='elsewhere')
+    back = R.read_rows(R.write_rows(tmp_path/'rows.jsonl', [there])).iloc[0]
+    assert back.git_commit is None and back.torch is None and back.source_hash == 'elsewhere'
+
+
+@pytest.mark.parametrize('breaks', ['bad row', 'same row twice', 'no rename'])
+def test_a_failed_write_changes_nothing(tmp_path, monkeypatch, breaks):
+    path = R.write_rows(tmp_path/'rows.jsonl', some_rows())
+    before, rows = path.read_bytes(), some_rows()
+    if breaks == 'bad row': rows[-1] = rows[-1] | dict(value=2)
+    if breaks == 'same row twice': rows.append(rows[0] | dict(value=.77))
+    if breaks == 'no rename': monkeypatch.setattr(R.os, 'replace', lambda *a: (_ for _ in ()).throw(OSError('disk')))
+    with pytest.raises((ValueError, OSError)): R.write_rows(path, rows)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['rows.jsonl']
+
+
+@pytest.mark.parametrize('line, words', [
+    ('{"metric":', 'line 2'), ('[1]', 'a row is a JSON object'), ('', 'line 2'),
+    ('{"experiment": "x", "metric": "m", "value": 1, "colour": "red"}', 'unknown row field colour'),
+    ('{"experiment": "x", "metric": "m", "value": Infinity}', 'infinite'),
+    ('{"experiment": "x", "metric": "m"}', 'needs `value`'),
+    ('{"experiment": "x", "metric": "m", "value": 1, "seed": "one"}', '`seed` takes a number')])
+def test_a_bad_line_is_named(tmp_path, line, words):
+    path = tmp_path/'rows.jsonl'
+    path.write_text(f'{json.dumps(row())}\n{line}\n{json.dumps(row(seed=1))}\n')
+    with pytest.raises(ValueError) as e: R.read_rows(path)
+    assert words in str(e.value) and 'rows.jsonl line 2: ' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_reading_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere: no such file'): R.read_rows(tmp_path/'nowhere')
+    with pytest.raises(FileNotFoundError, match='no file of rows'): R.read_rows(tmp_path)
+    R.write_rows(tmp_path/'a'/'rows.jsonl', [row()])
+    R.write_rows(tmp_path/'b'/'deep'/'rows.jsonl', [row(), row(seed=1)])
+    df = R.read_rows(tmp_path)
+    assert list(df) == list(R.FIELDS) and sorted(df.seed) == [0, 1]
+    assert df.seed.dtype == 'Int64' and df.value.dtype == float and df.epoch.isna().all()
+    R.write_rows(tmp_path/'c'/'rows.jsonl', [row(value=.6)])
+    with pytest.raises(ValueError, match='two values for one measurement: experiment final'): R.read_rows(tmp_path)
+
+
+def test_no_rows_is_a_frame_too(tmp_path):
+    assert list(R.read_rows(R.write_rows(tmp_path/'rows.jsonl', []))) == list(R.FIELDS)
+
+
+# the paper
+
+def test_paper_rows_are_the_printed_digits():
+    paper = R.paper_rows()
+    assert (paper.printed.astype(float) / 100 == paper.value).all() and paper.value.between(0, 1).all()
+    assert paper.groupby('table').size().to_dict() == {'table 1': 90, 'table 2': 70}
+    cell = paper[(paper.arch == 'vgg19') & (paper.norm == 'bn') & (paper.attack == 'cw_linf')].iloc[0]
+    assert cell.printed == '0.03' and cell.eps == 1 / 255 and cell.dataset == 'imagenet'
+
+
+def test_the_tables_differ_in_one_cell_and_it_has_a_note():
+    paper = R.paper_rows().fillna({'attack': ''})
+    wide = paper.pivot_table(index=['dataset', 'arch', 'norm', 'attack'], columns='table', values='value').dropna()
+    odd = wide[wide['table 1'] != wide['table 2']].index.tolist()
+    assert odd == [('cifar10', 'vgg16', 'none', 'pgd_l2')]
+    assert '34.01' in R.printed_note(*odd[0]) and R.printed_note('cifar10', 'resnet50', 'none', 'cw_l2')
+
+
+def test_paper_rows_elsewhere(tmp_path):
+    with pytest.raises(FileNotFoundError, match='not there'): R.paper_rows(tmp_path/'none')
+
+
+# intervals
+
+def test_wilson_known_values():
+    assert R.wilson(0, 10)[1:3] == pytest.approx((0, .2775328), abs=1e-6)  # z^2 / (10 + z^2)
+    assert R.wilson(50, 100)[1:3] == pytest.approx((.4038315, .5961685), abs=1e-6)
+    with pytest.raises(ValueError, match='n=0'): R.wilson(0, 0)
+
+
+def test_t_interval_by_hand():
+    assert R.t_interval([2, 4]) == pytest.approx((3, 3 - 12.7062, 3 + 12.7062, 2), abs=1e-3)  # standard error 1
+    assert R.t_interval([2, 4], level=.5)[1:3] == pytest.approx((2, 4))                       # t(.75; 1) = 1
+    assert math.isnan(R.t_interval([2]).low) and math.isnan(R.t_interval([]).mean)
+
+
+def test_hierarchical_bootstrap():
+    values, minus = np.array([.6, .5, .7, .55, .65]), np.array([.8, .75, .85, .8, .8])
+    iv = R.hierarchical_bootstrap(values, 400, minus=minus)
+    assert iv == R.hierarchical_bootstrap(values, 400, minus=minus) and iv.mean == pytest.approx(-.2) and iv.n == 5
+    more, fewer = (R.hierarchical_bootstrap(values, n, minus=minus) for n in (10**6, 40))
+    assert more.high - more.low < iv.high - iv.low < fewer.high - fewer.low
+    cells = R.hierarchical_bootstrap(np.c_[values, values], np.full((5, 2), 400), minus=np.c_[minus, minus])
+    assert cells.mean == pytest.approx(-.2) and cells.high - cells.low < iv.high - iv.low  # twice the images
+
+
+@pytest.mark.parametrize('seeds', [5, 8])
+def test_the_bootstrap_covers_where_the_images_add_nothing(seeds):
+    rng = np.random.default_rng(0)
+    shares = np.clip(rng.normal(.6, .05, (150, seeds)), 0, 1)
+    hits = [iv.low < .6 < iv.high for iv in (R.hierarchical_bootstrap(s, 10**6, draws=3000) for s in shares)]
+    assert np.mean(hits) > stats.binom.ppf(.001, 150, .92) / 150
+
+
+# pairs
+
+def test_pairs_match_everything_but_the_field():
+    rows = R.frame([row(norm=m, seed=s, epoch=e, value=v) for m, s, e, v in (
+        ('bn', 0, 1, .5), ('none', 0, 1, .6), ('bn', 0, 2, .7), ('none', 1, 1, .9), ('in', 0, 2, .1))])
+    got = R.pairs(rows, 'norm', 'bn', 'none')
+    assert got[['seed', 'epoch', 'value', 'value_control']].values.tolist() == [[0, 1, .5, .6]]
+    assert R.pairs(rows, 'norm', 'bn', 'gn').empty
+
+
+def test_first_and_last_are_of_each_run():
+    rows = R.frame([row(seed=s, epoch=e, value=v) for s, e, v in ((0, 3, .9), (0, 1, .2), (1, 2, .5), (1, 7, .4), (2, 1, .3))])
+    assert R.pairs(rows, 'epoch', 'last', 'first').difference.tolist() == pytest.approx([.7, -.1])  # seed 2 has one epoch
+
+
+def test_one_seed_is_one_number():
+    rows = R.frame([row(norm=m, arch=a, seed=s, value=v) for a, s, bn, none in (
+        ('vgg11', 0, .9, .8), ('vgg11', 1, .8, .8), ('vgg11', 2, .7, .2), ('vgg16', 0, .6, .7), ('vgg16', 1, .8, .6))
+        for m, v in (('bn', bn), ('none', none))])
+    # seed 2 is not complete; seed 0: (.1 - .1) / 2 = 0, seed 1: (0 + .2) / 2 = .1
+    iv = R.paired_effect(rows)
+    assert (iv.mean, iv.n) == (pytest.approx(.05), 2) and iv.high - iv.mean == pytest.approx(12.7062 * .05, abs=1e-3)
+
+
+def test_select_lists_and_nulls():
+    rows = R.frame([row(epoch=e, seed=s) for e in (None, 1, 2) for s in (0, 1)])
+    assert len(R.select(rows, dict(epoch=1))) == 2 and len(R.select(rows, dict(epoch=[None, 1], seed=0))) == 2
+    assert len(R.select(rows, dict(epoch=None))) == 2 and len(R.select(rows, {})) == 6
