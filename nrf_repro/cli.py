@@ -37,7 +37,7 @@ def check_template(
     known = set(inspect_notebook(str(path)))
     if unknown := sorted(set(parameters) - known): raise ValueError(f'{path.name} has no parameter {unknown[0]!r}: it takes {", ".join(sorted(known))}.')
 
-# %% ../nbs/23_cli.ipynb #dd7eec47
+# %% ../nbs/23_cli.ipynb #207f8917
 def run_notebook(
     template,
     out,         # the executed notebook
@@ -51,7 +51,7 @@ def run_notebook(
     log = logging.getLogger('papermill')
     log.handlers, log.propagate = [_line_handler(Path(out).stem)], False
     log.setLevel('INFO')
-    quiet = ['--IPKernelApp.log_level=40']
+    quiet = ['--IPKernelApp.log_level=50']
     try: papermill.execute_notebook(str(template), str(out), parameters, progress_bar=False, log_output=True, kernel_name='python3', extra_arguments=quiet)
     except papermill.PapermillExecutionError as e:
         raise RuntimeError(f'{Path(template).name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}. See {out}.') from None

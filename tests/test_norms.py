@@ -91,6 +91,7 @@ def test_instance_norm_on_1x1_passes_its_input_through_the_affine(mode):
     g = torch.autograd.grad(out.sum(), x)[0]
     torch.testing.assert_close(g, layer.weight[:, None, None].expand_as(g))
     assert torch.equal(layer(x[:1]), out[:1])  # a single image as well
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_instance_norm_elsewhere_is_torchs():
