@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-# %% ../nbs/05_data.ipynb #a6b0b8d3
+# %% ../nbs/05_data.ipynb #361091cf
 @dataclass(frozen=True, eq=False)
 class Images:
     "Labelled images that stay in memory, and what a model has to know of them."
@@ -45,6 +45,7 @@ class Images:
 
     def __post_init__(self): _check_images(self)
     def __len__(self): return len(self.y)
+    def __repr__(self): return f'Images({self.name} {self.split}: {len(self)} of {tuple(self.x.shape[1:])}, {len(self.classes)} classes)'
 
 # %% ../nbs/05_data.ipynb #1e8e10f1
 def _check_images(im):
@@ -518,7 +519,7 @@ def _fetch_pneumoniamnist(split, root):
 
 FETCH = dict(cifar10=_fetch_cifar10, svhn=_fetch_svhn, pneumoniamnist=_fetch_pneumoniamnist)
 
-# %% ../nbs/05_data.ipynb #8773befd
+# %% ../nbs/05_data.ipynb #5c873653
 def download(name, split, root):
     "Fetches a data set into `root`; offline, one sentence says where it was looked for and what to do."
     timeout = socket.getdefaulttimeout()
@@ -527,7 +528,8 @@ def download(name, split, root):
         root.mkdir(parents=True, exist_ok=True)
         FETCH[name](split, str(root))
     except Exception as e:
-        raise FileNotFoundError(f'{name} ({split}) is not in {root} and could not be downloaded ({type(e).__name__}: {e}): put '
+        reason = ' '.join([f'{type(e).__name__}:', *str(e).strip().splitlines()[:1]])
+        raise FileNotFoundError(f'{name} ({split}) is not in {root} and could not be downloaded ({reason}): put '
                                 f'{" or ".join(LAYOUTS[name]).format(split=split, batch="*")} there, '
                                 'or name the folder that has it by root= or NRF_DATA.') from e
     finally: socket.setdefaulttimeout(timeout)

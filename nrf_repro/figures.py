@@ -108,7 +108,7 @@ def caption(rows): # that were drawn
     if rows.sigma.notna().any(): parts.append(f'LIGS with sigma {several(f"{s:g}" for s in sorted(rows.sigma.dropna().unique()))}')
     return '; '.join(parts) + '.'
 
-# %% ../nbs/21_figures.ipynb #5d72937c
+# %% ../nbs/21_figures.ipynb #913e0862
 def forest_axis(ax, part,    # differences of a table
                 scale):      # 100 for points, 1 for LIGS
     "One effect per line with its interval, filled where zero lies outside; the paper's as a cross."
@@ -119,6 +119,7 @@ def forest_axis(ax, part,    # differences of a table
         ax.plot(scale * c.value, y, **look, markersize=7, markerfacecolor=look['color'] if sure else 'white', markeredgewidth=1.6)
         if pd.notna(c.printed_value): ax.plot(scale * c.printed_value, y, 'x', color=INK, markersize=7, markeredgewidth=2)
     ax.axvline(0, color=INK, linewidth=1)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set_yticks(range(len(part)), [f'{COLUMNS.get(c.column, c.column)}: {line_name(c)}' + (f' ({c.flag})' if c.flag else '') for c in part.itertuples()])
     ax.set(ylim=(len(part) - .4, -.6), xlabel='difference in LIGS' if scale == 1 else 'difference in percentage points')
     ax.grid(axis='y', visible=False)

@@ -7,8 +7,8 @@ __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWO
            'named', 'one_setting', 'interval', 'summary', 'differences', 'printed_lookup', 'printed_value', 'flag_of',
            'grid_of', 'table', 'table_1', 'table_2', 'network_name', 'arch_name', 'norm_name', 'line_name', 'missing',
            'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text', 'wide', 'to_markdown',
-           'to_latex', 'environment', 'layout', 'to_html', 'amount', 'verdict_lines', 'verdict_table', 'verdicts_html',
-           'plain_html', 'settings', 'printed_table', 'printed_notes']
+           'to_latex', 'environment', 'own_eps', 'layout', 'to_html', 'amount', 'verdict_lines', 'verdict_table',
+           'verdicts_html', 'plain_html', 'settings', 'printed_table', 'printed_notes']
 
 # %% ../nbs/20_tables.ipynb #e9d7e72d
 import math
@@ -93,7 +93,7 @@ def differences(rows,          # of `one_setting`
     both = rows[rows.norm == norm].merge(rows.loc[rows.norm == base, [*on, 'value']], on=on, suffixes=('', '_base'))
     return summary(both.assign(value=both.value - both.value_base), [*NETWORK, 'column'], low=-1.).assign(norm=norm, base=base)
 
-# %% ../nbs/20_tables.ipynb #c3dbcf43
+# %% ../nbs/20_tables.ipynb #5c03ec1d
 def printed_lookup(paper): # of `paper_rows`
     "(dataset, arch, norm, column) -> (eps, printed digits, fraction); table 1 goes before table 2."
     rows = named(paper).sort_values('table', kind='stable').drop_duplicates(['dataset', 'arch', 'norm', 'column'])
@@ -108,7 +108,7 @@ def printed_value(lookup, cell): # a line of a table
     text, value = one(cell.norm)
     if pd.isna(cell.base) or not text: return text, value
     against = one(cell.base)[1]
-    return (f'{100 * (value - against):+.2f}', value - against) if pd.notna(against) else (None, math.nan)
+    return (f'{100 * (value - against):+.2f}'.replace('-', '−'), value - against) if pd.notna(against) else (None, math.nan)
 
 # %% ../nbs/20_tables.ipynb #64bae599
 def flag_of(clean,      # mean clean accuracy
@@ -131,7 +131,7 @@ def grid_of(rows, norms, columns, base):
     grid = networks.merge(lines, how='cross').merge(pd.DataFrame(dict(column=list(columns))), how='cross')
     return grid.merge(eps, on=['dataset', 'column'], how='left')
 
-# %% ../nbs/20_tables.ipynb #92de5ea7
+# %% ../nbs/20_tables.ipynb #ac2e912b
 def table(rows,               # of `read_rows`
           norms, columns,     # which lines and columns
           *, regime='standard', base='none',
@@ -147,7 +147,7 @@ def table(rows,               # of `read_rows`
     cells['flag'] = _flags(cells, rows, rule) if rule else ''
     lookup = printed_lookup(paper) if paper is not None else {}
     printed = [printed_value(lookup, c) for c in cells.itertuples()]
-    return cells.assign(printed=[t for t, _ in printed], printed_value=[v for _, v in printed])
+    return cells.assign(printed=pd.Series([t for t, _ in printed], dtype=object), printed_value=[v for _, v in printed])
 
 def _objects(cells): return cells.astype(dict(base=object, n=object))  # so that frames with and without numbers join
 
@@ -242,7 +242,7 @@ def eps_text(eps): # in pixels of [0, 1]
     levels = 255 * eps
     return f'{levels:.0f}/255' if eps < .2 and round(levels) and abs(levels - round(levels)) < 1e-3 else f'{eps:g}'
 
-# %% ../nbs/20_tables.ipynb #420fd4e8
+# %% ../nbs/20_tables.ipynb #11553859
 def wide(cells): # of `table`
     "The table as text: a frame of strings, one line per norm, difference and printed value."
     lines = []
@@ -254,10 +254,10 @@ def wide(cells): # of `table`
         lines.append(dict.fromkeys(start, '') | {'Norm': f'{norm}, paper'} | {head(cells, c.column): c.printed or 'not available' for c in part.itertuples()})
     return pd.DataFrame(lines)
 
-def _lines(cells):
+def _lines(cells): # a difference from a norm that was never run is no line
     for c, part in cells.groupby([*NETWORK, 'norm', cells.base.fillna('')], dropna=False, sort=False):
         first = next(part.itertuples())
-        yield (network_name(first), line_name(first)), part
+        if any(part.seeds) or not isinstance(first.base, str): yield (network_name(first), line_name(first)), part
 
 # %% ../nbs/20_tables.ipynb #bdd89f97
 def to_markdown(frame): # of strings, as `wide` or `verdict_table` give
@@ -282,23 +282,30 @@ def _tex(text):
 
 def _tex_escape(text): return ''.join({c: '\\' + c for c in '&%$#_{}'}.get(c, c) for c in str(text))
 
-# %% ../nbs/20_tables.ipynb #ab31cf6f
+# %% ../nbs/20_tables.ipynb #0ff5bbf2
 @cache
 def environment():
     "The package's Jinja templates; everything put into them is escaped."
     from jinja2 import Environment, PackageLoader, StrictUndefined
     return Environment(loader=PackageLoader('nrf_repro'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
+# %% ../nbs/20_tables.ipynb #53b2be75
+def own_eps(cells, part): # the whole table, and the lines of one network
+    "What the headings cannot say because the networks of the table differ in it."
+    varied = [c for c in part.column.unique() if c not in ('clean', 'ligs') and cells[cells.column == c].eps.nunique() > 1]
+    return ', '.join(f'{COLUMNS.get(c, c)} {eps_text(e)}' for c in varied for e in part[part.column == c].eps.dropna().unique())
+
+# %% ../nbs/20_tables.ipynb #4fb46a1f
 def layout(cells): # of `table`
     "The table as nested plain values: heads, groups of lines, footnotes to printed values."
     used = {}
     groups = []
     for network, part in cells.groupby(NETWORK, dropna=False, sort=False):
         lines = [_line(line, norm, used) for (_, norm), line in _lines(part)]
-        groups.append(dict(name=network_name(next(part.itertuples())), printed=bool(part.printed.notna().any()), lines=lines))
+        groups.append(dict(name=network_name(next(part.itertuples())), printed=bool(part.printed.notna().any()), eps=own_eps(cells, part), lines=lines))
     return dict(heads=[head(cells, c) for c in cells.column.unique()], groups=groups, notes=[(mark, note) for note, mark in used.items()])
 
-# %% ../nbs/20_tables.ipynb #94c1ab49
+# %% ../nbs/20_tables.ipynb #e299745f
 def _line(part, norm, used):
     seeds, n = max(part.seeds, key=len), part.n.dropna().max()
     return dict(norm=norm, flag=part.flag.iloc[0], change=isinstance(part.base.iloc[0], str), seeds=len(seeds), n=None if pd.isna(n) else int(n),
@@ -310,14 +317,14 @@ def _cell(c, seeds, used):
     return dict(value=value_text(c), interval=interval_text(c), printed=c.printed, mark=mark, fewer=len(c.seeds) if 0 < len(c.seeds) < seeds else 0,
                 kind='missing' if not c.seeds else direction(c) if isinstance(c.base, str) else 'level')
 
-# %% ../nbs/20_tables.ipynb #ec6818b1
+# %% ../nbs/20_tables.ipynb #30d62c41
 def to_html(cells,          # of `table`
             caption,
             id='table'):    # of the element
     "The table as an HTML fragment."
     return environment().get_template('tables.html.j2').module.cells(layout(cells), caption, id)
 
-# %% ../nbs/20_tables.ipynb #5a4304a3
+# %% ../nbs/20_tables.ipynb #94f5050a
 SIGNS = {'reproduced': '✓', 'not reproduced': '✗', 'inconclusive': '?', 'not run': '–'}
 
 def amount(effect,   # in units of the metric
@@ -329,7 +336,7 @@ def amount(effect,   # in units of the metric
     text = number(effect, 'clean' if share else 'ligs', sign=True)
     return text + (' points' if share and unit else ' LIGS' if unit and metric == 'ligs' else '')
 
-# %% ../nbs/20_tables.ipynb #f2512088
+# %% ../nbs/20_tables.ipynb #4f2bde11
 def verdict_lines(verdicts,  # of `decide`
                   claims):   # of `load_claims`
     "Plain values per claim: id, title, statement, paper, ours, interval, verdict, sign, reason."
@@ -341,14 +348,14 @@ def verdict_lines(verdicts,  # of `decide`
         ours = amount(v.effect, part.metric) + against if ran else 'not run'
         paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
         yield dict(id=v.id, title=v.title, statement=v.statement, paper=paper, ours=ours, interval=bounds, verdict=v.verdict, sign=SIGNS[v.verdict],
-                   part=v.part if len(claims[v.id].parts) > 1 else '', reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))
+                   reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))
 
 def verdict_table(verdicts, claims):
     "The verdicts as a frame of strings."
     return pd.DataFrame([{'Claim': f'{v["id"]} {v["title"]}', "Paper's effect": v['paper'], 'Ours': f'{v["ours"]} {v["interval"]}'.strip(),
                           'Verdict': f'{v["sign"]} {v["verdict"]}', 'Why': v['reason']} for v in verdict_lines(verdicts, claims)])
 
-# %% ../nbs/20_tables.ipynb #7c1a151c
+# %% ../nbs/20_tables.ipynb #cb56b06d
 def verdicts_html(verdicts, claims, caption, id='verdicts'):
     "The verdicts as an HTML fragment."
     return environment().get_template('tables.html.j2').module.verdicts(list(verdict_lines(verdicts, claims)), caption, id)
@@ -358,7 +365,7 @@ def plain_html(frame,    # of anything that prints
     "Any small frame as an HTML fragment; its first column names the lines."
     return environment().get_template('tables.html.j2').module.plain(frame.map(lambda v: '' if pd.isna(v) else str(v)), caption, id)
 
-# %% ../nbs/20_tables.ipynb #3829896d
+# %% ../nbs/20_tables.ipynb #e1978a01
 def settings(rows):
     "Each experiment and column with the values of its settings, networks, seeds and images."
     shown = ['eps', 'steps', 'step_size', 'reading', 'sigma', 'draws', 'n']
@@ -368,7 +375,7 @@ def settings(rows):
         return {'measurement': COLUMNS.get(key[2], key[2]), 'experiment': key[0], 'data': key[1]} | values | {'rows': str(len(part))}
     return pd.DataFrame([line(key, part) for key, part in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False)])
 
-# %% ../nbs/20_tables.ipynb #d9fa849f
+# %% ../nbs/20_tables.ipynb #496497af
 def printed_table(paper): # of `paper_rows`
     "Both printed tables as a frame of strings: a line per network and norm, and per difference of BN."
     rows = named(paper).drop_duplicates(['dataset', 'arch', 'norm', 'column'])
