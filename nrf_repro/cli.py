@@ -6,7 +6,7 @@
 __all__ = ['SENTENCES', 'check_template', 'run_notebook', 'collect', 'snakemake', 'job_environment', 'report', 'plan_text',
            'parser', 'run', 'parameters_of', 'main']
 
-# %% ../nbs/23_cli.ipynb #002e0da4
+# %% ../nbs/23_cli.ipynb #a5cff981
 import argparse
 import fcntl
 import json
@@ -16,9 +16,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-
-from .experiment import PARTS, build_folder, load_profile, plan_table, planned, write_json
-from .results import in_checkout, read_rows, write_rows
 
 # %% ../nbs/23_cli.ipynb #5a036bd0
 def check_template(
@@ -37,7 +34,7 @@ def check_template(
     known = set(inspect_notebook(str(path)))
     if unknown := sorted(set(parameters) - known): raise ValueError(f'{path.name} has no parameter {unknown[0]!r}: it takes {", ".join(sorted(known))}.')
 
-# %% ../nbs/23_cli.ipynb #207f8917
+# %% ../nbs/23_cli.ipynb #3a823bc0
 def run_notebook(
     template,
     out,         # the executed notebook
@@ -55,7 +52,7 @@ def run_notebook(
     try: papermill.execute_notebook(str(template), str(out), parameters, progress_bar=False, log_output=True, kernel_name='python3', extra_arguments=quiet)
     except papermill.PapermillExecutionError as e:
         raise RuntimeError(f'{Path(template).name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}. See {out}.') from None
-    if done: write_json(done, dict(notebook=Path(template).name, parameters=parameters))
+    if done: Path(done).write_text(json.dumps(dict(notebook=Path(template).name, parameters=parameters)) + '\n', encoding='utf-8')
 
 # %% ../nbs/23_cli.ipynb #bbe23149
 def _line_handler(name):
@@ -66,13 +63,15 @@ def _line_handler(name):
     handler.addFilter(lambda record: re.match(r'\d+/\d+ ', record.getMessage()))
     return handler
 
-# %% ../nbs/23_cli.ipynb #46a1e3a4
+# %% ../nbs/23_cli.ipynb #2e201aa7
 def collect(
     profile,       # of `load_profile`
     parts,
     folder,        # the build folder
 ):                 # the rows, as a DataFrame
     "Gather the rows of all planned cells that have some into rows.jsonl."
+    from nrf_repro.experiment import planned
+    from nrf_repro.results import read_rows, write_rows
     files = [p for cell in planned(profile, parts) for name in ('history', 'final')
              if (p := Path(folder, 'runs', cell.id, f'{name}.jsonl')).is_file()]
     if not files: raise FileNotFoundError(f'No rows under {folder}: no network of profile {profile["name"]} is trained yet.')
@@ -80,10 +79,11 @@ def collect(
     write_rows(Path(folder, 'rows.jsonl'), rows)
     return rows
 
-# %% ../nbs/23_cli.ipynb #10f81c6c
+# %% ../nbs/23_cli.ipynb #6240df85
 def snakemake(profile, parts, folder, target, *more):
     "Run the DAG up to a target; returns the exit status."
     import snakemake  # noqa: F401  (said here, in words, if it is not installed)
+    from nrf_repro.results import in_checkout
     words = [sys.executable, '-m', 'snakemake', target, '--snakefile', in_checkout('reports/Snakefile'), '--directory', folder,
              '--config', f'profile={profile}', f'parts={",".join(parts)}', '--scheduler', 'greedy', '--nolock', '--rerun-incomplete',
              '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
@@ -95,7 +95,7 @@ def job_environment():
     if data := os.environ.get('NRF_DATA'): env['NRF_DATA'] = str(Path(data).resolve())
     return env
 
-# %% ../nbs/23_cli.ipynb #3f05868a
+# %% ../nbs/23_cli.ipynb #494b2eae
 def report(
     profile='demo',  # a name, or the path of a YAML file
     parts=('core',), # what to run
@@ -103,6 +103,7 @@ def report(
     dry_run=False,   # say what would be run
 ) -> int:            # exit status
     "Run what is missing and render the report of what is there."
+    from nrf_repro.experiment import build_folder, load_profile
     settings = load_profile(profile)
     folder = build_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,14 +120,15 @@ def report(
     if failed: print(f'Some jobs failed: their notebooks, with the traceback, are in {folder / "notebooks"}.', file=sys.stderr)
     return failed or rendered
 
-# %% ../nbs/23_cli.ipynb #c07dcbcd
+# %% ../nbs/23_cli.ipynb #c3f0f501
 def plan_text(profile, parts):
     "The plan in words and a table."
+    from nrf_repro.experiment import plan_table
     table = plan_table(profile, parts)
     minutes = f', about {profile["minutes"]} minutes in all on {profile["cores"]} cores' if 'minutes' in profile and 'cores' in profile else ''
     return f'Profile {profile["name"]}: {profile["about"]}\n{table.networks.sum()} networks{minutes}; what is done is kept.\n{table.to_string(index=False)}'
 
-# %% ../nbs/23_cli.ipynb #f05341bb
+# %% ../nbs/23_cli.ipynb #4d258c31
 def parser():
     "The words of the command line."
     p = argparse.ArgumentParser('nrf-repro', description='Does batch normalisation learn non-robust features? Reproduce, measure, report.')
@@ -148,10 +150,11 @@ def parser():
     c.add_argument('--parameters', default='{}', help='as JSON'); c.add_argument('--done', help='marker to write at the end')
     return p
 
-# %% ../nbs/23_cli.ipynb #b3bcf866
+# %% ../nbs/23_cli.ipynb #c6a09378
 def run(a):
     "Do what the parsed words say; returns the exit status."
     if a.command == 'notebook': return run_notebook(a.template, a.out, parameters_of(a.parameters), a.done) or 0
+    from nrf_repro.experiment import PARTS, build_folder, load_profile
     parts = PARTS if a.all else ('core',)
     if a.command == 'plan': return print(plan_text(load_profile(a.profile), parts)) or 0
     if a.command == 'rows':
@@ -170,7 +173,7 @@ def parameters_of(text):
     if not isinstance(value, dict): raise ValueError(f'--parameters must be a JSON object, not {text!r}.')
     return value
 
-# %% ../nbs/23_cli.ipynb #22cc2ece
+# %% ../nbs/23_cli.ipynb #0becef8d
 SENTENCES = (ValueError, TypeError, FileNotFoundError, PermissionError, RuntimeError, ModuleNotFoundError, OSError)
 
 def main(argv=None):

@@ -349,10 +349,10 @@ def read_parquet(files, split, classes):
         raise FileNotFoundError(f'{files[0].parent}: {len(files)} of {int(want)} {split} files are there; fetch the rest.')
     return _join([_parquet_file(f, classes) for f in files])
 
-# %% ../nbs/05_data.ipynb #f197dc09
+# %% ../nbs/05_data.ipynb #78eafc8b
 def _numpy_names():
     "What the pickle of an array names, in the spelling of NumPy 1 and 2, from 2009 to now."
-    core = np._core if hasattr(np, '_core') else np.core
+    core = np._core if np.lib.NumpyVersion(np.__version__) >= '2.0.0' else np.core
     names = {('numpy', 'ndarray'): np.ndarray, ('numpy', 'dtype'): np.dtype}
     for c in ('numpy.core', 'numpy._core'):
         names[f'{c}.multiarray', '_reconstruct'] = core.multiarray._reconstruct

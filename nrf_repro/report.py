@@ -8,7 +8,7 @@ __all__ = ['META', 'CLAIM', 'SOURCE', 'moves', 'range_text', 'reading_1', 'readi
            'machine_texts', 'several_of', 'time_texts', 'facts', 'gaps', 'jsonl', 'download', 'downloads',
            'figure_parts', 'tally', 'all_tables', 'table_parts', 'page', 'more_figures', 'write_whole', 'render']
 
-# %% ../nbs/22_report.ipynb #bf55f38f
+# %% ../nbs/22_report.ipynb #f5ddbe21
 import gzip
 import json
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import tables
-from .results import FIELDS, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, typed
+from .results import FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, typed
 from .tables import COLUMNS, NETWORK, arch_name, direction, environment, missing, named, network_name, norm_name, number, one_setting, table_1, table_2
 
 # %% ../nbs/22_report.ipynb #e66b8155
@@ -80,11 +80,11 @@ def reading_effects(cells): # of a table
     changes = [direction(c) for c in cells.itertuples() if isinstance(c.base, str) and c.seeds]
     return [f'Of {len(changes)} differences {changes.count("down")} lie clearly below zero, {changes.count("up")} above, and {changes.count("same")} do not leave it out.']
 
-# %% ../nbs/22_report.ipynb #9f2c0f11
+# %% ../nbs/22_report.ipynb #e5cb1f01
 def of_profile(rows, profile):
-    "The rows of one profile; an error that names the others if there are none."
+    "The rows of one profile in the order of their identity; an error that names the others if there are none."
     kept = rows[rows.profile == profile]
-    if len(kept): return kept
+    if len(kept): return kept.sort_values(list(IDENTITY), kind='stable', ignore_index=True)
     raise ValueError(f'no rows of profile {profile!r} to report; there are rows of {", ".join(map(repr, sorted(rows.profile.dropna().unique()))) or "no profile"}')
 
 def warnings_of(rows,     # all rows given

@@ -7,8 +7,8 @@ __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWO
            'named', 'one_setting', 'interval', 'summary', 'differences', 'printed_lookup', 'printed_value', 'flag_of',
            'grid_of', 'table', 'table_1', 'table_2', 'network_name', 'arch_name', 'norm_name', 'line_name', 'missing',
            'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text', 'wide', 'to_markdown',
-           'to_latex', 'environment', 'own_eps', 'layout', 'to_html', 'amount', 'verdict_lines', 'verdict_table',
-           'verdicts_html', 'plain_html', 'settings', 'printed_table', 'printed_notes']
+           'to_latex', 'environment', 'stylesheet', 'own_eps', 'layout', 'to_html', 'amount', 'verdict_lines',
+           'verdict_table', 'verdicts_html', 'plain_html', 'settings', 'printed_table', 'printed_notes']
 
 # %% ../nbs/20_tables.ipynb #e9d7e72d
 import math
@@ -131,7 +131,7 @@ def grid_of(rows, norms, columns, base):
     grid = networks.merge(lines, how='cross').merge(pd.DataFrame(dict(column=list(columns))), how='cross')
     return grid.merge(eps, on=['dataset', 'column'], how='left')
 
-# %% ../nbs/20_tables.ipynb #ac2e912b
+# %% ../nbs/20_tables.ipynb #81764212
 def table(rows,               # of `read_rows`
           norms, columns,     # which lines and columns
           *, regime='standard', base='none',
@@ -149,7 +149,7 @@ def table(rows,               # of `read_rows`
     printed = [printed_value(lookup, c) for c in cells.itertuples()]
     return cells.assign(printed=pd.Series([t for t, _ in printed], dtype=object), printed_value=[v for _, v in printed])
 
-def _objects(cells): return cells.astype(dict(base=object, n=object))  # so that frames with and without numbers join
+def _objects(cells): return cells.astype(dict.fromkeys(['base', 'n'], object) | dict.fromkeys(['width', 'value', 'low', 'high'], float))  # empty frames join too
 
 def _flags(cells, rows, rule):
     clean = rows.assign(clean=rows.value.where(rows.column == 'clean')).groupby([*NETWORK, 'norm'], dropna=False)
@@ -282,12 +282,16 @@ def _tex(text):
 
 def _tex_escape(text): return ''.join({c: '\\' + c for c in '&%$#_{}'}.get(c, c) for c in str(text))
 
-# %% ../nbs/20_tables.ipynb #0ff5bbf2
+# %% ../nbs/20_tables.ipynb #741a0d2d
 @cache
 def environment():
     "The package's Jinja templates; everything put into them is escaped."
     from jinja2 import Environment, PackageLoader, StrictUndefined
     return Environment(loader=PackageLoader('nrf_repro'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+def stylesheet():
+    "The tables' own style, for a notebook or a page that shows them outside the report."
+    return f'<style>{environment().loader.get_source(environment(), "tables.css")[0]}</style>'
 
 # %% ../nbs/20_tables.ipynb #53b2be75
 def own_eps(cells, part): # the whole table, and the lines of one network
