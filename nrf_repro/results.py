@@ -571,7 +571,7 @@ def printed_effect(part, paper, datasets): # -> effect and its source; NaN and '
 PART_COLUMNS = ['id', 'part', 'verdict', 'effect', 'low', 'high', 'n_seeds', 'archs', 'interval', 'direction', 'smallest_effect',
                 'paper_effect', 'paper_source', 'reason']
 
-# %% ../nbs/16_results.ipynb #fd78df6f
+# %% ../nbs/16_results.ipynb #bb9a7a27
 def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
     "The verdict on one comparison."
     evidence, out = _evidence(claim, part, rows)
@@ -579,7 +579,8 @@ def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
     result = dict.fromkeys(PART_COLUMNS) | dict(id=claim.id, part=part.name, direction=part.direction, n_seeds=0, archs='',
         smallest_effect=part.smallest_effect, effect=math.nan, low=math.nan, high=math.nan, paper_effect=cited[0], paper_source=cited[1])
     if evidence.empty:
-        if len(out): return result | dict(verdict='inconclusive', reason=f'{_what(part)}: no pair is left.{_left_out(out)}')
+        if len(out) and len(_compare(select(rows[rows.metric == part.metric], part.where), part)):
+            return result | dict(verdict='inconclusive', reason=f'{_what(part)}: no pair is left.{_left_out(out)}')
         return result | dict(verdict=part.missing, reason=f'{_what(part)}: no such rows ({_where(part)}).')
     used, cells = _usable(evidence, part, claim)
     iv, how = _interval(used, claim, part)
