@@ -162,6 +162,12 @@ def test_constant_networks_are_not_robust_features():
     assert got.verdict == 'inconclusive' and 'not learned, 10.0 %' in got.reason and np.isnan(got.effect)
 
 
+def test_a_bad_network_is_no_stand_in_for_a_missing_one():
+    bad = [r | dict(value=.3) if r['metric'] == 'clean_accuracy' else r for r in matrix(ligs, (.6, .61, .59), (.8, .8, .81))]
+    assert decide('C5', bad).verdict == 'inconclusive'
+    assert decide('C5', [r for r in bad if r['norm'] == 'bn']).verdict == 'not run'
+
+
 def test_without_clean_accuracy_nothing_is_known():
     got = decide('C5', [r for r in matrix(ligs, (.6, .61, .59), (.8, .8, .81)) if r['metric'] == 'ligs'])
     assert got.verdict == 'inconclusive' and 'no clean accuracy' in got.reason
