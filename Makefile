@@ -5,8 +5,19 @@ PY      := .venv/bin/python
 SHELL   := /bin/bash
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup report report-all plan test test-notebooks test-clean book site lab bench lock clean
+.PHONY: help setup report report-all plan test test-notebooks test-clean book site lab bench lock clean
 .DEFAULT_GOAL := report
+
+help:
+	@echo 'make report      run the experiment of PROFILE (default demo) and render reports/build/PROFILE/report.html'
+	@echo 'make report-all  the same with the extension of the profile'
+	@echo 'make plan        say what a profile would run'
+	@echo 'make test        the book, its exports, the tests'
+	@echo 'make lab         open the book in JupyterLab'
+	@echo 'make book        run every notebook anew, in place, and write the README'
+	@echo 'make bench       speed against the known libraries'
+	@echo 'make lock        refresh requirements.lock'
+	@echo 'make clean       remove what runs left; .venv stays'
 
 setup: .venv/ready
 
@@ -30,7 +41,7 @@ plan: setup
 
 # All that guards the project: the book runs, exports what is committed and is clean; then the tests.
 test: test-notebooks test-clean
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-notebooks: setup
 	.venv/bin/nbdev_test --n_workers 2 --do_print --timing

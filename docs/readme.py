@@ -19,7 +19,9 @@ def cell_text(cell):
 
 def render(notebook):
     parts = [cell_text(c).strip() for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']]
-    return '<!-- Rendered from nbs/index.ipynb by docs/readme.py: edit the notebook. -->\n\n' + '\n\n'.join(filter(None, parts)) + '\n'
+    text = '\n\n'.join(filter(None, parts)).replace('](../', '](')       # links from the root, not from nbs/
+    text = re.sub(r'\]\((\d\d_\w+\.ipynb)\)', r'](nbs/\1)', text)
+    return '<!-- Rendered from nbs/index.ipynb by docs/readme.py: edit the notebook. -->\n\n' + text + '\n'
 
 
 if __name__ == '__main__':

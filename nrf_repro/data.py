@@ -638,7 +638,7 @@ def load(name,          # one of `KNOWN`, or the path of a folder with train/ an
     _check_limit(limit, len(images), f'{name} ({split})')
     return images[balanced(images.y, limit, first=images.lossless)]
 
-# %% ../nbs/05_data.ipynb #ef7e68c3
+# %% ../nbs/05_data.ipynb #4e5c7aad
 def _check_request(name, split, size):
     "Says what can be asked for."
     if split not in ('train', 'test'): raise ValueError(f"split must be 'train' or 'test', not {split!r}.")
@@ -646,4 +646,5 @@ def _check_request(name, split, size):
     if name not in KNOWN and not Path(name).is_dir():
         raise ValueError(f'unknown data set {str(name)!r}: give one of {", ".join(KNOWN)}, or a folder with train/ and test/.')
     if size is not None and name in KNOWN and name != 'imagenet': raise ValueError(f'size= is for class folders; {name} has its own.')
-    if size is not None and (not isinstance(size, int) or size < 1): raise ValueError(f'size must be a whole number of pixels, not {size!r}.')
+    if size is not None and (not isinstance(size, int) or size < 1):
+        raise ValueError(f'size must be a whole number of pixels, not {size!r}.')

@@ -208,7 +208,7 @@ def monitor_of(profile, cell, recipe):
     epochs = data['watch']['epochs'] and tuple(sorted({e for e in data['watch']['epochs'] if e < recipe.epochs} | {recipe.epochs}))
     return Monitor(images_of(profile, cell.dataset, 'watch'), attack_of(profile, cell.dataset, data['watch']['attack']), data['sigma'], epochs)
 
-# %% ../nbs/17_experiment.ipynb #37606155
+# %% ../nbs/17_experiment.ipynb #b7af5aa9
 def attack_fields(profile, dataset, name, reading='any'):
     "The columns of a row that say how it was attacked."
     a = attack_of(profile, dataset, name)
@@ -224,8 +224,8 @@ def history_rows(history, profile, cell, n, common):
     extra = dict(robust_accuracy=attack_fields(profile, cell.dataset, watch['attack']), ligs=dict(sigma=sigma, draws=1))
     return [make_row(experiment='history', metric=metric, epoch=int(record['epoch']), value=record[metric], n=n, seconds=record['seconds'],
                      **extra.get(metric, {}), **common)
-            for record in history.to_dict('records') for metric in ('clean_accuracy', 'robust_accuracy', 'ligs')
-            if metric in record and not (metric != 'ligs' and record[metric] != record[metric])]
+            for record in history.dropna(subset='clean_accuracy').to_dict('records')  # the epochs after which the monitor looked
+            for metric in ('clean_accuracy', 'robust_accuracy', 'ligs') if metric in record]
 
 # %% ../nbs/17_experiment.ipynb #f196be16
 def train_cell(

@@ -42,12 +42,12 @@ def style():
     "Make this the style of everything that is drawn from now on, for a notebook's own plots."
     mpl.rcParams.update(STYLE)
 
-# %% ../nbs/21_figures.ipynb #089410b7
+# %% ../nbs/21_figures.ipynb #b87c37d8
 def trend(rows,     # of one network, `named`
           column):  # which quantity
     "norm -> a frame over the epochs with mean and interval."
     rows = one_setting(rows[rows.column == column])
-    means = summary(rows, ['norm', 'epoch'], low=-1. if column == 'ligs' else 0.)
+    means = summary(rows, ['norm', 'epoch'])
     return {norm: means[means.norm == norm].sort_values('epoch') for norm in LOOKS if (means.norm == norm).any()}
 
 # %% ../nbs/21_figures.ipynb #7a9069b4
@@ -58,7 +58,7 @@ def band(ax, line, norm,    # a frame of `trend`; its norm decides the look
     ax.plot(x, scale * line.value, label=norm_name(norm), **LOOKS[norm])
     ax.fill_between(x, scale * line.low, scale * line.high, color=LOOKS[norm]['color'], alpha=.18, linewidth=0)
 
-# %% ../nbs/21_figures.ipynb #3fa616dd
+# %% ../nbs/21_figures.ipynb #66d78160
 FIGURE_3_ENDS = {('standard', 'none'): (.925, .40, .79), ('standard', 'bn'): (.95, .10, .585),         # clean, PGD l2 .25, LIGS:
                  ('adversarial', 'none'): (.89, .77, .98), ('adversarial', 'bn'): (.905, .795, .98)}  # ResNet18, CIFAR-10, read by eye
 PANELS = {'clean': 'Clean accuracy, %', 'robust': 'Robust accuracy, %', 'ligs': 'LIGS, cosine'}
@@ -72,7 +72,9 @@ def panel(ax, rows, column, regime, ends):
     for (where, norm), values in FIGURE_3_ENDS.items():
         if ends and where == regime: ax.plot(rows.epoch.max(), scale * values[list(PANELS).index(kind)], 'x', color=LOOKS[norm]['color'], markersize=8, markeredgewidth=2.2, label=f'{norm_name(norm)}, paper')
     ax.set(title=PANELS[kind], xlabel='epoch', ylim=(None, 1.02 if column == 'ligs' else 102))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    epochs = sorted(rows.epoch.unique())
+    if len(epochs) > 8: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else: ax.set_xticks(epochs)
 
 # %% ../nbs/21_figures.ipynb #0b3bfb6e
 @styled

@@ -8,7 +8,7 @@ __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWO
            'grid_of', 'table', 'table_1', 'table_2', 'network_name', 'arch_name', 'norm_name', 'line_name', 'missing',
            'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text', 'wide', 'to_markdown',
            'to_latex', 'environment', 'stylesheet', 'own_eps', 'layout', 'to_html', 'amount', 'verdict_lines',
-           'verdict_table', 'verdicts_html', 'plain_html', 'settings', 'printed_table', 'printed_notes']
+           'verdict_table', 'verdicts_html', 'plain_html', 'settings', 'gradients', 'printed_table', 'printed_notes']
 
 # %% ../nbs/20_tables.ipynb #e9d7e72d
 import math
@@ -56,42 +56,40 @@ def one_setting(rows): # of `named`
     rank = group / (len(group) + 1) - group.map(group.value_counts())  # the commonest first, then the smallest eps
     return rows[rank == rank.groupby([rows.dataset, rows.column]).transform('min')]
 
-# %% ../nbs/20_tables.ipynb #55f8b3c8
-def interval(values,     # one number per seed
-             n=None,     # images behind each
-             low=0.,     # the least the quantity can be
-             high=1.):   # the most
-    "The 95 % interval of the mean: t over seeds; Wilson over images for a share and a single seed; else none."
+# %% ../nbs/20_tables.ipynb #cbafc9d7
+def interval(values,             # one number per seed
+             n=None,             # images, when the values are shares of them
+             low=-1., high=1.):  # what the quantity can be
+    "The 95 % interval of the mean: t over seeds; for a single seed Wilson over its images, if there are any; else none."
     values = [float(v) for v in values]
-    if len(values) > 1: found = t_interval(values)
-    elif len(values) == 1 and n and low == 0: found = wilson(round(values[0] * n), n)
-    else: return math.nan, math.nan
-    return max(found.low, low), min(found.high, high)
+    found = t_interval(values) if len(values) != 1 or not n else wilson(round(values[0] * n), n)
+    return max(found.low, low), min(found.high, high)  # NaN stays NaN
 
-# %% ../nbs/20_tables.ipynb #9ee5ed08
+# %% ../nbs/20_tables.ipynb #6b7aace9
 NETWORK = ['dataset', 'arch', 'width', 'regime']
 
-def summary(rows,         # with a `seed` and a `value`
-            by,           # the fields that make a cell
-            low=0., high=1.):
+def summary(rows,          # of one kind per cell, with `metric`, `seed`, `n` and `value`
+            by,            # the fields that make a cell
+            paired=False): # the values are differences
     "One line per cell: mean over seeds, interval, seeds, images."
     def line(key, part):
         if part.seed.duplicated().any():
             raise ValueError(f'two values for one seed of {" ".join(map(str, key))}: the rows mix measurements; name what tells them apart')
         part = part.dropna(subset='value')
+        share = 'accuracy' in part.metric.max() if len(part) else False
         n = None if part.n.isna().all() else int(part.n.min())
-        ends = interval(part.value, n, low, high)
+        ends = interval(part.value, n if share and not paired else None, 0. if share and not paired else -1.)
         return dict(zip(by, key)) | dict(value=part.value.mean(), low=ends[0], high=ends[1], seeds=tuple(sorted(part.seed)), n=n)
     return pd.DataFrame([line(*group) for group in rows.groupby(by, dropna=False)], columns=[*by, 'value', 'low', 'high', 'seeds', 'n'])
 
-# %% ../nbs/20_tables.ipynb #d07151f7
+# %% ../nbs/20_tables.ipynb #c4b8145a
 def differences(rows,          # of `one_setting`
                 norm,          # minus
                 base='none'):  # this one, of the same network and seed
     "One line per network and column: the mean of the per-seed differences with its interval."
     on = [*NETWORK, 'column', 'seed']
     both = rows[rows.norm == norm].merge(rows.loc[rows.norm == base, [*on, 'value']], on=on, suffixes=('', '_base'))
-    return summary(both.assign(value=both.value - both.value_base), [*NETWORK, 'column'], low=-1.).assign(norm=norm, base=base)
+    return summary(both.assign(value=both.value - both.value_base), [*NETWORK, 'column'], paired=True).assign(norm=norm, base=base)
 
 # %% ../nbs/20_tables.ipynb #5c03ec1d
 def printed_lookup(paper): # of `paper_rows`
@@ -200,7 +198,7 @@ def not_run(rows,   # of `read_rows`
     lost = [dict({f: p[f] for f in key}, column=c) for p in plan for c in ('clean', *p['attacks']) if (*id_of(p), c) not in done]
     return pd.DataFrame(lost, columns=[*key, 'column'])
 
-# %% ../nbs/20_tables.ipynb #19025b3f
+# %% ../nbs/20_tables.ipynb #5b3b7ced
 def number(value,         # a fraction, or LIGS
            column,        # decides the unit
            sign=False):   # + before what is not negative
@@ -211,11 +209,11 @@ def number(value,         # a fraction, or LIGS
     return text.replace('-', '−')
 
 def direction(cell):
-    "'up', 'down' or 'same': where the interval of a difference lies."
-    if pd.isna(cell.low) or cell.low <= 0 <= cell.high: return 'same'
-    return 'up' if cell.value > 0 else 'down'
+    "'up', 'down' or 'same': where the interval of a difference lies; 'open' where there is none."
+    if pd.isna(cell.low): return 'open'
+    return 'same' if cell.low <= 0 <= cell.high else 'up' if cell.value > 0 else 'down'
 
-ARROWS = dict(up='▲', down='▼', same='≈')
+ARROWS = dict(up='▲', down='▼', same='≈', open='?')
 
 # %% ../nbs/20_tables.ipynb #6ff35925
 def interval_text(cell): # of a table
@@ -340,7 +338,7 @@ def amount(effect,   # in units of the metric
     text = number(effect, 'clean' if share else 'ligs', sign=True)
     return text + (' points' if share and unit else ' LIGS' if unit and metric == 'ligs' else '')
 
-# %% ../nbs/20_tables.ipynb #4f2bde11
+# %% ../nbs/20_tables.ipynb #d0f17e6a
 def verdict_lines(verdicts,  # of `decide`
                   claims):   # of `load_claims`
     "Plain values per claim: id, title, statement, paper, ours, interval, verdict, sign, reason."
@@ -349,7 +347,7 @@ def verdict_lines(verdicts,  # of `decide`
         against = f' against {part.threshold:g}' if part.threshold is not None else ''
         ran = pd.notna(v.effect)
         bounds = f'[{amount(v.low, part.metric, False)}, {amount(v.high, part.metric, False)}]' if ran and pd.notna(v.low) else ''
-        ours = amount(v.effect, part.metric) + against if ran else 'not run'
+        ours = amount(v.effect, part.metric) + against if ran else 'not run' if v.verdict == 'not run' else 'no usable pair'
         paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
         yield dict(id=v.id, title=v.title, statement=v.statement, paper=paper, ours=ours, interval=bounds, verdict=v.verdict, sign=SIGNS[v.verdict],
                    reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))
@@ -379,7 +377,18 @@ def settings(rows):
         return {'measurement': COLUMNS.get(key[2], key[2]), 'experiment': key[0], 'data': key[1]} | values | {'rows': str(len(part))}
     return pd.DataFrame([line(key, part) for key, part in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False)])
 
-# %% ../nbs/20_tables.ipynb #496497af
+# %% ../nbs/20_tables.ipynb #27b685c4
+def gradients(rows):
+    "Per network and norm: LIGS, LIGS of plain gradients, and the share of images whose plain gradient vanished."
+    rows = rows[(rows.experiment == 'final') & rows.metric.isin(['ligs', 'ligs_plain', 'vanished'])]
+    lines = []
+    for key, part in rows.groupby([*NETWORK, 'norm'], dropna=False):
+        mean, first = part.groupby('metric').value.mean(), next(part.itertuples())
+        shown = [number(mean.get(m), 'ligs') for m in ('ligs', 'ligs_plain')] + [number(mean.get('vanished'), 'clean') + ' %' * ('vanished' in mean)]
+        lines.append([network_name(first), norm_name(first.norm), *shown])
+    return pd.DataFrame(lines, columns=['Network', 'Norm', 'LIGS', 'LIGS, plain gradients', 'Plain gradient vanished'])
+
+# %% ../nbs/20_tables.ipynb #369bf80f
 def printed_table(paper): # of `paper_rows`
     "Both printed tables as a frame of strings: a line per network and norm, and per difference of BN."
     rows = named(paper).drop_duplicates(['dataset', 'arch', 'norm', 'column'])
