@@ -21,15 +21,17 @@ from . import tables
 from .results import FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, typed
 from .tables import COLUMNS, NETWORK, arch_name, direction, environment, missing, named, network_name, norm_name, number, one_setting, table_1, table_2
 
-# %% ../nbs/22_report.ipynb #e66b8155
+# %% ../nbs/22_report.ipynb #37425306
 def moves(c,            # a difference of a table
           unit=' points'):
     "What a difference does, in words, with its number and interval."
     if not c.seeds: return 'was not measured'
     size = number(abs(c.value), c.column) + ('' if c.column == 'ligs' else unit)
-    return {'up': f'rises by {size}', 'down': f'falls by {size}', 'same': f'does not clearly change ({number(c.value, c.column, True)})'}[direction(c)]
+    signed = number(c.value, c.column, True)
+    return {'up': f'rises by {size}', 'down': f'falls by {size}', 'same': f'does not clearly change ({signed})',
+            'open': f'moves by {signed} on one seed, without an interval'}[direction(c)]
 
-# %% ../nbs/22_report.ipynb #019c949e
+# %% ../nbs/22_report.ipynb #f8802357
 def range_text(values, column):
     "'23.2 to 24.0', or one number where they print the same."
     ends = dict.fromkeys(number(abs(v), column) for v in (min(values, key=abs), max(values, key=abs)))
@@ -41,7 +43,7 @@ def reading_1(cells): # of `table_1`
         lines = {c.column: c for c in part.itertuples()}
         attacked = [c for c in lines.values() if c.column not in ('clean', 'ligs') and c.seeds]
         lower = [c for c in attacked if direction(c) == 'down']
-        text = f'{network_name(lines["clean"])}: with BN clean accuracy {moves(lines["clean"])}; under attack accuracy is lower in {len(lower)} of {len(attacked)} attacks'
+        text = f'{network_name(lines["clean"])}: with BN clean accuracy {moves(lines["clean"])}; under attack accuracy is clearly lower in {len(lower)} of {len(attacked)} attacks'
         if lower: text += f', by {range_text([c.value for c in lower], "clean")} points'
         if 'ligs' in lines: text += f'; LIGS {moves(lines["ligs"])}'
         yield text + (f'. One of the two is marked as {lines["clean"].flag}: this is no effect of BN.' if lines['clean'].flag else '.')
@@ -74,11 +76,11 @@ def _course(rows, label, kind):
              for norm, m in sorted(means.items(), reverse=True) if len(m)]
     return f'{label} goes {", ".join(texts)}' if texts else ''
 
-# %% ../nbs/22_report.ipynb #e0c69679
+# %% ../nbs/22_report.ipynb #69a54ceb
 def reading_effects(cells): # of a table
     "How many differences lie clearly below zero, above it, or across it."
     changes = [direction(c) for c in cells.itertuples() if isinstance(c.base, str) and c.seeds]
-    return [f'Of {len(changes)} differences {changes.count("down")} lie clearly below zero, {changes.count("up")} above, and {changes.count("same")} do not leave it out.']
+    return [f'Of {len(changes)} differences {changes.count("down")} lie clearly below zero, {changes.count("up")} above, and {changes.count("same") + changes.count("open")} do not leave it out.']
 
 # %% ../nbs/22_report.ipynb #e5cb1f01
 def of_profile(rows, profile):
@@ -160,10 +162,10 @@ def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
             'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
             'Time': words(time_texts(rows, meta['seconds']))}
 
-# %% ../nbs/22_report.ipynb #fb32d12a
+# %% ../nbs/22_report.ipynb #711f30d9
 def gaps(rows, cells, verdicts, meta): # cells: the tables shown
     "Everything that is missing, a sentence each."
-    holes = pd.concat([missing(c) for c in cells]).drop_duplicates()
+    holes = pd.concat([missing(c) for c in (*cells, table_1(rows.iloc[:0]))]).drop_duplicates()
     found = [f'{network}, {norm}: {", ".join(part.column)} ({what})' for (network, norm, what), part in holes.groupby(['network', 'norm', 'missing'], sort=False)]
     if meta['plan']:
         lost = tables.not_run(rows, meta['plan'])
@@ -241,7 +243,7 @@ def table_parts(found, files): # of `all_tables`, of `downloads`
         yield dict(id=id, title=titles[base] + (', adversarial training' if base != id else ''), html=tables.to_html(cells, caption, f'{id}-cells'),
                    reading=list(reading_1(cells) if base == 'table-1' else reading_2(cells)), files=files[id])
 
-# %% ../nbs/22_report.ipynb #9e0434b3
+# %% ../nbs/22_report.ipynb #e89f56bd
 def page(rows, claims, profile, paper, meta):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.figures import inline_svg
@@ -254,7 +256,7 @@ def page(rows, claims, profile, paper, meta):
     return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, facts=facts(rows, profile, meta), files=files,
                 verdicts=tables.verdicts_html(verdicts, claims, 'Each claim of the paper, decided by a rule that was fixed before the rows existed.', 'verdicts-cells'),
                 tables=list(table_parts(found, files)), figures=drawn, more=list(more_figures(meta['figures'] or [])),
-                gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta), settings=tables.plain_html(tables.settings(rows), 'Settings behind each kind of number; eps and step size in pixels of [0, 1].', 'settings-cells'),
+                gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta), settings=tables.plain_html(tables.settings(rows), 'Settings behind each kind of number; eps and step size in pixels of [0, 1].', 'settings-cells'), gradients=tables.plain_html(tables.gradients(rows), 'LIGS from gradients taken stably (ours) and plainly; means over seeds.', 'gradients-cells'),
                 printed=tables.plain_html(tables.printed_table(paper), 'Tables 1 and 2 as printed, in per cent; differences are ours.', 'printed-cells'),
                 notes=tables.printed_notes(), notebooks=meta['notebooks'] or {})
 

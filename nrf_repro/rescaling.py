@@ -29,21 +29,21 @@ def undoes(
     "Whether a transform is invariant to a change of the data."
     return residue(transform, change, x) < tol
 
-# %% ../nbs/01_rescaling.ipynb #c1b3ecfb
+# %% ../nbs/01_rescaling.ipynb #590f5e39
 def principal_axes(
     x,   # data, n d
 ):       # mean (d), variances of the principal axes (d, ascending), axes (d d, one per column, signed by skewness)
     "The eigenvectors of the covariance of the columns of x, and the variance along each."
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2 or len(x) < 2:
-        raise ValueError(f'x has shape {x.shape}: whitening needs a matrix, one row per sample (at least 2); reshape it first')
+        raise ValueError(f'x has shape {x.shape}: whitening needs a matrix, one row per sample (at least 2); reshape it')
     if not np.isfinite(x).all(): raise ValueError('x has NaN or infinite values: drop or fill them before whitening')
     mean = x.mean(0)
     variances, axes = np.linalg.eigh((x - mean).T @ (x - mean) / len(x))
     signs = np.where((((x - mean) @ axes) ** 3).sum(0) < 0, -1, 1)
     return mean, variances.clip(0), axes * signs
 
-# %% ../nbs/01_rescaling.ipynb #1f7989e5
+# %% ../nbs/01_rescaling.ipynb #5e6d614d
 def fit_whitening(
     x,            # data, n d
     kind='pca',   # 'pca' (principal axes, largest variance first) or 'zca' (turned back to the original axes)
@@ -54,7 +54,8 @@ def fit_whitening(
     mean, variances, axes = principal_axes(x)
     rank = int((variances > 1e-12 * variances.max()).sum())
     if eps <= 0 and rank < len(variances):
-        raise ValueError(f'{len(x)} rows of {len(variances)} columns vary in {rank} directions only: pass eps > 0 or drop columns')
+        raise ValueError(f'{len(x)} rows of {len(variances)} columns vary in {rank} directions only: '
+                         'pass eps > 0 or drop columns')
     scaled = axes / np.sqrt(variances + eps)
     return mean, scaled[:, ::-1].T if kind == 'pca' else scaled @ axes.T
 
