@@ -130,13 +130,14 @@ def check_jobs(profile, parts, pattern):
     names = list(jobs(profile, parts))
     if not any(fnmatch(n, pattern) for n in names): raise ValueError(f'No job of profile {profile["name"]} is called {pattern!r}: they are {", ".join(names)}.')
 
-# %% ../nbs/23_cli.ipynb #b83d8dc1
+# %% ../nbs/23_cli.ipynb #5845c313
 def plan_text(profile, parts):
     "The plan in words and a table."
     from nrf_repro.experiment import plan_table
     table = plan_table(profile, parts)
-    minutes = f', about {profile["minutes"]} minutes in all on {profile["cores"]} cores' if 'minutes' in profile and 'cores' in profile else ''
-    return f'Profile {profile["name"]}: {profile["about"]}\n{table.networks.sum()} networks{minutes}; what is done is kept.\n{table.to_string(index=False)}'
+    core = f' Its core is meant to take {profile["minutes"]} minutes on {profile["cores"]} cores.' if 'minutes' in profile and 'cores' in profile else ''
+    return (f'Profile {profile["name"]}: {profile["about"]}\n{table.networks.sum()} networks; what is done is kept.{core}\n'
+            f'{table.to_string(index=False, na_rep="?")}')
 
 # %% ../nbs/23_cli.ipynb #f6b36b26
 def parser():

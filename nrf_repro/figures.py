@@ -42,11 +42,11 @@ def style():
     "Make this the style of everything that is drawn from now on, for a notebook's own plots."
     mpl.rcParams.update(STYLE)
 
-# %% ../nbs/21_figures.ipynb #b87c37d8
+# %% ../nbs/21_figures.ipynb #271fb09b
 def trend(rows,     # of one network, `named`
           column):  # which quantity
     "norm -> a frame over the epochs with mean and interval."
-    rows = one_setting(rows[rows.column == column])
+    rows = one_setting(rows[rows.column == column].dropna(subset='value'))  # epochs at which nobody looked are null
     means = summary(rows, ['norm', 'epoch'])
     return {norm: means[means.norm == norm].sort_values('epoch') for norm in LOOKS if (means.norm == norm).any()}
 

@@ -76,11 +76,11 @@ def _course(rows, label, kind):
              for norm, m in sorted(means.items(), reverse=True) if len(m)]
     return f'{label} goes {", ".join(texts)}' if texts else ''
 
-# %% ../nbs/22_report.ipynb #69a54ceb
+# %% ../nbs/22_report.ipynb #dd44cf8a
 def reading_effects(cells): # of a table
     "How many differences lie clearly below zero, above it, or across it."
     changes = [direction(c) for c in cells.itertuples() if isinstance(c.base, str) and c.seeds]
-    return [f'Of {len(changes)} differences {changes.count("down")} lie clearly below zero, {changes.count("up")} above, and {changes.count("same") + changes.count("open")} do not leave it out.']
+    return [f'Of {len(changes)} differences {changes.count("down")} lie clearly below zero, {changes.count("up")} above, {changes.count("same")} across it' + (f', {changes.count("open")} have no interval.' if 'open' in changes else '.')]
 
 # %% ../nbs/22_report.ipynb #e5cb1f01
 def of_profile(rows, profile):
@@ -162,18 +162,22 @@ def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
             'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
             'Time': words(time_texts(rows, meta['seconds']))}
 
-# %% ../nbs/22_report.ipynb #711f30d9
+# %% ../nbs/22_report.ipynb #28203aa8
 def gaps(rows, cells, verdicts, meta): # cells: the tables shown
     "Everything that is missing, a sentence each."
     holes = pd.concat([missing(c) for c in (*cells, table_1(rows.iloc[:0]))]).drop_duplicates()
     found = [f'{network}, {norm}: {", ".join(part.column)} ({what})' for (network, norm, what), part in holes.groupby(['network', 'norm', 'missing'], sort=False)]
     if meta['plan']:
         lost = tables.not_run(rows, meta['plan'])
-        for key, part in lost.groupby([*NETWORK, 'norm', 'column'], dropna=False, sort=False):
-            name = network_name(next(part.itertuples()))
-            found.append(f'planned and not run: {name}, {norm_name(key[-2])}, {COLUMNS.get(key[-1], key[-1])}, seed {", ".join(map(str, sorted(part.seed)))}')
+        for seeds, norm, part in ((seeds, key[-1], part) for key, net in lost.groupby([*NETWORK, 'norm'], dropna=False, sort=False) for seeds, part in _by_seeds(net)):
+            columns = ', '.join(COLUMNS.get(c, c) for c in part.column.unique())
+            found.append(f'planned and not run: {network_name(next(part.itertuples()))}, {norm_name(norm)}: {columns} (seed {seeds})')
     idle = [f'{v.id} ({v.title})' for v in verdicts.itertuples() if v.verdict == 'not run']
     return found + ([f'claims without rows: {"; ".join(idle)}'] if idle else []) + list(meta['missing'] or [])
+
+def _by_seeds(lost): # the columns that lack the same seeds go into one line
+    seeds = lost.groupby('column').seed.transform(lambda s: ', '.join(map(str, sorted(s)))) if len(lost) else lost.seed
+    return lost.groupby(seeds, sort=False)
 
 # %% ../nbs/22_report.ipynb #cbb5d775
 def jsonl(rows):

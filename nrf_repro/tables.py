@@ -367,14 +367,15 @@ def plain_html(frame,    # of anything that prints
     "Any small frame as an HTML fragment; its first column names the lines."
     return environment().get_template('tables.html.j2').module.plain(frame.map(lambda v: '' if pd.isna(v) else str(v)), caption, id)
 
-# %% ../nbs/20_tables.ipynb #e1978a01
+# %% ../nbs/20_tables.ipynb #a9a74810
 def settings(rows):
     "Each experiment and column with the values of its settings, networks, seeds and images."
+    names = COLUMNS | dict(ligs_plain='LIGS, plain gradients', vanished='Plain gradient vanished')
     shown = ['eps', 'steps', 'step_size', 'reading', 'sigma', 'draws', 'n']
     def text(name, v): return eps_text(v) if name in ('eps', 'step_size') else f'{v:g}' if isinstance(v, (int, float)) else str(v)
     def line(key, part):
-        values = {f: ', '.join(text(f, v) for v in sorted(part[f].dropna().unique())) for f in shown}
-        return {'measurement': COLUMNS.get(key[2], key[2]), 'experiment': key[0], 'data': key[1]} | values | {'rows': str(len(part))}
+        values = {f.replace('_', ' '): ', '.join(text(f, v) for v in sorted(part[f].dropna().unique())) for f in shown}
+        return {'measurement': names.get(key[2], key[2]), 'experiment': key[0], 'data': key[1]} | values | {'rows': str(len(part))}
     return pd.DataFrame([line(key, part) for key, part in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False)])
 
 # %% ../nbs/20_tables.ipynb #27b685c4
