@@ -1,6 +1,7 @@
 # One-word verbs. Everything installs itself on first use into .venv from requirements.lock (3 to 6 minutes, 6 GB, once).
 PYTHON  ?= python3
 PROFILE ?= demo
+JOBS    ?= *
 PY      := .venv/bin/python
 SHELL   := /bin/bash
 export OMP_NUM_THREADS ?= 1
@@ -29,9 +30,10 @@ setup: .venv/ready
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# The experiment: trains, attacks and renders what is missing; keeps what is there. NRF_DATA= names a folder of data sets.
+# The experiment: trains, attacks and renders what is missing; keeps what is there. NRF_DATA= names a folder of data sets,
+# JOBS= a pattern of job names for a part of the grid.
 report: setup
-	.venv/bin/nrf-repro report --profile $(PROFILE)
+	.venv/bin/nrf-repro report --profile $(PROFILE) --jobs '$(JOBS)'
 
 report-all: setup
 	.venv/bin/nrf-repro report --profile $(PROFILE) --all
