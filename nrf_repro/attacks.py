@@ -7,7 +7,7 @@ __all__ = ['BALLS', 'LOSSES', 'PAPER_ATTACKS', 'FOLDS', 'SPEEDUPS', 'READINGS', 
            'steepest_l2', 'steepest_linf', 'image_rng', 'image_noise', 'start_l2', 'start_linf', 'Ball', 'ce_gradient',
            'margin', 'cw_gradient', 'frozen', 'check_images', 'check_values', 'check_logits', 'input_gradient',
            'Attack', 'check_attack', 'followed_by', 'exchange', 'fold_norms', 'pool_first', 'relu_in_place',
-           'channels_last', 'fast_copy', 'prepared', 'robust_correct', 'vanished']
+           'ChannelsLast', 'channels_last', 'changed', 'fast_copy', 'prepared', 'robust_correct', 'vanished']
 
 # %% ../nbs/07_attacks.ipynb #96466df4
 from contextlib import contextmanager
@@ -312,51 +312,60 @@ def relu_in_place(model, x):
     for _, relu in followed_by(model, x, (*FOLDS, nn.MaxPool2d), nn.ReLU): relu.inplace = True
     return model
 
-# %% ../nbs/07_attacks.ipynb #33dd425c
+# %% ../nbs/07_attacks.ipynb #ba61d2c6
+class ChannelsLast(nn.Module):
+    "A network whose weights, and the images it is given, are laid out channels last."
+    def __init__(self, net):
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last)
+    def forward(self, x): return self.net(x.contiguous(memory_format=torch.channels_last))
+
 def channels_last(model, x):
-    "Lay out images and weights channels last on a CPU."
-    return model.to(memory_format=torch.channels_last) if _last(x) else model
+    "Lay out a network for images channels last, on a CPU."
+    return ChannelsLast(model) if x.ndim == 4 and x.device.type == 'cpu' else model
 
-def _last(x): return x.ndim == 4 and x.device.type == 'cpu'
-
-def _layout(x): return x.contiguous(memory_format=torch.channels_last if _last(x) else torch.contiguous_format)
-
-# %% ../nbs/07_attacks.ipynb #da1547f0
+# %% ../nbs/07_attacks.ipynb #3d81ac9e
 SPEEDUPS = (fold_norms, pool_first, relu_in_place, channels_last)
 
+def changed(model, x, changes, tol):
+    "A changed copy of `model`, if it gives the same logits and a gradient; else None."
+    try:
+        copy = deepcopy(model)
+        for change in changes: copy = change(copy, x)
+        with torch.no_grad(): was = model(x)
+        now, _ = _climb(copy, x, was.argmax(1), 'ce')
+        return copy if (was - now).abs().max() <= tol * was.abs().max() else None
+    except Exception: return None   # a model that doesn't allow this works without
+
+# %% ../nbs/07_attacks.ipynb #2f568cd6
 def fast_copy(model,      # frozen
               x,          # a few images
               tol=1e-4):  # of the largest logit
-    "A copy of `model` with each speed-up that leaves its logits on x as they are."
-    with torch.no_grad(): was = model(x)
-    for change in SPEEDUPS:
-        try:
-            new = change(deepcopy(model), x)
-            now, _ = _climb(new, _layout(x), was.argmax(1), 'ce')
-            if (was - now).abs().max() <= tol * was.abs().max(): model = new
-        except Exception: pass   # a model that doesn't allow this works without
+    "A copy of `model` with all speed-ups, or else with each that leaves its logits on x as they are."
+    if (copy := changed(model, x, SPEEDUPS, tol)): return copy
+    for change in SPEEDUPS: model = changed(model, x, [change], tol) or model
     return model
 
-# %% ../nbs/07_attacks.ipynb #0c35d931
+# %% ../nbs/07_attacks.ipynb #42e9fae3
 @contextmanager
 def prepared(model, x):
     "Inside, a frozen stand-in for `model` that is made for speed; afterwards `model` is as it was."
     with frozen(model): yield fast_copy(model, x[:2])
 
-# %% ../nbs/07_attacks.ipynb #d1c1ed6c
+# %% ../nbs/07_attacks.ipynb #2cac1e2e
 def _correct(net, x, y):
-    with torch.no_grad(): return net(_layout(x)).argmax(1) == y
+    with torch.no_grad(): return net(x).argmax(1) == y
 
 def _last_step(net, x, y, aim, attack, bs):
     "Correct after the last step of every restart."
     def batch(x, y, aim):
         ok = torch.ones_like(y, dtype=torch.bool)
         for restart in range(attack.restarts):
-            ok &= _correct(net, _run(attack, net, _layout(x), aim, restart), y)
+            ok &= _correct(net, _run(attack, net, x, aim, restart), y)
         return ok
     return torch.cat([batch(*b) for b in zip(x.split(bs), y.split(bs), aim.split(bs))])
 
-# %% ../nbs/07_attacks.ipynb #798d794c
+# %% ../nbs/07_attacks.ipynb #91b8b407
 def _any_step(net, x, y, aim, attack, bs):
     "Correct at every step of every restart. Who falls leaves, the others move up and fill the batches."
     left = torch.arange(len(x), device=x.device)               # who is still standing
@@ -369,14 +378,14 @@ def _any_step(net, x, y, aim, attack, bs):
         left = torch.cat([i[_correct(net, a, y[i])] if len(i) else i for i, a in zip(left.split(bs), adv.split(bs))])
     return torch.zeros_like(y, dtype=torch.bool).index_fill(0, left, True)
 
-# %% ../nbs/07_attacks.ipynb #0955b9e1
+# %% ../nbs/07_attacks.ipynb #6770f8b5
 def _advance(net, x, y, aim, i, adv, attack, check):
     "Those of a batch whom `adv` doesn't fool, one step on."
-    z, g = _climb(net, _layout(adv), aim, attack.loss, attack.targeted, check)
+    z, g = _climb(net, adv, aim, attack.loss, attack.targeted, check)
     ok = z.argmax(1) == y
     return i[ok], _step(attack, x[ok], adv[ok], g[ok])
 
-# %% ../nbs/07_attacks.ipynb #595858e0
+# %% ../nbs/07_attacks.ipynb #0a8bc43e
 READINGS = ('any', 'last')
 
 def robust_correct(model,            # any nn.Module: images in [0, 1] -> n k logits
@@ -397,7 +406,7 @@ def robust_correct(model,            # any nn.Module: images in [0, 1] -> n k lo
     with prepared(model, x) as net:
         return (_any_step if reading == 'any' else _last_step)(net, x, y, aim, attack, batch_size)
 
-# %% ../nbs/07_attacks.ipynb #26109bfa
+# %% ../nbs/07_attacks.ipynb #4e10f182
 def vanished(model,            # any nn.Module: images in [0, 1] -> n k logits
              x,                # n ... in [0, 1]; the precision in which it comes is the one that is judged
              y,                # n labels
