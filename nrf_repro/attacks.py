@@ -324,15 +324,15 @@ def channels_last(model, x):
     "Lay out a network for images channels last, on a CPU."
     return ChannelsLast(model) if x.ndim == 4 and x.device.type == 'cpu' else model
 
-# %% ../nbs/07_attacks.ipynb #3d81ac9e
+# %% ../nbs/07_attacks.ipynb #723bfcee
 SPEEDUPS = (fold_norms, pool_first, relu_in_place, channels_last)
 
 def changed(model, x, changes, tol):
     "A changed copy of `model`, if it gives the same logits and a gradient; else None."
     try:
+        with torch.no_grad(): was = model(x)
         copy = deepcopy(model)
         for change in changes: copy = change(copy, x)
-        with torch.no_grad(): was = model(x)
         now, _ = _climb(copy, x, was.argmax(1), 'ce')
         return copy if (was - now).abs().max() <= tol * was.abs().max() else None
     except Exception: return None   # a model that doesn't allow this works without
