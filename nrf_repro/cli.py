@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SENTENCES', 'check_template', 'run_notebook', 'collect', 'snakemake', 'job_environment', 'report', 'check_jobs',
-           'plan_text', 'parser', 'run', 'parameters_of', 'main']
+           'plan_text', 'portable', 'publish', 'parser', 'run', 'parameters_of', 'main']
 
-# %% ../nbs/23_cli.ipynb #28a273ba
+# %% ../nbs/23_cli.ipynb #c7911142
 import argparse
 import fcntl
 import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -142,7 +143,35 @@ def plan_text(profile, parts):
     return (f'Profile {profile["name"]}: {profile["about"]}\n{table.networks.sum()} networks; what is done is kept.{core}\n'
             f'{table.to_string(index=False, na_rep="?")}')
 
-# %% ../nbs/23_cli.ipynb #f6b36b26
+# %% ../nbs/23_cli.ipynb #0a45f1b2
+def portable(notebook):
+    "The text of an executed notebook without the paths of the machine that ran it."
+    from nrf_repro.results import PACKAGE
+    text = notebook.read_text(encoding='utf-8')
+    for path in (str(PACKAGE.parent), str(Path.home())): text = text.replace(path + '/', '').replace(path, '.')
+    return text
+
+# %% ../nbs/23_cli.ipynb #2ac8f733
+def publish(
+    profile,     # of `load_profile`
+    folder,      # the build folder
+    to,          # folder of the published profiles; the profile's own is below it
+) -> Path:
+    "Copy report, rows and executed notebooks of a finished run, all or nothing."
+    if not Path(folder, 'report.html').is_file(): raise FileNotFoundError(f'{folder} has no report.html: run `nrf-repro report --profile {profile["name"]}` first.')
+    out = Path(to, profile['name'])
+    new, old = (out.with_name(f'.{out.name}.{word}') for word in ('new', 'old'))
+    for leftover in (new, old): shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    for name in ('report.html', 'rows.jsonl'): shutil.copyfile(Path(folder, name), new / name)
+    (new / 'notebooks').mkdir()
+    for notebook in sorted(Path(folder, 'notebooks').glob('*.ipynb')): (new / 'notebooks' / notebook.name).write_text(portable(notebook), encoding='utf-8')
+    if out.exists(): out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return out
+
+# %% ../nbs/23_cli.ipynb #724e60d7
 def parser():
     "The words of the command line."
     p = argparse.ArgumentParser('nrf-repro', description='Does batch normalisation learn non-robust features? Reproduce, measure, report.')
@@ -159,19 +188,25 @@ def parser():
     c.add_argument('--dry-run', action='store_true', help='only say what would be run')
     c.add_argument('--data', help='folder of the data sets; the same as NRF_DATA')
     command('plan', 'say what a profile would run')
+    command('publish', 'copy report, rows and executed notebooks to reports/published')
     command('rows', 'collect the rows of what is there').add_argument('--folder', help='the build folder')
     c = command('notebook', 'execute a template, checked', profile=False)
     c.add_argument('template'); c.add_argument('out')
     c.add_argument('--parameters', default='{}', help='as JSON'); c.add_argument('--done', help='marker to write at the end')
     return p
 
-# %% ../nbs/23_cli.ipynb #d84abfdd
+# %% ../nbs/23_cli.ipynb #5f4f891b
 def run(a):
     "Do what the parsed words say; returns the exit status."
     if a.command == 'notebook': return run_notebook(a.template, a.out, parameters_of(a.parameters), a.done) or 0
     from nrf_repro.experiment import PARTS, build_folder, load_profile
     parts = PARTS if a.all else ('core',)
     if a.command == 'plan': return print(plan_text(load_profile(a.profile), parts)) or 0
+    if a.command == 'publish':
+        from nrf_repro.results import in_checkout
+        profile = load_profile(a.profile)
+        print(publish(profile, build_folder(profile), in_checkout('reports') / 'published'))
+        return 0
     if a.command == 'rows':
         profile = load_profile(a.profile)
         print(f'{len(collect(profile, parts, build_folder(profile, a.folder)))} rows')
@@ -188,7 +223,7 @@ def parameters_of(text):
     if not isinstance(value, dict): raise ValueError(f'--parameters must be a JSON object, not {text!r}.')
     return value
 
-# %% ../nbs/23_cli.ipynb #1462aa3a
+# %% ../nbs/23_cli.ipynb #de51b374
 SENTENCES = (ValueError, TypeError, FileNotFoundError, PermissionError, RuntimeError, ModuleNotFoundError, OSError)
 
 def main(argv=None):

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWORK', 'ARROWS', 'TEX', 'SIGNS', 'made_up_rows',
            'named', 'one_setting', 'interval', 'summary', 'differences', 'printed_lookup', 'printed_value', 'flag_of',
-           'grid_of', 'table', 'table_1', 'table_2', 'network_name', 'arch_name', 'norm_name', 'line_name', 'missing',
-           'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text', 'wide', 'to_markdown',
-           'to_latex', 'environment', 'stylesheet', 'own_eps', 'layout', 'to_html', 'amount', 'verdict_lines',
-           'verdict_table', 'verdicts_html', 'plain_html', 'settings', 'gradients', 'printed_table', 'printed_notes']
+           'grid_of', 'table', 'table_1', 'table_2', 'network_name', 'name_of', 'arch_name', 'norm_name', 'line_name',
+           'missing', 'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text', 'wide',
+           'to_markdown', 'to_latex', 'environment', 'fragment', 'stylesheet', 'own_eps', 'layout', 'to_html', 'amount',
+           'ours_text', 'verdict_lines', 'verdict_table', 'verdicts_html', 'plain_html', 'settings', 'gradients',
+           'printed_table', 'printed_notes']
 
 # %% ../nbs/20_tables.ipynb #e9d7e72d
 import math
@@ -19,8 +20,9 @@ import pandas as pd
 
 from .results import NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note, t_interval, wilson
 
-# %% ../nbs/20_tables.ipynb #6bf35de7
-MADE_UP = dict(none=(.975, .82, .80), bn=(.988, .58, .60), **{'in': (.96, .72, .72)}, ln=(.98, .74, .73), gn=(.982, .73, .74))
+# %% ../nbs/20_tables.ipynb #495acd9b
+MADE_UP = {'none': (.975, .82, .80), 'bn': (.988, .58, .60), 'in': (.96, .72, .72),  # clean, PGD l2, LIGS
+           'ln': (.98, .74, .73), 'gn': (.982, .73, .74)}
 MADE_UP_ATTACKS = dict(pgd_l2=1., pgd_linf=8 / 255, cw_l2=1., cw_linf=8 / 255)
 
 def made_up_rows(norms=NAMED_NORMS, # a line of made-up numbers each
@@ -28,16 +30,18 @@ def made_up_rows(norms=NAMED_NORMS, # a line of made-up numbers each
                  n=400,             # images that nobody classified
                  **fields):         # anything else that a row holds, e.g. dataset='cifar10'
     "Rows of a final evaluation that never took place, to try tables and figures on."
-    common = dict(experiment='final', dataset='digits', arch='vgg11', width=.125, regime='standard', epoch=8, profile='made-up', n=n)
+    common = dict(experiment='final', dataset='digits', arch='vgg11', width=.125, regime='standard', epoch=8,
+                  profile='made-up', n=n)
     for norm, (clean, robust, ligs) in ((m, MADE_UP[m]) for m in norms):
         for seed in seeds:
             shift = .008 * (seed - 1)
-            def row(metric, value, **more): return make_row(**common | dict(metric=metric, norm=norm, seed=seed, value=value) | more | fields)
+            def row(metric, value, **more):
+                return make_row(**common | dict(metric=metric, norm=norm, seed=seed, value=value) | more | fields)
             yield row('clean_accuracy', min(clean + shift, 1))
             yield row('ligs', ligs - shift, sigma=.05, draws=1)
             for k, (attack, eps) in enumerate(MADE_UP_ATTACKS.items()):
-                step = eps / 4
-                yield row('robust_accuracy', robust - .03 * k + shift * (1 + (norm == 'bn')), attack=attack, eps=eps, steps=10, step_size=step, reading='any')
+                value = robust - .03 * k + shift * (2 if norm == 'bn' else 1)
+                yield row('robust_accuracy', value, attack=attack, eps=eps, steps=10, step_size=eps / 4, reading='any')
 
 # %% ../nbs/20_tables.ipynb #f91d458e
 COLUMNS = dict(clean='Clean', pgd_l2='PGD ℓ2', pgd_linf='PGD ℓ∞', cw_l2='CW ℓ2', cw_linf='CW ℓ∞', ligs='LIGS')
@@ -56,16 +60,16 @@ def one_setting(rows): # of `named`
     rank = group / (len(group) + 1) - group.map(group.value_counts())  # the commonest first, then the smallest eps
     return rows[rank == rank.groupby([rows.dataset, rows.column]).transform('min')]
 
-# %% ../nbs/20_tables.ipynb #cbafc9d7
+# %% ../nbs/20_tables.ipynb #070eb466
 def interval(values,             # one number per seed
              n=None,             # images, when the values are shares of them
              low=-1., high=1.):  # what the quantity can be
-    "The 95 % interval of the mean: t over seeds; for a single seed Wilson over its images, if there are any; else none."
+    "The 95 % interval of the mean: t over seeds; for one seed Wilson over its images, if there are any; else none."
     values = [float(v) for v in values]
     found = t_interval(values) if len(values) != 1 or not n else wilson(round(values[0] * n), n)
     return max(found.low, low), min(found.high, high)  # NaN stays NaN
 
-# %% ../nbs/20_tables.ipynb #6b7aace9
+# %% ../nbs/20_tables.ipynb #71a25355
 NETWORK = ['dataset', 'arch', 'width', 'regime']
 
 def summary(rows,          # of one kind per cell, with `metric`, `seed`, `n` and `value`
@@ -74,24 +78,27 @@ def summary(rows,          # of one kind per cell, with `metric`, `seed`, `n` an
     "One line per cell: mean over seeds, interval, seeds, images."
     def line(key, part):
         if part.seed.duplicated().any():
-            raise ValueError(f'two values for one seed of {" ".join(map(str, key))}: the rows mix measurements; name what tells them apart')
+            raise ValueError(f'two values for one seed of {" ".join(map(str, key))}: the rows mix measurements; '
+                             'name what tells them apart')
         part = part.dropna(subset='value')
         share = 'accuracy' in part.metric.max() if len(part) else False
         n = None if part.n.isna().all() else int(part.n.min())
         ends = interval(part.value, n if share and not paired else None, 0. if share and not paired else -1.)
-        return dict(zip(by, key)) | dict(value=part.value.mean(), low=ends[0], high=ends[1], seeds=tuple(sorted(part.seed)), n=n)
-    return pd.DataFrame([line(*group) for group in rows.groupby(by, dropna=False)], columns=[*by, 'value', 'low', 'high', 'seeds', 'n'])
+        return [*key, part.value.mean(), *ends, tuple(sorted(part.seed)), n]
+    lines = [line(*group) for group in rows.groupby(by, dropna=False)]
+    return pd.DataFrame(lines, columns=[*by, 'value', 'low', 'high', 'seeds', 'n'])
 
-# %% ../nbs/20_tables.ipynb #c4b8145a
+# %% ../nbs/20_tables.ipynb #ecf5f558
 def differences(rows,          # of `one_setting`
                 norm,          # minus
                 base='none'):  # this one, of the same network and seed
     "One line per network and column: the mean of the per-seed differences with its interval."
     on = [*NETWORK, 'column', 'seed']
     both = rows[rows.norm == norm].merge(rows.loc[rows.norm == base, [*on, 'value']], on=on, suffixes=('', '_base'))
-    return summary(both.assign(value=both.value - both.value_base), [*NETWORK, 'column'], paired=True).assign(norm=norm, base=base)
+    both['value'] -= both.value_base
+    return summary(both, [*NETWORK, 'column'], paired=True).assign(norm=norm, base=base)
 
-# %% ../nbs/20_tables.ipynb #5c03ec1d
+# %% ../nbs/20_tables.ipynb #4dced44b
 def printed_lookup(paper): # of `paper_rows`
     "(dataset, arch, norm, column) -> (eps, printed digits, fraction); table 1 goes before table 2."
     rows = named(paper).sort_values('table', kind='stable').drop_duplicates(['dataset', 'arch', 'norm', 'column'])
@@ -106,7 +113,8 @@ def printed_value(lookup, cell): # a line of a table
     text, value = one(cell.norm)
     if pd.isna(cell.base) or not text: return text, value
     against = one(cell.base)[1]
-    return (f'{100 * (value - against):+.2f}'.replace('-', '−'), value - against) if pd.notna(against) else (None, math.nan)
+    if pd.isna(against): return None, math.nan
+    return f'{100 * (value - against):+.2f}'.replace('-', '−'), value - against
 
 # %% ../nbs/20_tables.ipynb #64bae599
 def flag_of(clean,      # mean clean accuracy
@@ -118,18 +126,17 @@ def flag_of(clean,      # mean clean accuracy
     if clean <= limit(rule.not_learned): return 'not learned'
     return 'undertrained' if clean < limit(rule.undertrained) else ''
 
-# %% ../nbs/20_tables.ipynb #ec539451
+# %% ../nbs/20_tables.ipynb #681e39ad
 def grid_of(rows, norms, columns, base):
-    "Every cell that a table should have: networks x (norms and their differences) x columns, with the eps of the column."
+    "Every cell that a table should have: networks x (norms and differences) x columns, with the eps of the column."
     networks = rows[NETWORK].drop_duplicates().sort_values(NETWORK)
-    lines = pd.DataFrame([(m, None) for m in norms] + [(m, base) for m in norms if m != base], columns=['norm', 'base'], dtype=object)
-    order = {m: i for i, m in enumerate(norms)}
-    lines = lines.sort_values('norm', key=lambda s: s.map(order), kind='stable')
+    lines = [(m, b) for m in norms for b in (None, base) if m != b]
+    lines = pd.DataFrame(lines, columns=['norm', 'base'], dtype=object)
     eps = rows.drop_duplicates(['dataset', 'column'])[['dataset', 'column', 'eps']]
     grid = networks.merge(lines, how='cross').merge(pd.DataFrame(dict(column=list(columns))), how='cross')
     return grid.merge(eps, on=['dataset', 'column'], how='left')
 
-# %% ../nbs/20_tables.ipynb #81764212
+# %% ../nbs/20_tables.ipynb #ee213de1
 def table(rows,               # of `read_rows`
           norms, columns,     # which lines and columns
           *, regime='standard', base='none',
@@ -139,7 +146,8 @@ def table(rows,               # of `read_rows`
     rows = named(rows[(rows.experiment == 'final') & (rows.regime == regime)])
     rows = one_setting(rows[rows.column.isin(columns) & rows.norm.isin(norms)])
     key = [*NETWORK, 'norm', 'base', 'column']
-    found = [summary(rows, [*NETWORK, 'norm', 'column']).assign(base=None), *(differences(rows, m, base) for m in norms if m != base)]
+    found = [summary(rows, [*NETWORK, 'norm', 'column']).assign(base=None)]
+    found += [differences(rows, m, base) for m in norms if m != base]
     cells = grid_of(rows, norms, columns, base).merge(pd.concat(_objects(f) for f in found), on=key, how='left')
     cells['seeds'] = [s if isinstance(s, tuple) else () for s in cells.seeds]
     cells['flag'] = _flags(cells, rows, rule) if rule else ''
@@ -147,7 +155,8 @@ def table(rows,               # of `read_rows`
     printed = [printed_value(lookup, c) for c in cells.itertuples()]
     return cells.assign(printed=pd.Series([t for t, _ in printed], dtype=object), printed_value=[v for _, v in printed])
 
-def _objects(cells): return cells.astype(dict.fromkeys(['base', 'n'], object) | dict.fromkeys(['width', 'value', 'low', 'high'], float))  # empty frames join too
+def _objects(cells): # so that empty frames join too
+    return cells.astype(dict.fromkeys(['base', 'n'], object) | dict.fromkeys(['width', 'value', 'low', 'high'], float))
 
 def _flags(cells, rows, rule):
     clean = rows.assign(clean=rows.value.where(rows.column == 'clean')).groupby([*NETWORK, 'norm'], dropna=False)
@@ -157,25 +166,29 @@ def _flags(cells, rows, rule):
         return '' if mean is None else flag_of(mean, profile, c.dataset, rule)  # what is missing is not undertrained
     return [one(c, c.norm) or (one(c, c.base) if isinstance(c.base, str) else '') for c in cells.itertuples()]
 
-# %% ../nbs/20_tables.ipynb #bdce0ec9
+# %% ../nbs/20_tables.ipynb #05cf5ce9
 def table_1(rows, paper=None, rule=None, regime='standard'):
     "Clean accuracy and four attacks, without norm and with BN, and the difference; LIGS where it was measured."
     measured = rows[(rows.experiment == 'final') & (rows.regime == regime)].metric
-    return table(rows, ('none', 'bn'), TABLE_1 + ('ligs',) * ('ligs' in set(measured)), paper=paper, rule=rule, regime=regime)
+    columns = TABLE_1 + ('ligs',) * ('ligs' in set(measured))
+    return table(rows, ('none', 'bn'), columns, paper=paper, rule=rule, regime=regime)
 
 def table_2(rows, paper=None, rule=None, regime='standard'):
     "Clean accuracy and PGD l2 of the five norms, and each one's difference from none."
     return table(rows, NAMED_NORMS, ('clean', 'pgd_l2'), paper=paper, rule=rule, regime=regime)
 
-# %% ../nbs/20_tables.ipynb #0ce01ac6
+# %% ../nbs/20_tables.ipynb #e0e79f70
 def network_name(cell, regime=True):
     "A network in words."
     width = f' × {cell.width:g}' if pd.notna(cell.width) and cell.width != 1 else ''
-    return f'{cell.dataset} · {arch_name(cell.arch)}{width}' + (f' · {cell.regime}' if regime and cell.regime != 'standard' else '')
+    trained = f' · {cell.regime}' if regime and cell.regime != 'standard' else ''
+    return f'{cell.dataset} · {arch_name(cell.arch)}{width}{trained}'
+
+def name_of(lines, regime=True): return network_name(next(lines.itertuples()), regime)  # a frame about one network
 
 def arch_name(arch): return str(arch).replace('vgg', 'VGG').replace('resnet', 'ResNet').replace('fixup', 'Fixup')
 def norm_name(norm): return 'None' if norm == 'none' else str(norm).upper()
-def line_name(cell): return norm_name(cell.norm) + (f' − {norm_name(cell.base)}' if isinstance(cell.base, str) else '')
+def line_name(cell): return ' − '.join(norm_name(m) for m in (cell.norm, cell.base) if isinstance(m, str))
 
 def missing(cells): # of `table`
     "Cells without a number, and cells with fewer seeds than their network has elsewhere."
@@ -185,18 +198,18 @@ def missing(cells): # of `table`
         for c in part.itertuples():
             if lost := [s for s in seeds if s not in c.seeds]:
                 what = 'all seeds' if not c.seeds else f'seed {", ".join(map(str, lost))}'
-                found.append(dict(network=network_name(c), norm=norm_name(c.norm), column=COLUMNS.get(c.column, c.column), missing=what))
+                found.append([network_name(c), norm_name(c.norm), COLUMNS.get(c.column, c.column), what])
     return pd.DataFrame(found, columns=['network', 'norm', 'column', 'missing'])
 
-# %% ../nbs/20_tables.ipynb #faa84a2c
+# %% ../nbs/20_tables.ipynb #441a9755
 def not_run(rows,   # of `read_rows`
             plan):  # dicts with dataset, arch, width, norm, regime, seed and `attacks`
     "Planned measurements of the final evaluation that left no row."
     key = [*NETWORK, 'norm', 'seed']
     def id_of(r): return tuple(f'{r[f]:g}' if isinstance(r[f], float) else str(r[f]) for f in key)
     done = {(*id_of(r), r['column']) for r in named(rows[rows.experiment == 'final']).to_dict('records')}
-    lost = [dict({f: p[f] for f in key}, column=c) for p in plan for c in ('clean', *p['attacks']) if (*id_of(p), c) not in done]
-    return pd.DataFrame(lost, columns=[*key, 'column'])
+    wanted = ((p, c) for p in plan for c in ('clean', *p['attacks']))
+    return pd.DataFrame([[*map(p.get, key), c] for p, c in wanted if (*id_of(p), c) not in done], columns=[*key, 'column'])
 
 # %% ../nbs/20_tables.ipynb #5b3b7ced
 def number(value,         # a fraction, or LIGS
@@ -229,28 +242,28 @@ def value_text(cell):
     if not isinstance(cell.base, str): return number(cell.value, cell.column)
     return f'{ARROWS[direction(cell)]} {number(cell.value, cell.column, True)}'
 
-# %% ../nbs/20_tables.ipynb #eab61db6
+# %% ../nbs/20_tables.ipynb #2ad7f0f6
 def head(cells, column):
     "A column's heading: its name and, for an attack, the eps that all its cells share."
     eps = cells.loc[cells.column == column, 'eps'].dropna().unique()
-    return COLUMNS.get(column, column) + (f' {eps_text(eps[0])}' if len(eps) == 1 and column not in ('clean', 'ligs') else '')
+    one = len(eps) == 1 and column not in ('clean', 'ligs')
+    return COLUMNS.get(column, column) + (f' {eps_text(eps[0])}' if one else '')
 
 def eps_text(eps): # in pixels of [0, 1]
     "8/255 for what is a whole number of grey levels, else plain."
     levels = 255 * eps
     return f'{levels:.0f}/255' if eps < .2 and round(levels) and abs(levels - round(levels)) < 1e-3 else f'{eps:g}'
 
-# %% ../nbs/20_tables.ipynb #11553859
+# %% ../nbs/20_tables.ipynb #92c0b154
 def wide(cells): # of `table`
     "The table as text: a frame of strings, one line per norm, difference and printed value."
     lines = []
     for (name, norm), part in _lines(cells):
-        first = next(part.itertuples())
-        seeds, n = max(map(len, part.seeds)), part.n.dropna().max()
-        start = {'Network': name, 'Norm': norm + (f' ({first.flag})' if first.flag else ''), 'Seeds': str(seeds), 'n': f'{n:.0f}' if pd.notna(n) else ''}
-        lines.append(start | {head(cells, c.column): f'{value_text(c)} {interval_text(c)}'.strip() for c in part.itertuples()})
-        lines.append(dict.fromkeys(start, '') | {'Norm': f'{norm}, paper'} | {head(cells, c.column): c.printed or 'not available' for c in part.itertuples()})
-    return pd.DataFrame(lines)
+        seeds, n, flag = max(map(len, part.seeds)), part.n.dropna().max(), part.flag.iloc[0]
+        ours = [f'{value_text(c)} {interval_text(c)}'.strip() for c in part.itertuples()]
+        lines.append([name, norm + (f' ({flag})' if flag else ''), str(seeds), f'{n:.0f}' if pd.notna(n) else '', *ours])
+        lines.append(['', f'{norm}, paper', '', '', *(text or 'not available' for text in part.printed)])
+    return pd.DataFrame(lines, columns=['Network', 'Norm', 'Seeds', 'n', *(head(cells, c) for c in cells.column.unique())])
 
 def _lines(cells): # a difference from a norm that was never run is no line
     for c, part in cells.groupby([*NETWORK, 'norm', cells.base.fillna('')], dropna=False, sort=False):
@@ -263,15 +276,16 @@ def to_markdown(frame): # of strings, as `wide` or `verdict_table` give
     def line(values): return '| ' + ' | '.join(str(v).replace('|', '\\|').replace('\n', ' ') for v in values) + ' |'
     return '\n'.join([line(frame.columns), line(['---'] * frame.shape[1]), *map(line, frame.values)]) + '\n'
 
-# %% ../nbs/20_tables.ipynb #bc047c9e
-TEX = {'−': '$-$', 'ℓ2': r'$\ell_2$', 'ℓ∞': r'$\ell_\infty$', '▲': r'$\uparrow$', '▼': r'$\downarrow$', '≈': r'$\approx$', '·': r'$\cdot$',
-       '×': r'$\times$', '≥': r'$\ge$', '≤': r'$\le$'}
+# %% ../nbs/20_tables.ipynb #f237aa93
+TEX = {'−': '$-$', 'ℓ2': r'$\ell_2$', 'ℓ∞': r'$\ell_\infty$', '▲': r'$\uparrow$', '▼': r'$\downarrow$', '≈': r'$\approx$',
+       '✓': r'$\surd$', '✗': r'$\times$', '–': '--', '…': r'\dots{}', '·': r'$\cdot$', '×': r'$\times$', '≥': r'$\ge$', '≤': r'$\le$'}
 
 def to_latex(frame,     # of strings
              caption, label):
     "A booktabs table."
     clean = frame.astype(str).rename(columns=_tex_escape).map(_tex_escape)
-    text = clean.style.hide(axis='index').to_latex(hrules=True, caption=_tex(_tex_escape(caption)), label=label, column_format='l' * frame.shape[1])
+    text = clean.style.hide(axis='index').to_latex(hrules=True, caption=_tex_escape(caption), label=label,
+                                                   column_format='l' * frame.shape[1])
     return _tex(text)
 
 def _tex(text):
@@ -280,51 +294,58 @@ def _tex(text):
 
 def _tex_escape(text): return ''.join({c: '\\' + c for c in '&%$#_{}'}.get(c, c) for c in str(text))
 
-# %% ../nbs/20_tables.ipynb #741a0d2d
+# %% ../nbs/20_tables.ipynb #c3dfe463
 @cache
 def environment():
     "The package's Jinja templates; everything put into them is escaped."
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    return Environment(loader=PackageLoader('nrf_repro'), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return Environment(loader=PackageLoader('nrf_repro'), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True)
+
+def fragment(macro, *given): # of tables.html.j2
+    return getattr(environment().get_template('tables.html.j2').module, macro)(*given)
 
 def stylesheet():
     "The tables' own style, for a notebook or a page that shows them outside the report."
     return f'<style>{environment().loader.get_source(environment(), "tables.css")[0]}</style>'
 
-# %% ../nbs/20_tables.ipynb #53b2be75
+# %% ../nbs/20_tables.ipynb #6a3b23e1
 def own_eps(cells, part): # the whole table, and the lines of one network
     "What the headings cannot say because the networks of the table differ in it."
-    varied = [c for c in part.column.unique() if c not in ('clean', 'ligs') and cells[cells.column == c].eps.nunique() > 1]
-    return ', '.join(f'{COLUMNS.get(c, c)} {eps_text(e)}' for c in varied for e in part[part.column == c].eps.dropna().unique())
+    count = cells[~cells.column.isin(['clean', 'ligs'])].groupby('column').eps.nunique()
+    own = part[part.column.isin(count[count > 1].index)].dropna(subset='eps').drop_duplicates(['column', 'eps'])
+    return ', '.join(f'{COLUMNS.get(c.column, c.column)} {eps_text(c.eps)}' for c in own.itertuples())
 
-# %% ../nbs/20_tables.ipynb #4fb46a1f
+# %% ../nbs/20_tables.ipynb #f85b1df8
 def layout(cells): # of `table`
     "The table as nested plain values: heads, groups of lines, footnotes to printed values."
     used = {}
     groups = []
     for network, part in cells.groupby(NETWORK, dropna=False, sort=False):
         lines = [_line(line, norm, used) for (_, norm), line in _lines(part)]
-        groups.append(dict(name=network_name(next(part.itertuples())), printed=bool(part.printed.notna().any()), eps=own_eps(cells, part), lines=lines))
-    return dict(heads=[head(cells, c) for c in cells.column.unique()], groups=groups, notes=[(mark, note) for note, mark in used.items()])
+        groups.append(dict(name=name_of(part), printed=bool(part.printed.notna().any()), eps=own_eps(cells, part), lines=lines))
+    heads = [head(cells, c) for c in cells.column.unique()]
+    return dict(heads=heads, groups=groups, notes=[(mark, note) for note, mark in used.items()])
 
-# %% ../nbs/20_tables.ipynb #e299745f
+# %% ../nbs/20_tables.ipynb #bfc26600
 def _line(part, norm, used):
     seeds, n = max(part.seeds, key=len), part.n.dropna().max()
-    return dict(norm=norm, flag=part.flag.iloc[0], change=isinstance(part.base.iloc[0], str), seeds=len(seeds), n=None if pd.isna(n) else int(n),
-                cells=[_cell(c, len(seeds), used) for c in part.itertuples()])
+    return dict(norm=norm, flag=part.flag.iloc[0], change=isinstance(part.base.iloc[0], str), seeds=len(seeds),
+                n=None if pd.isna(n) else int(n), cells=[_cell(c, len(seeds), used) for c in part.itertuples()])
 
 def _cell(c, seeds, used):
     note = printed_note(c.dataset, c.arch, c.norm, c.column) if c.printed and not isinstance(c.base, str) else None
     mark = used.setdefault(note, 'abcdefghijklmnopqrstuvwxyz'[len(used) % 26]) if note else ''
-    return dict(value=value_text(c), interval=interval_text(c), printed=c.printed, mark=mark, fewer=len(c.seeds) if 0 < len(c.seeds) < seeds else 0,
+    return dict(value=value_text(c), interval=interval_text(c), printed=c.printed, mark=mark,
+                fewer=len(c.seeds) if 0 < len(c.seeds) < seeds else 0,
                 kind='missing' if not c.seeds else direction(c) if isinstance(c.base, str) else 'level')
 
-# %% ../nbs/20_tables.ipynb #30d62c41
+# %% ../nbs/20_tables.ipynb #3652150b
 def to_html(cells,          # of `table`
             caption,
             id='table'):    # of the element
     "The table as an HTML fragment."
-    return environment().get_template('tables.html.j2').module.cells(layout(cells), caption, id)
+    return fragment('cells', layout(cells), caption, id)
 
 # %% ../nbs/20_tables.ipynb #94f5050a
 SIGNS = {'reproduced': '✓', 'not reproduced': '✗', 'inconclusive': '?', 'not run': '–'}
@@ -338,58 +359,68 @@ def amount(effect,   # in units of the metric
     text = number(effect, 'clean' if share else 'ligs', sign=True)
     return text + (' points' if share and unit else ' LIGS' if unit and metric == 'ligs' else '')
 
-# %% ../nbs/20_tables.ipynb #d0f17e6a
+# %% ../nbs/20_tables.ipynb #49113d69
+def ours_text(v,     # a line of `decide`
+              part): # of its claim
+    "Our effect and its interval in words."
+    if pd.isna(v.effect): return 'not run' if v.verdict == 'not run' else 'no usable pair', ''
+    against = f' against {part.threshold:g}' if part.threshold is not None else ''
+    ends = [amount(x, part.metric, unit=False) for x in (v.low, v.high)]
+    return amount(v.effect, part.metric) + against, f'[{", ".join(ends)}]' if pd.notna(v.low) else ''
+
+# %% ../nbs/20_tables.ipynb #48238791
 def verdict_lines(verdicts,  # of `decide`
                   claims):   # of `load_claims`
     "Plain values per claim: id, title, statement, paper, ours, interval, verdict, sign, reason."
     for v in verdicts.itertuples():
         part = next(p for p in claims[v.id].parts if p.name == v.part)
-        against = f' against {part.threshold:g}' if part.threshold is not None else ''
-        ran = pd.notna(v.effect)
-        bounds = f'[{amount(v.low, part.metric, False)}, {amount(v.high, part.metric, False)}]' if ran and pd.notna(v.low) else ''
-        ours = amount(v.effect, part.metric) + against if ran else 'not run' if v.verdict == 'not run' else 'no usable pair'
+        ours, interval = ours_text(v, part)
         paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
-        yield dict(id=v.id, title=v.title, statement=v.statement, paper=paper, ours=ours, interval=bounds, verdict=v.verdict, sign=SIGNS[v.verdict],
-                   reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))
+        yield dict(id=v.id, title=v.title, statement=v.statement, paper=paper, ours=ours, interval=interval,
+                   verdict=v.verdict, sign=SIGNS[v.verdict], reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))
 
 def verdict_table(verdicts, claims):
     "The verdicts as a frame of strings."
-    return pd.DataFrame([{'Claim': f'{v["id"]} {v["title"]}', "Paper's effect": v['paper'], 'Ours': f'{v["ours"]} {v["interval"]}'.strip(),
-                          'Verdict': f'{v["sign"]} {v["verdict"]}', 'Why': v['reason']} for v in verdict_lines(verdicts, claims)])
+    lines = [[f'{v["id"]} {v["title"]}', v['paper'], f'{v["ours"]} {v["interval"]}'.strip(),
+              f'{v["sign"]} {v["verdict"]}', v['reason']] for v in verdict_lines(verdicts, claims)]
+    return pd.DataFrame(lines, columns=['Claim', "Paper's effect", 'Ours', 'Verdict', 'Why'])
 
-# %% ../nbs/20_tables.ipynb #cb56b06d
+# %% ../nbs/20_tables.ipynb #ebdae104
 def verdicts_html(verdicts, claims, caption, id='verdicts'):
     "The verdicts as an HTML fragment."
-    return environment().get_template('tables.html.j2').module.verdicts(list(verdict_lines(verdicts, claims)), caption, id)
+    return fragment('verdicts', list(verdict_lines(verdicts, claims)), caption, id)
 
 def plain_html(frame,    # of anything that prints
                caption, id):
     "Any small frame as an HTML fragment; its first column names the lines."
-    return environment().get_template('tables.html.j2').module.plain(frame.map(lambda v: '' if pd.isna(v) else str(v)), caption, id)
+    return fragment('plain', frame.map(lambda v: '' if pd.isna(v) else str(v)), caption, id)
 
-# %% ../nbs/20_tables.ipynb #a9a74810
+# %% ../nbs/20_tables.ipynb #85ab30a0
 def settings(rows):
     "Each experiment and column with the values of its settings, networks, seeds and images."
     names = COLUMNS | dict(ligs_plain='LIGS, plain gradients', vanished='Plain gradient vanished')
     shown = ['eps', 'steps', 'step_size', 'reading', 'sigma', 'draws', 'n']
-    def text(name, v): return eps_text(v) if name in ('eps', 'step_size') else f'{v:g}' if isinstance(v, (int, float)) else str(v)
+    def text(name, v):
+        return eps_text(v) if name in ('eps', 'step_size') else f'{v:g}' if isinstance(v, (int, float)) else str(v)
     def line(key, part):
         values = {f.replace('_', ' '): ', '.join(text(f, v) for v in sorted(part[f].dropna().unique())) for f in shown}
-        return {'measurement': names.get(key[2], key[2]), 'experiment': key[0], 'data': key[1]} | values | {'rows': str(len(part))}
-    return pd.DataFrame([line(key, part) for key, part in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False)])
+        start = dict(measurement=names.get(key[2], key[2]), experiment=key[0], data=key[1])
+        return start | values | dict(rows=str(len(part)))
+    return pd.DataFrame([line(*group) for group in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False)])
 
-# %% ../nbs/20_tables.ipynb #27b685c4
+# %% ../nbs/20_tables.ipynb #bec08eb4
 def gradients(rows):
     "Per network and norm: LIGS, LIGS of plain gradients, and the share of images whose plain gradient vanished."
     rows = rows[(rows.experiment == 'final') & rows.metric.isin(['ligs', 'ligs_plain', 'vanished'])]
     lines = []
     for key, part in rows.groupby([*NETWORK, 'norm'], dropna=False):
-        mean, first = part.groupby('metric').value.mean(), next(part.itertuples())
-        shown = [number(mean.get(m), 'ligs') for m in ('ligs', 'ligs_plain')] + [number(mean.get('vanished'), 'clean') + ' %' * ('vanished' in mean)]
-        lines.append([network_name(first), norm_name(first.norm), *shown])
+        mean = part.groupby('metric').value.mean()
+        both = [number(mean.get(m), 'ligs') for m in ('ligs', 'ligs_plain')]
+        gone = number(mean.get('vanished'), 'clean') + ' %' * ('vanished' in mean)
+        lines.append([name_of(part), norm_name(key[-1]), *both, gone])
     return pd.DataFrame(lines, columns=['Network', 'Norm', 'LIGS', 'LIGS, plain gradients', 'Plain gradient vanished'])
 
-# %% ../nbs/20_tables.ipynb #369bf80f
+# %% ../nbs/20_tables.ipynb #0a261ac7
 def printed_table(paper): # of `paper_rows`
     "Both printed tables as a frame of strings: a line per network and norm, and per difference of BN."
     rows = named(paper).drop_duplicates(['dataset', 'arch', 'norm', 'column'])
@@ -397,10 +428,12 @@ def printed_table(paper): # of `paper_rows`
     for (dataset, arch), net in rows.groupby(['dataset', 'arch'], sort=False):
         wide = net.pivot(index='norm', columns='column', values=['printed', 'value'])
         for norm in (m for m in NAMED_NORMS if m in wide.index):
-            lines.append([dataset, arch_name(arch), norm_name(norm), *(_marked(wide.printed[c][norm], dataset, arch, norm, c) for c in TABLE_1)])
+            digits = [_marked(wide.printed[c][norm], dataset, arch, norm, c) for c in TABLE_1]
+            lines.append([dataset, arch_name(arch), norm_name(norm), *digits])
             if norm == 'bn':
                 gaps = [wide.value[c]['bn'] - wide.value[c]['none'] for c in TABLE_1]
-                lines.append(['', '', 'BN − None', *(f'{ARROWS["up" if g > 0 else "down"]} {100 * g:+.2f}'.replace('-', '−') for g in gaps)])
+                texts = [f'{"▲" if g > 0 else "▼"} {100 * g:+.2f}'.replace('-', '−') for g in gaps]
+                lines.append(['', '', 'BN − None', *texts])
     return pd.DataFrame(lines, columns=['Data', 'Network', 'Norm', *(COLUMNS[c] for c in TABLE_1)])
 
 def _marked(text, *cell): return '' if pd.isna(text) else f'{text} *' if printed_note(*cell) else text
