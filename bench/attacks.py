@@ -96,7 +96,8 @@ def timed(f, model, x, y, attack, o):
 def compare(model, x, y, attack, o):
     "One record for each rival."
     methods = dict(last=ours('last'), any=ours('any')) | rivals(attack)
-    for f in methods.values(): timed(f, model, x[:o.batch_size], y[:o.batch_size], replace(attack, steps=1), o)   # warm up
+    few = slice(0, o.batch_size)
+    for f in methods.values(): timed(f, model, x[few], y[few], replace(attack, steps=1), o)   # warm up
     seconds, accuracy, names = {m: [] for m in methods}, {}, list(methods)
     for r in range(o.repeats):
         for m in names[r % len(names):] + names[:r % len(names)]:

@@ -1,6 +1,10 @@
-"""What an attack owes to whoever calls it: the right answer, the same answer in any batch, and the model back untouched."""
+"""What an attack owes its caller: the right answer, the same one in any batch, and the model back untouched."""
+import argparse
+import importlib.util
+import time
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,7 +141,8 @@ def test_monotone_in_eps(net, x, key):
 
 def test_paper_attacks_are_as_printed():
     assert {k: (a.ball, a.eps, a.loss) for k, a in PAPER_ATTACKS.items()} == dict(
-        pgd_l2=('l2', .25, 'ce'), pgd_linf=('linf', 1 / 255, 'ce'), cw_l2=('l2', .25, 'cw'), cw_linf=('linf', 1 / 255, 'cw'))
+        pgd_l2=('l2', .25, 'ce'), pgd_linf=('linf', 1 / 255, 'ce'),
+        cw_l2=('l2', .25, 'cw'), cw_linf=('linf', 1 / 255, 'cw'))
     assert {(a.steps, a.step_size) for a in PAPER_ATTACKS.values()} == {(10, .1), (10, .001)}
     assert not any(a.random_start or a.targeted for a in PAPER_ATTACKS.values())
 
@@ -149,7 +154,8 @@ def test_any_and_last_are_what_they_are_called(net, x, key):
     y = answers(net, x)
     y[:3] = (y[:3] + 1) % 5                                    # three are wrong from the start
     a = replace(ATTACKS[key], eps=4 * ATTACKS[key].eps, step_size=8 * ATTACKS[key].eps)   # long steps: some come back
-    each = torch.stack([net(x).argmax(1) == y] + [answers(net, replace(a, steps=t)(net, x, y)) == y for t in range(1, 7)])
+    iterates = [x] + [replace(a, steps=t)(net, x, y) for t in range(1, 7)]
+    each = torch.stack([answers(net, adv) == y for adv in iterates])
     assert torch.equal(robust_correct(net, x, y, a), each.all(0))
     assert torch.equal(robust_correct(net, x, y, a, reading='last'), each[-1])
 
@@ -164,7 +170,7 @@ def test_who_falls_costs_nothing_more(x):
     y[:20] = (y[:20] + 1) % 5
     Counting.seen.clear()
     robust_correct(net, x, y, ATTACKS['l2', 'ce'], batch_size=4)
-    shown = [n for n in Counting.seen]
+    shown = list(Counting.seen)
     assert sum(shown) < len(x) + 6 * 3 + 60                    # 20 leave at once; the rest is the preparation's
     assert shown.count(3) >= 6                                 # the three that are left share a batch
 
@@ -192,7 +198,8 @@ def test_noise_belongs_to_the_image(x):
     assert torch.equal(image_noise(x[5:6], seed=3), noise[5:6]) and noise.dtype == x.dtype
     assert not torch.equal(image_noise(x, seed=4), noise) and not torch.equal(image_noise(x, seed=3, draw=1), noise)
     assert len(torch.unique(noise)) > .99 * noise.numel()
-    assert torch.equal(image_noise(x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2), seed=3), noise)   # memory order
+    turned = x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)                # the same pixels in another order
+    assert torch.equal(image_noise(turned, seed=3), noise)
 
 
 @pytest.mark.parametrize('ball', BALLS)
@@ -504,9 +511,9 @@ def test_a_model_that_cannot_be_copied_is_attacked_as_it_is(x):
         def __deepcopy__(self, memo): raise RuntimeError('there is but one of me')
         def forward(self, x): return self.net(x)
     net = Stubborn()
-    y = answers(net, x)
+    y, a = answers(net, x), ATTACKS['l2', 'ce']
     with frozen(net): assert fast_copy(net, x) is net
-    assert torch.equal(robust_correct(net, x, y, ATTACKS['l2', 'ce']), robust_correct(net.net, x, y, ATTACKS['l2', 'ce']))
+    assert torch.equal(robust_correct(net, x, y, a), robust_correct(net.net, x, y, a))
 
 
 def test_runs_under_autocast():
@@ -514,3 +521,21 @@ def test_runs_under_autocast():
     with torch.autocast('cpu', torch.bfloat16):
         adv = Attack('l2', 3., 'ce', 5, 1.)(net, x, answers(net, x))
     assert adv.dtype == torch.float32 and (answers(net, adv) != answers(net, x)).float().mean() > .8
+
+
+# the benchmark's rivals do the same work
+
+@pytest.mark.parametrize('key', ATTACKS)
+def test_the_benchmark_compares_like_with_like(net, x, key):
+    path = Path(__file__).parents[1] / 'bench' / 'attacks.py'
+    spec = importlib.util.spec_from_file_location('bench_attacks', path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    y, a = answers(net, x), ATTACKS[key]
+    torch.testing.assert_close(bench.plain_loop(net, x, y, a), a(net, x, y), rtol=0, atol=1e-7)
+    options = argparse.Namespace(batch_size=9, repeats=2, clock=time.perf_counter)
+    rows = bench.compare(net, x, y, a, options)
+    assert {r['rival'] for r in rows} >= {'plain'} and all(r['robust'][r['rival']] == r['robust']['last'] for r in rows)
+    assert all(r['robust']['any'] <= r['robust']['last'] and len(r['early_exit']) == 2 for r in rows)
+    about = dict(network='net', attack='a', steps=6)
+    assert bench.table([about | r for r in rows]).count('\n') == len(rows) + 1
