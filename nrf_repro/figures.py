@@ -147,7 +147,7 @@ def forest_axis(ax, part,    # differences of a table
     ax.set(ylim=(len(part) - .4, -.6), xlabel='difference in LIGS' if scale == 1 else 'difference in percentage points')
     ax.grid(axis='y', visible=False)
 
-# %% ../nbs/21_figures.ipynb #c5933bae
+# %% ../nbs/21_figures.ipynb #6c03ca82
 @styled
 def forest(cells):  # of `table`: its differences are drawn
     "Every difference of a table with its interval; a panel per network and unit."
@@ -158,7 +158,7 @@ def forest(cells):  # of `table`: its differences are drawn
     fig = Figure(figsize=(7, .3 + .27 * sum(heights)), layout='constrained')
     for ax, (key, part) in zip(fig.subplots(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0], parts):
         forest_axis(ax, part, 1 if key[-1] else 100)
-        ax.set_title(network_name(next(part.itertuples())) + (', LIGS' if key[-1] else ', accuracy'))
+        ax.set_title(name_of(part) + (', LIGS' if key[-1] else ', accuracy'))
     return fig
 
 # %% ../nbs/21_figures.ipynb #88c01f12

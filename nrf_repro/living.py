@@ -6,8 +6,8 @@
 __all__ = ['MAGNIFY', 'FACTORS', 'SIDE', 'BALL_NAMES', 'PATH_BOX', 'KINDS', 'BOX', 'SHAPES', 'trajectory', 'first_fall', 'follow',
            'pick', 'pack', 'unpack', 'thousandths', 'magnification', 'scaled', 'shrunk', 'shown_classes', 'item',
            'affordable', 'record', 'pixels_of', 'change_of', 'magnified', 'png', 'small', 'net_name', 'taken_for',
-           'state', 'first_eps', 'sentence', 'show', 'row_of', 'gallery', 'gallery_caption', 'attack_text',
-           'path_points', 'fall_mark', 'net_view', 'view', 'still', 'eps_figure', 'living_caption', 'kinds', 'course',
+           'state', 'first_eps', 'sentence', 'show', 'row_of', 'gallery', 'gallery_caption', 'fine_print',
+           'attack_text', 'path_points', 'fall_mark', 'net_view', 'view', 'still', 'eps_figure', 'kinds', 'course',
            'courses', 'places', 'ticks', 'value_texts', 'curve', 'panel', 'epoch_sentence', 'epoch_figure',
            'living_html', 'pair', 'source_text', 'record_stored', 'living_data', 'write_living', 'living_meta']
 
@@ -237,14 +237,18 @@ def gallery(data,     # of `record`
     fig.suptitle(f'Adversarial images at eps {small(data["eps"][k])} ({data["ball"]}) and what changed in them', x=.01, ha='left', fontsize=11, fontweight='bold')
     return fig
 
-# %% ../nbs/26_living.ipynb #5c0090a8
+# %% ../nbs/26_living.ipynb #7e651252
 def gallery_caption(data, k=None):
     "How to read the gallery."
-    k = data['start'] if k is None else k
+    eps = data['eps'][data['start'] if k is None else k]
+    return (f'{data.get("source", "Two networks")}. Above each attacked image: the class it is taken for, and how surely; bold: it fell. '
+            f'{attack_text(data)}, eps {small(eps)}. {fine_print(data)}')
+
+def fine_print(data):
+    "How changes are shown, and which images were taken."
     shrunk = f' Images are shown shrunk to {SIDE} pixels.' if data['shrunk'] else ''
-    return (f'{data.get("source", "Two networks")}. Above each attacked image: the class it is taken for, and how surely; bold: it fell. Changes are magnified {data["magnify"]} times: grey is no change, lighter means '
-            f'that the pixel became lighter; what leaves the scale is clipped. {attack_text(data)}, eps {small(data["eps"][k])}. '
-            f'Images: the first of each class that all networks get right, not chosen by their looks.{shrunk}')
+    return (f'Changes are magnified {data["magnify"]} times: grey is no change, lighter means that the pixel became lighter; what leaves the scale is '
+            f'clipped. Images: the first of each class that all networks get right, not chosen by their looks.{shrunk}')
 
 def attack_text(data):
     "Which attack was recorded, in words."
@@ -280,7 +284,7 @@ def view(data, i, k):
     "All that changes when image i and eps k are chosen."
     return dict(say=sentence(data, i, k), nets=[net_view(data, i, m, k) for m in range(len(data['norms']))])
 
-# %% ../nbs/26_living.ipynb #47928d63
+# %% ../nbs/26_living.ipynb #e7f006dd
 def still(data, i, m, k):
     "The pictures of a column, for whoever has no script."
     change = change_of(data, i, m, k)
@@ -293,11 +297,8 @@ def eps_figure(data): # of `record`
     first = items[0]['views'][start] | dict(classes=items[0]['classes'], truth=items[0]['truth'])
     thumbs = [dict(src=png(pixels_of(data, i)), alt=it['classes'][it['truth']]) for i, it in enumerate(data['items'])]
     shown = dict(norms=data['norms'], names=[net_name(n) for n in data['norms']], magnify=data['magnify'], eps=eps, start=start, steps=data['steps'], first=first, thumbs=thumbs, ball=BALL_NAMES[data['ball']],
-                 stills=[still(data, 0, m, start) for m in places], about=f'{data.get("source", "Two networks")}. Each is attacked by itself; {small(data["eps"][start])} is the eps of the tables.', caption=living_caption(data))
+                 stills=[still(data, 0, m, start) for m in places], about=f'{data.get("source", "Two networks")}. Each is attacked by itself; {small(data["eps"][start])} is the eps of the tables.', caption=f'{attack_text(data)}; a step grows with eps. {fine_print(data)}')
     return shown, dict(shape=data['shape'], unit=data['unit'], magnify=data['magnify'], eps=eps, items=items)
-
-def living_caption(data):
-    return f'{attack_text(data)}, each step a quarter of its size at the eps of the tables or scaled with eps. ' + gallery_caption(data).split('bold: it fell. ')[1].split(' Attack:')[0] + ' Images: the first of each class that all networks get right.'
 
 # %% ../nbs/26_living.ipynb #f31d364b
 KINDS = dict(clean='Clean accuracy, %', robust='Robust accuracy, %', ligs='LIGS')

@@ -74,8 +74,7 @@ def test_unchanged_nothing_runs_and_changed_only_what_depends_on_it(tiny):
 def test_a_failing_job_is_kept_named_and_does_not_sink_the_report(tiny):
     file, build, _ = tiny
     profile = yaml.safe_load(file.read_text())
-    profile['grids'][0]['job'] = ['norm']
-    profile['grids'].append(profile['grids'][0] | dict(norms=['gn'], archs={'vgg11': 1/64}))  # not a multiple of 1/32
+    profile['grids'].append(profile['grids'][0] | dict(norms=['gn'], archs={'vgg11': 1/64}, job=['norm']))  # not a multiple of 1/32
     broken = file.with_name(f'{file.stem}.yaml')
     original = file.read_text()
     broken.write_text(yaml.safe_dump(profile))

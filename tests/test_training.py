@@ -126,3 +126,13 @@ def test_bad_recipes_get_a_sentence(train, wrong, sentence):
 def test_divergence_is_an_error_and_not_a_result(train):
     with pytest.raises(FloatingPointError, match='diverged in epoch 1'):
         fit(network('none'), train, replace(RECIPE, lr=1e12, clip=None), progress=False)
+
+
+def test_compile_is_asked_for_and_only_when_asked(train, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, 'compile', lambda model: asked.append(model) or model)
+    model = network()
+    fit(model, train, replace(RECIPE, epochs=1), progress=False)
+    assert asked == []
+    fit(model, train, replace(RECIPE, epochs=1, compile=True), progress=False)
+    assert asked == [model]
