@@ -276,9 +276,10 @@ def to_markdown(frame): # of strings, as `wide` or `verdict_table` give
     def line(values): return '| ' + ' | '.join(str(v).replace('|', '\\|').replace('\n', ' ') for v in values) + ' |'
     return '\n'.join([line(frame.columns), line(['---'] * frame.shape[1]), *map(line, frame.values)]) + '\n'
 
-# %% ../nbs/20_tables.ipynb #f237aa93
+# %% ../nbs/20_tables.ipynb #74a72ca9
 TEX = {'−': '$-$', 'ℓ2': r'$\ell_2$', 'ℓ∞': r'$\ell_\infty$', '▲': r'$\uparrow$', '▼': r'$\downarrow$', '≈': r'$\approx$',
-       '✓': r'$\surd$', '✗': r'$\times$', '–': '--', '…': r'\dots{}', '·': r'$\cdot$', '×': r'$\times$', '≥': r'$\ge$', '≤': r'$\le$'}
+       '✓': r'$\surd$', '✗': r'$\times$', '–': '--', '…': r'\dots{}', '·': r'$\cdot$',
+       '×': r'$\times$', '≥': r'$\ge$', '≤': r'$\le$'}
 
 def to_latex(frame,     # of strings
              caption, label):
@@ -316,14 +317,15 @@ def own_eps(cells, part): # the whole table, and the lines of one network
     own = part[part.column.isin(count[count > 1].index)].dropna(subset='eps').drop_duplicates(['column', 'eps'])
     return ', '.join(f'{COLUMNS.get(c.column, c.column)} {eps_text(c.eps)}' for c in own.itertuples())
 
-# %% ../nbs/20_tables.ipynb #f85b1df8
+# %% ../nbs/20_tables.ipynb #57248806
 def layout(cells): # of `table`
     "The table as nested plain values: heads, groups of lines, footnotes to printed values."
     used = {}
     groups = []
     for network, part in cells.groupby(NETWORK, dropna=False, sort=False):
         lines = [_line(line, norm, used) for (_, norm), line in _lines(part)]
-        groups.append(dict(name=name_of(part), printed=bool(part.printed.notna().any()), eps=own_eps(cells, part), lines=lines))
+        printed = bool(part.printed.notna().any())
+        groups.append(dict(name=name_of(part), printed=printed, eps=own_eps(cells, part), lines=lines))
     heads = [head(cells, c) for c in cells.column.unique()]
     return dict(heads=heads, groups=groups, notes=[(mark, note) for note, mark in used.items()])
 

@@ -1,0 +1,202 @@
+"""LIGS against its definition, usefulness against algebra; both indifferent to what should not matter."""
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nrf_repro.attacks import image_noise
+from nrf_repro.features import NOISES, ligs, robust_usefulness, unit, unit_variance, usefulness, worst_case
+
+
+def conv_net(scale=1., seed=0):
+    "Convolution, batch norm with statistics of its own, tanh; logits multiplied by `scale`."
+    torch.manual_seed(seed)
+    head = nn.Linear(8 * 36, 4)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.Dropout(), nn.Flatten(), head)
+    net[1].running_mean.normal_(0, .2), net[1].running_var.uniform_(.05, .2)
+    head.weight.data *= scale
+    head.bias.data *= scale
+    return net
+
+
+@pytest.fixture
+def images():
+    "Thirty images, a third of their pixels exactly black or white, and labels."
+    g = torch.Generator().manual_seed(3)
+    return (torch.rand(30, 1, 8, 8, generator=g) * 1.5 - .25).clamp(0, 1), torch.randint(0, 4, (30,), generator=g)
+
+
+def by_definition(net, x, y, sigma, draws, noise):
+    "The mean over draws of the cosine, in float64, from a loss that has the cross-entropy's gradient direction."
+    net = net.double().eval()
+
+    def gradient(x):
+        x = x.double().requires_grad_()
+        z = net(x)
+        others = z.masked_fill(F.one_hot(y, z.shape[1]).bool(), -math.inf).logsumexp(1)
+        g, = torch.autograd.grad((others - z[range(len(y)), y]).sum(), x)
+        return g.flatten(1).numpy()
+
+    def cosine(a, b): return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    moved = [x.double() + sigma * NOISES[noise](x, 0, d).double() for d in range(draws)]
+    return torch.tensor(np.mean([cosine(gradient(x), gradient(m)) for m in moved], 0))
+
+
+@pytest.mark.parametrize('noise', NOISES)
+@pytest.mark.parametrize('draws', [1, 3])
+def test_ligs_is_its_definition(images, noise, draws):
+    x, y = images
+    expected = by_definition(conv_net(), x, y, .6, draws, noise)
+    assert .02 < expected.std() and expected.min() < .8     # something to be wrong about
+    torch.testing.assert_close(ligs(conv_net(), x, y, sigma=.6, draws=draws, noise=noise), expected, rtol=0, atol=1e-4)
+    seen = ligs(conv_net().double(), x.double(), y, sigma=.6, draws=draws, noise=noise)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('scale', [1, 30, 1000, 1e5])
+def test_stable_reading_survives_any_confidence(images, scale):
+    x, y = images
+    expected = by_definition(conv_net(scale), x, y, .05, 1, 'gaussian')
+    torch.testing.assert_close(ligs(conv_net(scale), x, y, sigma=.05), expected, rtol=0, atol=2e-2 if scale > 1000 else 2e-3)
+
+
+def test_plain_reading_is_the_known_libraries_and_fails_when_sure(images):
+    x, y = images
+    net = conv_net().eval()
+    def gradient(x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(net(x), y, reduction='sum'), x)[0].flatten(1)
+    torch.testing.assert_close(ligs(net, x, y, stable=False, sigma=.2),
+                               F.cosine_similarity(gradient(x), gradient(x + .2 * image_noise(x, 0, 0))).double(), rtol=0, atol=1e-5)
+    y = conv_net(1000).eval()(x).argmax(1)     # right and sure
+    assert ligs(conv_net(1000), x, y, stable=False).isnan().double().mean() > .5
+    assert not ligs(conv_net(1000), x, y).isnan().any()
+
+
+def test_noise_is_not_clamped():
+    black = torch.zeros(64, 1, 6, 6)
+    black[:, 0, 0, 0] = torch.arange(64) / 255     # no two alike, or they'd share their noise
+    class Kink(nn.Module):
+        "Its gradient turns around where pixels go below 0."
+        def forward(self, x): z = x[:, 0, 1:].abs().sum((1, 2)) - 1; return torch.stack([-z, z], 1)
+    seen = ligs(Kink(), black + 1e-4, torch.zeros(64, dtype=torch.int64), sigma=.1)
+    assert abs(seen.mean()) < .1    # half the pixels turned; clamped, none would
+
+
+@pytest.mark.parametrize('noise', NOISES)
+def test_results_do_not_depend_on_company(images, noise):
+    x, y = images
+    whole, order = ligs(conv_net(), x, y, noise=noise, sigma=.1), torch.randperm(30)
+    torch.testing.assert_close(ligs(conv_net(), x[order], y[order], batch_size=4, noise=noise, sigma=.1), whole[order], rtol=0, atol=1e-5)
+    torch.manual_seed(99)
+    assert ligs(conv_net(), x, y, noise=noise, sigma=.1).equal(whole)
+    assert not ligs(conv_net(), x, y, noise=noise, sigma=.1, seed=1).allclose(whole, atol=1e-3)
+
+
+def test_model_comes_back_untouched(images):
+    net, (x, y) = conv_net(), images
+    net[0].eval(), net[5].requires_grad_(False)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    modes, flags = [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()]
+    pixels = x.clone().requires_grad_()
+    with torch.no_grad(): seen = ligs(net, pixels, y)
+    assert not seen.requires_grad and pixels.grad is None and all(p.grad is None for p in net.parameters())
+    assert [m.training for m in net.modules()] == modes and [p.requires_grad for p in net.parameters()] == flags
+    assert all(v.equal(before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize('draws', [1, 5])
+def test_draws_cost_one_pass_each_and_one_more(images, draws):
+    net, (x, y), sizes = conv_net(), images, []
+    net[0].register_forward_hook(lambda m, args, out: sizes.append(len(args[0])))
+    ligs(net, x, y, draws=draws)
+    assert sizes.count(len(x)) == draws + 1
+
+
+def test_one_for_two_classes_and_linear_only(images):
+    x, y = images
+    torch.manual_seed(0)
+    def linear(k): return nn.Sequential(nn.Flatten(), nn.Linear(64, k))
+    torch.testing.assert_close(ligs(linear(2), x, y % 2, sigma=.5), torch.ones(30, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert ligs(linear(4), x, y, sigma=.5).mean() < .999
+
+
+def test_no_gradient_is_nan_and_only_there(images):
+    x, y = images
+    class Dead(nn.Module):
+        "Looks only at images that are bright in the middle."
+        def forward(self, x): z = x.flatten(1).sum(1); return torch.stack([z * (x[:, 0, 4, 4] > .5), 0 * z, -z * (x[:, 0, 4, 4] > .5)], 1)
+    seen, dead = ligs(Dead(), x, y % 3, sigma=1e-4), x[:, 0, 4, 4] <= .5
+    assert 0 < dead.sum() < 30 and seen.isnan().equal(dead)
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    nn.init.zeros_(constant[1].weight)
+    assert ligs(constant, x, y % 3).isnan().all()
+    assert len(ligs(constant, x[:0], y[:0])) == 0
+
+
+def test_unit_has_no_smallest_length():
+    g = torch.tensor([[3., 4.]])
+    for scale in (1e-44, 1e-30, 1., 1e37):
+        torch.testing.assert_close((unit(g * scale)**2).sum(), torch.tensor(1., dtype=torch.float64))
+    torch.testing.assert_close(unit(g * 1e-30), torch.tensor([[.6, .8]], dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(sigma=0), 'sigma=0 moves nothing'), (dict(sigma=-1.), 'above 0'), (dict(sigma=math.nan), 'sigma=nan'),
+    (dict(draws=0), 'draws=0'), (dict(draws=1.5), 'whole number'), (dict(batch_size=0), 'batch_size=0'),
+    (dict(noise='salt'), 'gaussian, uniform, sign')])
+def test_bad_settings_are_named(images, wrong, says):
+    with pytest.raises(ValueError, match=says): ligs(conv_net(), *images, **wrong)
+
+
+def test_bad_images_are_named(images):
+    x, y = images
+    for bad, labels in ((x * 255, y), (x + math.nan, y), (x, y - 1), (x, y + 4), (x, y[:5])):
+        with pytest.raises(ValueError): ligs(conv_net(), bad, labels)
+    with pytest.raises(TypeError): ligs(lambda x: x, x, y)
+
+
+def signs(n): return torch.tensor([-1., 1.]).repeat(n // 2)
+
+
+def test_usefulness_is_correlation():
+    y, g = signs(400), torch.Generator().manual_seed(0)
+    f = y[:, None] * torch.tensor([.1, 1., -3.]) + torch.randn(400, 3, generator=g) + 5
+    expected = [np.corrcoef(f[:, k], y)[0, 1] for k in range(3)]
+    np.testing.assert_allclose(usefulness(f, y), expected, atol=1e-5)
+    np.testing.assert_allclose(usefulness(100 * f - 7, y.long()), expected, atol=1e-4)
+    np.testing.assert_allclose(usefulness(f[:, 1], y), expected[1], atol=1e-5)
+    scaled = unit_variance(f)
+    np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-5), np.testing.assert_allclose((scaled**2).mean(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize('ball, order', [('l2', 2), ('linf', 1)])
+def test_robust_usefulness_of_a_linear_feature(ball, order):
+    y, w = signs(600), torch.tensor([2., -1., .5])
+    x = y[:, None] * w + torch.randn(600, 3, generator=torch.Generator().manual_seed(0))
+    def f(x): return x @ w + 3
+    rho, s = usefulness(f(x), y), f(x).std(correction=0)
+    for eps in (0., .1, 1., 4.):
+        seen = robust_usefulness(f, x, y, ball, eps)
+        torch.testing.assert_close(seen, rho - eps * torch.linalg.vector_norm(w, order) / s, rtol=0, atol=1e-4)
+        torch.testing.assert_close(robust_usefulness(lambda x: 10 * f(x) - 1, x, y, ball, eps), seen, rtol=0, atol=1e-4)
+
+
+def test_worst_case_stays_inside_and_never_gains():
+    y, g = signs(100), torch.Generator().manual_seed(0)
+    x = torch.rand(100, 1, 4, 4, generator=g)
+    def f(x): return (3 * x).sin().flatten(1).sum(1)
+    for ball, order in (('l2', 2), ('linf', math.inf)):
+        adv = worst_case(f, x, y, ball, .3)
+        assert torch.linalg.vector_norm((adv - x).flatten(1), order, dim=1).max() < .3 + 1e-5
+        assert (y * (f(adv) - f(x)) < 0).all() and not adv.requires_grad
+
+
+@pytest.mark.parametrize('f, y, says', [
+    (torch.randn(4), torch.tensor([0, 1, 0, 1]), 'pass 2 \\* y - 1'), (torch.randn(4), signs(6), 'one label for each'),
+    (torch.ones(4), signs(4), 'leave it out'), (torch.ones(1), torch.ones(1), 'leave it out')])
+def test_bad_features_are_named(f, y, says):
+    with pytest.raises(ValueError, match=says): usefulness(f, y)
