@@ -8,7 +8,7 @@ __all__ = ['MAGNIFY', 'FACTORS', 'SIDE', 'BALL_NAMES', 'PATH_BOX', 'KINDS', 'BOX
            'affordable', 'record', 'pixels_of', 'change_of', 'magnified', 'png', 'small', 'net_name', 'taken_for',
            'state', 'first_eps', 'sentence', 'show', 'row_of', 'gallery', 'gallery_caption', 'fine_print',
            'attack_text', 'path_points', 'fall_mark', 'net_view', 'view', 'still', 'eps_figure', 'kinds', 'course',
-           'courses', 'places', 'ticks', 'value_texts', 'curve', 'panel', 'epoch_sentence', 'epoch_figure',
+           'courses', 'thinned', 'places', 'ticks', 'value_texts', 'curve', 'panel', 'epoch_sentence', 'epoch_figure',
            'living_html', 'pair', 'source_text', 'record_stored', 'living_data', 'write_living', 'living_meta']
 
 # %% ../nbs/26_living.ipynb #30ff2687
@@ -170,7 +170,7 @@ def png(a): # c h w in [0, 1], clipped
     Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(out, 'PNG', optimize=True)
     return data_uri(out.getvalue(), 'image/png')
 
-# %% ../nbs/26_living.ipynb #7f9fa6f7
+# %% ../nbs/26_living.ipynb #19fbef4f
 BALL_NAMES = dict(l2='length of the change', linf='largest change of a pixel')
 
 def small(eps):
@@ -186,7 +186,7 @@ def taken_for(it, m, k): # an item, network, eps
 
 def state(it, m, k, data):
     "What happened to it, in a few words."
-    if not data['eps'][k]: return 'not attacked'
+    if not data['eps'][k]: return 'is not attacked'
     return f'stands all {data["steps"]} steps' if it['fell'][m][k] < 0 else f'falls at step {it["fell"][m][k]} of {data["steps"]}'
 
 def first_eps(it, m, data):
@@ -194,15 +194,14 @@ def first_eps(it, m, data):
     falls = [small(e) for e, fell in zip(data['eps'], it['fell'][m]) if fell >= 0]
     return f'first falls at eps {falls[0]}' if falls else f'stands up to eps {small(data["eps"][-1])}'
 
-# %% ../nbs/26_living.ipynb #c8a90cef
+# %% ../nbs/26_living.ipynb #44bd081f
 def sentence(data, i, k):
     "What both networks make of image i at eps k, and of all images."
-    it, eps = data['items'][i], small(data['eps'][k])
-    nets = [f'{net_name(norm).lower().replace("bn", "BN")} {state(it, m, k, data)}, taken for {" with ".join(taken_for(it, m, k))} %' for m, norm in enumerate(data['norms'])]
-    falls = [sum(one['fell'][m][k] >= 0 for one in data['items']) for m in range(len(nets))]
-    return f'{it["classes"][it["truth"]]} at eps {eps}: {"; ".join(nets)}. Of these {len(data["items"])} images {" and ".join(map(str, falls))} fall.'
+    it, falls = data['items'][i], [sum(one['fell'][m][k] >= 0 for one in data['items']) for m in range(len(data['norms']))]
+    nets = ['{} it {} and is taken for {} ({}\u00a0%).'.format(net_name(norm), state(it, m, k, data), *taken_for(it, m, k)) for m, norm in enumerate(data['norms'])]
+    return f'True class {it["classes"][it["truth"]]}, eps {small(data["eps"][k])}. {" ".join(nets)} Of these {len(data["items"])} images {" and ".join(map(str, falls))} fall.'
 
-# %% ../nbs/26_living.ipynb #f732898d
+# %% ../nbs/26_living.ipynb #97ab369a
 def show(ax, a, title, bold=False): # c h w in [0, 1]
     "One picture with a word above it."
     a = np.clip(a, 0, 1)
@@ -210,6 +209,7 @@ def show(ax, a, title, bold=False): # c h w in [0, 1]
     ax.set_title(title, fontsize=8, loc='center', fontweight='bold' if bold else 'normal')
     ax.set_xticks([]), ax.set_yticks([])
     ax.grid(False)
+    ax.spines[:].set_visible(False)
 
 def row_of(axes, data, i, k):
     "An image, and for each network its adversary and the change magnified."
@@ -221,7 +221,7 @@ def row_of(axes, data, i, k):
         show(axes[1 + 2 * m], x + change, '{}: {} %'.format(*taken_for(it, m, k)), bold=fell >= 0)
         show(axes[2 + 2 * m], magnified(data, change), f'falls at step {fell}' if fell >= 0 else 'stands')
 
-# %% ../nbs/26_living.ipynb #0c52f32f
+# %% ../nbs/26_living.ipynb #458e124c
 @styled
 def gallery(data,     # of `record`
             images=5, # rows
@@ -234,7 +234,7 @@ def gallery(data,     # of `record`
     grid = fig.subplots(rows, len(heads), squeeze=False)
     for i, axes in enumerate(grid): row_of(axes, data, i, k)
     for ax, head in zip(grid[0], heads): ax.annotate(head, (.5, 1.22), xycoords='axes fraction', ha='center', va='bottom', fontsize=9, fontweight='bold')
-    fig.suptitle(f'Adversarial images at eps {small(data["eps"][k])} ({data["ball"]}) and what changed in them', x=.01, ha='left', fontsize=11, fontweight='bold')
+    fig.suptitle(f'Adversarial images at eps {small(data["eps"][k])} ({data["ball"].replace("l", "ℓ").replace("ℓinf", "ℓ∞")}) and what changed in them', x=.01, ha='left', fontsize=11, fontweight='bold')
     return fig
 
 # %% ../nbs/26_living.ipynb #7e651252
@@ -284,7 +284,7 @@ def view(data, i, k):
     "All that changes when image i and eps k are chosen."
     return dict(say=sentence(data, i, k), nets=[net_view(data, i, m, k) for m in range(len(data['norms']))])
 
-# %% ../nbs/26_living.ipynb #e7f006dd
+# %% ../nbs/26_living.ipynb #c9a4108d
 def still(data, i, m, k):
     "The pictures of a column, for whoever has no script."
     change = change_of(data, i, m, k)
@@ -297,15 +297,15 @@ def eps_figure(data): # of `record`
     first = items[0]['views'][start] | dict(classes=items[0]['classes'], truth=items[0]['truth'])
     thumbs = [dict(src=png(pixels_of(data, i)), alt=it['classes'][it['truth']]) for i, it in enumerate(data['items'])]
     shown = dict(norms=data['norms'], names=[net_name(n) for n in data['norms']], magnify=data['magnify'], eps=eps, start=start, steps=data['steps'], first=first, thumbs=thumbs, ball=BALL_NAMES[data['ball']],
-                 stills=[still(data, 0, m, start) for m in places], about=f'{data.get("source", "Two networks")}. Each is attacked by itself; {small(data["eps"][start])} is the eps of the tables.', caption=f'{attack_text(data)}; a step grows with eps. {fine_print(data)}')
+                 stills=[still(data, 0, m, start) for m in places], about=f'{data.get("source", "Two networks")}. Each is attacked by itself; the tables have eps {small(data["eps"][start])}.', caption=f'{attack_text(data)}; a step grows with eps. {fine_print(data)}')
     return shown, dict(shape=data['shape'], unit=data['unit'], magnify=data['magnify'], eps=eps, items=items)
 
-# %% ../nbs/26_living.ipynb #f31d364b
+# %% ../nbs/26_living.ipynb #976670d0
 KINDS = dict(clean='Clean accuracy, %', robust='Robust accuracy, %', ligs='LIGS')
 
 def kinds(rows): # history rows
     "The rows with a field `kind`, one of KINDS; of several attacks the commonest is kept."
-    rows = named(rows[rows.experiment == 'history'])
+    rows = named(rows[(rows.experiment == 'history') & rows.value.notna()])
     attacks = rows.attack.dropna().mode()
     rows = rows.assign(kind=rows.column.where(rows.metric != 'robust_accuracy', 'robust'))
     return rows[rows.kind.isin(KINDS) & (rows.attack.isna() | rows.attack.isin(attacks[:1]))]
@@ -323,8 +323,12 @@ def courses(rows):
     found = [(key, course(part)) for key, part in kinds(rows).groupby(NETWORK, dropna=False)]
     return [c for _, c in sorted(found, key=lambda f: (f[0][3] != 'standard', *map(str, f[0])))]
 
-# %% ../nbs/26_living.ipynb #a424bb42
+# %% ../nbs/26_living.ipynb #6e840e9e
 BOX = dict(width=320, height=196, left=36, right=308, top=8, bottom=160)
+
+def thinned(values, most=10):
+    "Every so many of them, and the last."
+    return list(values)[::-1][::-(-len(values) // most) or 1][::-1]
 
 def places(values, ends, low, high):
     "Numbers of the range `ends` as places between low and high; None stays None."
@@ -339,7 +343,7 @@ def ticks(values, scale):
 SHAPES = dict(none='M{x} {y}m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0', bn='M{x} {y}m-3 -3h6v6h-6z', ln='M{x} {y}m0 -4.5l4.5 4.5l-4.5 4.5l-4.5 -4.5z',
               gn='M{x} {y}m-4 -3h8l-4 7z', **{'in': 'M{x} {y}m-4 3h8l-4 -7z'})  # circle, square, diamond, triangles
 
-# %% ../nbs/26_living.ipynb #6e361b38
+# %% ../nbs/26_living.ipynb #3d62a11f
 def value_texts(v, kind): # [mean, low, high] or None
     "A mean and its interval as the tables print them."
     if v is None or v[0] is None: return ['missing', '']
@@ -350,7 +354,7 @@ def curve(values, norm, xs, ends):
     "One line of a panel: its points, the shapes on them, and where a ring may stand."
     ys = places([None if v is None else v[0] for v in values], ends, BOX['bottom'], BOX['top'])
     there = [(x, y) for x, y in zip(xs, ys) if y is not None]
-    return dict(norm=norm, y=ys, points=' '.join(f'{x},{y}' for x, y in there), shapes=[SHAPES[norm].format(x=x, y=y) for x, y in there])
+    return dict(norm=norm, y=ys, points=' '.join(f'{x},{y}' for x, y in there), shapes=[SHAPES[norm].format(x=x, y=y) for x, y in thinned(there)])
 
 def panel(c, kind, xs): # of `course`
     "One quantity of a course."
@@ -359,7 +363,7 @@ def panel(c, kind, xs): # of `course`
     ends = tick[0], tick[-1]
     said = '; '.join(f'{norm_name(n)} from {value_texts(line[0], kind)[0]} to {value_texts(line[-1], kind)[0]}' for n, line in lines.items())
     return dict(title=KINDS[kind], alt=f'{KINDS[kind]} over the epochs, {c["title"]}: {said}', y_ticks=list(zip(places(tick, ends, BOX['bottom'], BOX['top']), text)),
-                x_ticks=list(zip(xs, c['epochs'])), lines=[curve(line, norm, xs, ends) for norm, line in lines.items()])
+                x_ticks=thinned(list(zip(xs, c['epochs']))), lines=[curve(line, norm, xs, ends) for norm, line in lines.items()])
 
 # %% ../nbs/26_living.ipynb #6c3222e2
 def epoch_sentence(c, k):

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWORK', 'ARROWS', 'TEX', 'SIGNS', 'made_up_rows',
            'named', 'one_setting', 'interval', 'summary', 'differences', 'printed_lookup', 'printed_value', 'flag_of',
-           'grid_of', 'table', 'table_1', 'table_2', 'network_name', 'name_of', 'arch_name', 'norm_name', 'line_name',
-           'missing', 'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text', 'wide',
-           'to_markdown', 'to_latex', 'environment', 'fragment', 'stylesheet', 'own_eps', 'layout', 'to_html', 'amount',
-           'ours_text', 'verdict_lines', 'verdict_table', 'verdicts_html', 'plain_html', 'settings', 'gradients',
-           'printed_table', 'printed_notes']
+           'grid_of', 'flags', 'table', 'table_1', 'table_2', 'network_name', 'name_of', 'arch_name', 'norm_name',
+           'line_name', 'missing', 'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text',
+           'wide', 'to_markdown', 'to_latex', 'environment', 'fragment', 'stylesheet', 'own_eps', 'layout', 'to_html',
+           'amount', 'ours_text', 'verdict_lines', 'verdict_table', 'verdicts_html', 'plain_html', 'settings',
+           'gradients', 'printed_table', 'printed_notes']
 
 # %% ../nbs/20_tables.ipynb #e9d7e72d
 import math
@@ -136,7 +136,20 @@ def grid_of(rows, norms, columns, base):
     grid = networks.merge(lines, how='cross').merge(pd.DataFrame(dict(column=list(columns))), how='cross')
     return grid.merge(eps, on=['dataset', 'column'], how='left')
 
-# %% ../nbs/20_tables.ipynb #ee213de1
+# %% ../nbs/20_tables.ipynb #adc38aba
+def _objects(cells): # so that empty frames join too
+    return cells.astype(dict.fromkeys(['base', 'n'], object) | dict.fromkeys(['width', 'value', 'low', 'high'], float))
+
+def flags(cells, rows, rule): # the grid, the rows of `one_setting`, a claim
+    "One flag per cell: its network's, or for a difference that of either."
+    clean = rows.assign(clean=rows.value.where(rows.column == 'clean')).groupby([*NETWORK, 'norm'], dropna=False)
+    means = {tuple(map(str, key)): (part.clean.mean(), part.profile.iloc[0]) for key, part in clean}
+    def one(c, norm):
+        mean, profile = means.get((*(str(getattr(c, f)) for f in NETWORK), norm), (None, None))
+        return '' if mean is None else flag_of(mean, profile, c.dataset, rule)  # what is missing is not undertrained
+    return [one(c, c.norm) or (one(c, c.base) if isinstance(c.base, str) else '') for c in cells.itertuples()]
+
+# %% ../nbs/20_tables.ipynb #e552b3ec
 def table(rows,               # of `read_rows`
           norms, columns,     # which lines and columns
           *, regime='standard', base='none',
@@ -150,23 +163,12 @@ def table(rows,               # of `read_rows`
     found += [differences(rows, m, base) for m in norms if m != base]
     cells = grid_of(rows, norms, columns, base).merge(pd.concat(_objects(f) for f in found), on=key, how='left')
     cells['seeds'] = [s if isinstance(s, tuple) else () for s in cells.seeds]
-    cells['flag'] = _flags(cells, rows, rule) if rule else ''
+    cells['flag'] = flags(cells, rows, rule) if rule else ''
     lookup = printed_lookup(paper) if paper is not None else {}
     printed = [printed_value(lookup, c) for c in cells.itertuples()]
     return cells.assign(printed=pd.Series([t for t, _ in printed], dtype=object), printed_value=[v for _, v in printed])
 
-def _objects(cells): # so that empty frames join too
-    return cells.astype(dict.fromkeys(['base', 'n'], object) | dict.fromkeys(['width', 'value', 'low', 'high'], float))
-
-def _flags(cells, rows, rule):
-    clean = rows.assign(clean=rows.value.where(rows.column == 'clean')).groupby([*NETWORK, 'norm'], dropna=False)
-    means = {tuple(map(str, key)): (part.clean.mean(), part.profile.iloc[0]) for key, part in clean}
-    def one(c, norm):
-        mean, profile = means.get((*(str(getattr(c, f)) for f in NETWORK), norm), (None, None))
-        return '' if mean is None else flag_of(mean, profile, c.dataset, rule)  # what is missing is not undertrained
-    return [one(c, c.norm) or (one(c, c.base) if isinstance(c.base, str) else '') for c in cells.itertuples()]
-
-# %% ../nbs/20_tables.ipynb #05cf5ce9
+# %% ../nbs/20_tables.ipynb #5dbc9357
 def table_1(rows, paper=None, rule=None, regime='standard'):
     "Clean accuracy and four attacks, without norm and with BN, and the difference; LIGS where it was measured."
     measured = rows[(rows.experiment == 'final') & (rows.regime == regime)].metric
@@ -177,7 +179,7 @@ def table_2(rows, paper=None, rule=None, regime='standard'):
     "Clean accuracy and PGD l2 of the five norms, and each one's difference from none."
     return table(rows, NAMED_NORMS, ('clean', 'pgd_l2'), paper=paper, rule=rule, regime=regime)
 
-# %% ../nbs/20_tables.ipynb #e0e79f70
+# %% ../nbs/20_tables.ipynb #a58dea4f
 def network_name(cell, regime=True):
     "A network in words."
     width = f' × {cell.width:g}' if pd.notna(cell.width) and cell.width != 1 else ''
@@ -201,7 +203,7 @@ def missing(cells): # of `table`
                 found.append([network_name(c), norm_name(c.norm), COLUMNS.get(c.column, c.column), what])
     return pd.DataFrame(found, columns=['network', 'norm', 'column', 'missing'])
 
-# %% ../nbs/20_tables.ipynb #441a9755
+# %% ../nbs/20_tables.ipynb #a28f88ab
 def not_run(rows,   # of `read_rows`
             plan):  # dicts with dataset, arch, width, norm, regime, seed and `attacks`
     "Planned measurements of the final evaluation that left no row."
@@ -211,7 +213,7 @@ def not_run(rows,   # of `read_rows`
     wanted = ((p, c) for p in plan for c in ('clean', *p['attacks']))
     return pd.DataFrame([[*map(p.get, key), c] for p, c in wanted if (*id_of(p), c) not in done], columns=[*key, 'column'])
 
-# %% ../nbs/20_tables.ipynb #5b3b7ced
+# %% ../nbs/20_tables.ipynb #3f5d9c81
 def number(value,         # a fraction, or LIGS
            column,        # decides the unit
            sign=False):   # + before what is not negative
@@ -228,7 +230,7 @@ def direction(cell):
 
 ARROWS = dict(up='▲', down='▼', same='≈', open='?')
 
-# %% ../nbs/20_tables.ipynb #6ff35925
+# %% ../nbs/20_tables.ipynb #d432e1b4
 def interval_text(cell): # of a table
     "The interval in brackets, or why there is none."
     if not cell.seeds: return ''
@@ -242,7 +244,7 @@ def value_text(cell):
     if not isinstance(cell.base, str): return number(cell.value, cell.column)
     return f'{ARROWS[direction(cell)]} {number(cell.value, cell.column, True)}'
 
-# %% ../nbs/20_tables.ipynb #2ad7f0f6
+# %% ../nbs/20_tables.ipynb #2f4d759f
 def head(cells, column):
     "A column's heading: its name and, for an attack, the eps that all its cells share."
     eps = cells.loc[cells.column == column, 'eps'].dropna().unique()
@@ -254,7 +256,7 @@ def eps_text(eps): # in pixels of [0, 1]
     levels = 255 * eps
     return f'{levels:.0f}/255' if eps < .2 and round(levels) and abs(levels - round(levels)) < 1e-3 else f'{eps:g}'
 
-# %% ../nbs/20_tables.ipynb #92c0b154
+# %% ../nbs/20_tables.ipynb #4be45824
 def wide(cells): # of `table`
     "The table as text: a frame of strings, one line per norm, difference and printed value."
     lines = []
@@ -270,13 +272,13 @@ def _lines(cells): # a difference from a norm that was never run is no line
         first = next(part.itertuples())
         if any(part.seeds) or not isinstance(first.base, str): yield (network_name(first), line_name(first)), part
 
-# %% ../nbs/20_tables.ipynb #bdd89f97
+# %% ../nbs/20_tables.ipynb #107ab09d
 def to_markdown(frame): # of strings, as `wide` or `verdict_table` give
     "A pipe table; pipes and line ends inside a cell cannot break it."
     def line(values): return '| ' + ' | '.join(str(v).replace('|', '\\|').replace('\n', ' ') for v in values) + ' |'
     return '\n'.join([line(frame.columns), line(['---'] * frame.shape[1]), *map(line, frame.values)]) + '\n'
 
-# %% ../nbs/20_tables.ipynb #74a72ca9
+# %% ../nbs/20_tables.ipynb #dcf92e2c
 TEX = {'−': '$-$', 'ℓ2': r'$\ell_2$', 'ℓ∞': r'$\ell_\infty$', '▲': r'$\uparrow$', '▼': r'$\downarrow$', '≈': r'$\approx$',
        '✓': r'$\surd$', '✗': r'$\times$', '–': '--', '…': r'\dots{}', '·': r'$\cdot$',
        '×': r'$\times$', '≥': r'$\ge$', '≤': r'$\le$'}
@@ -295,7 +297,7 @@ def _tex(text):
 
 def _tex_escape(text): return ''.join({c: '\\' + c for c in '&%$#_{}'}.get(c, c) for c in str(text))
 
-# %% ../nbs/20_tables.ipynb #c3dfe463
+# %% ../nbs/20_tables.ipynb #7efac405
 @cache
 def environment():
     "The package's Jinja templates; everything put into them is escaped."
@@ -310,14 +312,14 @@ def stylesheet():
     "The tables' own style, for a notebook or a page that shows them outside the report."
     return f'<style>{environment().loader.get_source(environment(), "tables.css")[0]}</style>'
 
-# %% ../nbs/20_tables.ipynb #6a3b23e1
+# %% ../nbs/20_tables.ipynb #fedad131
 def own_eps(cells, part): # the whole table, and the lines of one network
     "What the headings cannot say because the networks of the table differ in it."
     count = cells[~cells.column.isin(['clean', 'ligs'])].groupby('column').eps.nunique()
     own = part[part.column.isin(count[count > 1].index)].dropna(subset='eps').drop_duplicates(['column', 'eps'])
     return ', '.join(f'{COLUMNS.get(c.column, c.column)} {eps_text(c.eps)}' for c in own.itertuples())
 
-# %% ../nbs/20_tables.ipynb #57248806
+# %% ../nbs/20_tables.ipynb #cc8f98db
 def layout(cells): # of `table`
     "The table as nested plain values: heads, groups of lines, footnotes to printed values."
     used = {}
@@ -329,7 +331,7 @@ def layout(cells): # of `table`
     heads = [head(cells, c) for c in cells.column.unique()]
     return dict(heads=heads, groups=groups, notes=[(mark, note) for note, mark in used.items()])
 
-# %% ../nbs/20_tables.ipynb #bfc26600
+# %% ../nbs/20_tables.ipynb #23909481
 def _line(part, norm, used):
     seeds, n = max(part.seeds, key=len), part.n.dropna().max()
     return dict(norm=norm, flag=part.flag.iloc[0], change=isinstance(part.base.iloc[0], str), seeds=len(seeds),
@@ -342,14 +344,14 @@ def _cell(c, seeds, used):
                 fewer=len(c.seeds) if 0 < len(c.seeds) < seeds else 0,
                 kind='missing' if not c.seeds else direction(c) if isinstance(c.base, str) else 'level')
 
-# %% ../nbs/20_tables.ipynb #3652150b
+# %% ../nbs/20_tables.ipynb #5e4ebc67
 def to_html(cells,          # of `table`
             caption,
             id='table'):    # of the element
     "The table as an HTML fragment."
     return fragment('cells', layout(cells), caption, id)
 
-# %% ../nbs/20_tables.ipynb #94f5050a
+# %% ../nbs/20_tables.ipynb #98a0b85c
 SIGNS = {'reproduced': '✓', 'not reproduced': '✗', 'inconclusive': '?', 'not run': '–'}
 
 def amount(effect,   # in units of the metric
@@ -361,7 +363,7 @@ def amount(effect,   # in units of the metric
     text = number(effect, 'clean' if share else 'ligs', sign=True)
     return text + (' points' if share and unit else ' LIGS' if unit and metric == 'ligs' else '')
 
-# %% ../nbs/20_tables.ipynb #49113d69
+# %% ../nbs/20_tables.ipynb #beb94671
 def ours_text(v,     # a line of `decide`
               part): # of its claim
     "Our effect and its interval in words."
@@ -370,7 +372,7 @@ def ours_text(v,     # a line of `decide`
     ends = [amount(x, part.metric, unit=False) for x in (v.low, v.high)]
     return amount(v.effect, part.metric) + against, f'[{", ".join(ends)}]' if pd.notna(v.low) else ''
 
-# %% ../nbs/20_tables.ipynb #48238791
+# %% ../nbs/20_tables.ipynb #ebb69c6c
 def verdict_lines(verdicts,  # of `decide`
                   claims):   # of `load_claims`
     "Plain values per claim: id, title, statement, paper, ours, interval, verdict, sign, reason."
@@ -387,7 +389,7 @@ def verdict_table(verdicts, claims):
               f'{v["sign"]} {v["verdict"]}', v['reason']] for v in verdict_lines(verdicts, claims)]
     return pd.DataFrame(lines, columns=['Claim', "Paper's effect", 'Ours', 'Verdict', 'Why'])
 
-# %% ../nbs/20_tables.ipynb #ebdae104
+# %% ../nbs/20_tables.ipynb #0b9f21d7
 def verdicts_html(verdicts, claims, caption, id='verdicts'):
     "The verdicts as an HTML fragment."
     return fragment('verdicts', list(verdict_lines(verdicts, claims)), caption, id)
@@ -397,7 +399,7 @@ def plain_html(frame,    # of anything that prints
     "Any small frame as an HTML fragment; its first column names the lines."
     return fragment('plain', frame.map(lambda v: '' if pd.isna(v) else str(v)), caption, id)
 
-# %% ../nbs/20_tables.ipynb #85ab30a0
+# %% ../nbs/20_tables.ipynb #fbac106f
 def settings(rows):
     "Each experiment and column with the values of its settings, networks, seeds and images."
     names = COLUMNS | dict(ligs_plain='LIGS, plain gradients', vanished='Plain gradient vanished')
@@ -410,7 +412,7 @@ def settings(rows):
         return start | values | dict(rows=str(len(part)))
     return pd.DataFrame([line(*group) for group in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False)])
 
-# %% ../nbs/20_tables.ipynb #bec08eb4
+# %% ../nbs/20_tables.ipynb #2ec24d9b
 def gradients(rows):
     "Per network and norm: LIGS, LIGS of plain gradients, and the share of images whose plain gradient vanished."
     rows = rows[(rows.experiment == 'final') & rows.metric.isin(['ligs', 'ligs_plain', 'vanished'])]
@@ -422,7 +424,7 @@ def gradients(rows):
         lines.append([name_of(part), norm_name(key[-1]), *both, gone])
     return pd.DataFrame(lines, columns=['Network', 'Norm', 'LIGS', 'LIGS, plain gradients', 'Plain gradient vanished'])
 
-# %% ../nbs/20_tables.ipynb #0a261ac7
+# %% ../nbs/20_tables.ipynb #73576171
 def printed_table(paper): # of `paper_rows`
     "Both printed tables as a frame of strings: a line per network and norm, and per difference of BN."
     rows = named(paper).drop_duplicates(['dataset', 'arch', 'norm', 'column'])
