@@ -32,13 +32,13 @@ def grey(color):
     "The luminance (0 black, 1 white) that a black-and-white printer makes of a colour."
     return sum(w * c for w, c in zip((.2126, .7152, .0722), mpl.colors.to_rgb(color)))
 
-# %% ../nbs/21_figures.ipynb #7f1973cc
+# %% ../nbs/21_figures.ipynb #1c68aae1
 INKED = ['text.color', 'axes.labelcolor', 'axes.edgecolor', 'axes.titlecolor', 'xtick.color', 'ytick.color']
 STYLE = {'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.size': 9,
          'axes.titlesize': 10, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.axisbelow': True,
          'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.color': GRID, 'grid.linewidth': .7,
          'lines.linewidth': 1.8, 'lines.markersize': 5, 'legend.frameon': False,
-         'figure.dpi': 80, 'savefig.facecolor': 'none', 'svg.fonttype': 'none', 'svg.hashsalt': 'nrf_repro',
+         'figure.dpi': 72, 'savefig.facecolor': 'none', 'svg.fonttype': 'none', 'svg.hashsalt': 'nrf_repro',
          **dict.fromkeys(INKED, INK)}
 styled = mpl.rc_context(STYLE)  # a decorator: the figure looks the same whatever the caller's settings are
 

@@ -6,8 +6,8 @@
 __all__ = ['META', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves', 'range_text', 'reading_1', 'reading_2', 'reading_3', 'reading_effects',
            'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds', 'words', 'data_text', 'network_texts',
            'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download', 'downloads', 'trend_parts',
-           'effect_part', 'curve_parts', 'figure_parts', 'tally', 'all_tables', 'table_parts', 'small_tables', 'page',
-           'more_figures', 'write_whole', 'source_text', 'linked', 'render']
+           'effect_part', 'curve_parts', 'figure_parts', 'tally', 'all_tables', 'table_parts', 'small_tables',
+           'more_figures', 'page', 'write_whole', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #51aaeac8
 import gzip
@@ -140,7 +140,7 @@ def cpu_seconds(rows):
     past = rows.experiment == 'history'
     return rows.seconds[~past].sum() + rows[past].drop_duplicates([*RUN, 'epoch']).seconds.sum()
 
-# %% ../nbs/22_report.ipynb #62aa84a5
+# %% ../nbs/22_report.ipynb #06a853d6
 def words(values): return ', '.join(dict.fromkeys(str(v) for v in values)) or 'not stated'
 
 def data_text(d): # a dict of meta['data']
@@ -154,6 +154,7 @@ def network_texts(rows):
     nets = rows[['arch', 'width']].dropna(subset='arch').drop_duplicates().sort_values(['arch', 'width'])
     return [arch_name(r.arch) + (f' at width {r.width:g}' if pd.notna(r.width) else '') for r in nets.itertuples()]
 
+# %% ../nbs/22_report.ipynb #b1ee6f6e
 def machine_texts(rows, machine):
     "The machine, and devices and threads as the rows have them."
     where = rows[['device', 'threads']].dropna(subset='device').drop_duplicates()
@@ -165,7 +166,7 @@ def time_texts(rows, seconds):
     cpu = cpu_seconds(rows)
     return ([f'{duration(seconds)} wall time'] if seconds else []) + ([f'{duration(cpu)} of computing'] if cpu else [])
 
-# %% ../nbs/22_report.ipynb #71a09d36
+# %% ../nbs/22_report.ipynb #00ba6457
 def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
     "What was run on what: label -> text."
     def seen(field): return words(sorted(rows[field].dropna().unique()))
@@ -177,7 +178,7 @@ def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
             'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
             'Time': words(time_texts(rows, meta['seconds']))}
 
-# %% ../nbs/22_report.ipynb #68937bed
+# %% ../nbs/22_report.ipynb #a578edd9
 def gaps(rows, cells, verdicts, meta): # cells: the tables shown
     "Everything that is missing, a sentence each."
     holes = pd.concat([missing(c) for c in (*cells, table_1(rows.iloc[:0]))]).drop_duplicates()
@@ -194,7 +195,7 @@ def _planned(lost): # of `not_run`: the columns of a network that lack the same 
             names = ', '.join(COLUMNS.get(c, c) for c in part.column.unique())
             yield f'{name_of(part)}, {norm_name(norm)}: {names} (seed {which})'
 
-# %% ../nbs/22_report.ipynb #cbb5d775
+# %% ../nbs/22_report.ipynb #7c177eb6
 def jsonl(rows):
     "Rows as JSON lines, the same text that `write_rows` writes."
     records = ({name: typed(name, r[name]) for name in FIELDS} for r in rows.to_dict('records'))
@@ -207,7 +208,7 @@ def download(name, text, mime, limit=1_000_000): # bytes above which the file is
     if len(data) > limit: name, data, mime = f'{name}.gz', gzip.compress(data, mtime=0), 'application/gzip'
     return dict(name=name, href=data_uri(data, mime), size=f'{max(1, round(len(data) / 1e3))} kB')
 
-# %% ../nbs/22_report.ipynb #69aab817
+# %% ../nbs/22_report.ipynb #6af12dc0
 def downloads(rows, frames): # frames: name -> (frame of strings, caption)
     "The rows as CSV and JSON lines, each table as Markdown and LaTeX."
     files = dict(rows=[download('rows.csv', rows.to_csv(index=False), 'text/csv'),
@@ -217,7 +218,7 @@ def downloads(rows, frames): # frames: name -> (frame of strings, caption)
                        download(f'{name}.tex', tables.to_latex(frame, caption, f'tab:{name}'), 'application/x-tex')]
     return files
 
-# %% ../nbs/22_report.ipynb #d9e9fc61
+# %% ../nbs/22_report.ipynb #bc033371
 def _part(id, fig, title, caption, reading=()):
     alt = ' '.join([f'{title}.', *reading, caption])
     return dict(id=id, fig=fig, title=title, caption=caption, reading=list(reading), alt=alt)
@@ -230,7 +231,7 @@ def trend_parts(rows): # of one profile
         title = f'Figure 3: training, {name_of(part, regime=False)}'
         yield _part('figure-3', figure_3(part), title, caption(part), list(reading_3(part)))
 
-# %% ../nbs/22_report.ipynb #555d1c62
+# %% ../nbs/22_report.ipynb #c0df0956
 def effect_part(rows, cells): # rows of the final evaluation, cells of table 1
     "The forest of effects."
     from nrf_repro.figures import caption, forest
@@ -251,7 +252,7 @@ def figure_parts(rows, cells): # rows of one profile, cells of table 1
     effects = [effect_part(final, cells)] if cells[cells.base.notna()].value.notna().any() else []
     return [*trend_parts(rows), *effects, *curve_parts(final)]
 
-# %% ../nbs/22_report.ipynb #cbdce1f8
+# %% ../nbs/22_report.ipynb #9a6937c0
 CLAIM = ('Batch normalisation raises accuracy and makes networks more vulnerable to adversarial images, because it shifts '
          'them from robust features to useful but non-robust ones.')
 SOURCE = 'Benz, Zhang and Kweon, ICCV 2021'
@@ -276,7 +277,7 @@ def all_tables(rows, paper, claims):
             if norms & needed: found[id + add] = make(rows, paper, claims.get(claim), regime), CAPTIONS[id].format(after)
     return found
 
-# %% ../nbs/22_report.ipynb #582b0bd0
+# %% ../nbs/22_report.ipynb #d825e9ea
 def table_parts(found, files): # of `all_tables`, of `downloads`
     "What the template shows of each table."
     titles = {'table-1': 'Table 1: none against BN', 'table-2': 'Table 2: five norms'}
@@ -286,7 +287,7 @@ def table_parts(found, files): # of `all_tables`, of `downloads`
         yield dict(id=id, title=titles[base] + (', adversarial training' if base != id else ''),
                    html=tables.to_html(cells, caption, f'{id}-cells'), reading=list(reading(cells)), files=files[id])
 
-# %% ../nbs/22_report.ipynb #c712d149
+# %% ../nbs/22_report.ipynb #5cc0faad
 def small_tables(rows, paper):
     "The tables at the end of the page, as safe fragments."
     parts = dict(settings=(tables.settings(rows), 'Settings behind each kind of number; eps and step size in pixels of [0, 1].'),
@@ -295,7 +296,16 @@ def small_tables(rows, paper):
     html = {name: tables.plain_html(frame, caption, f'{name}-cells') for name, (frame, caption) in parts.items()}
     return html | dict(notes=tables.printed_notes())
 
-# %% ../nbs/22_report.ipynb #19fc801e
+# %% ../nbs/22_report.ipynb #185f749e
+def more_figures(given): # of meta['figures']
+    "Figures made elsewhere, as safe fragments."
+    from nrf_repro.figures import data_uri
+    for i, f in enumerate(given):
+        data, mime = (f['png'], 'image/png') if 'png' in f else (f['svg'], 'image/svg+xml')
+        yield dict(id=f'more-{i}', title=f['title'], caption=f.get('caption', ''), alt=f.get('alt') or f['title'],
+                   src=data_uri(data, mime))
+
+# %% ../nbs/22_report.ipynb #2f372b66
 def page(rows, claims, profile, paper, meta):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.figures import inline_svg
@@ -311,15 +321,7 @@ def page(rows, claims, profile, paper, meta):
                 tables=list(table_parts(found, files)), figures=drawn, more=list(more_figures(meta['figures'] or [])),
                 gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta)) | small_tables(rows, paper)
 
-# %% ../nbs/22_report.ipynb #9103c5fd
-def more_figures(given): # of meta['figures']
-    "Figures made elsewhere, as safe fragments."
-    from nrf_repro.figures import data_uri
-    for i, f in enumerate(given):
-        data, mime = (f['png'], 'image/png') if 'png' in f else (f['svg'], 'image/svg+xml')
-        yield dict(id=f'more-{i}', title=f['title'], caption=f.get('caption', ''), alt=f.get('alt') or f['title'],
-                   src=data_uri(data, mime))
-
+# %% ../nbs/22_report.ipynb #e612140d
 def write_whole(path, text):
     "Write a file whole or not at all."
     path = Path(path)
@@ -331,7 +333,7 @@ def write_whole(path, text):
     finally: draft.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/22_report.ipynb #86146a6f
+# %% ../nbs/22_report.ipynb #05bc8696
 def source_text(name): return environment().loader.get_source(environment(), name)[0] # a file beside the templates
 
 def linked(notebooks, # title -> relative path
@@ -340,7 +342,7 @@ def linked(notebooks, # title -> relative path
     there = {title: path for title, path in notebooks.items() if (folder / path).is_file()}
     return there, [f'notebook {title}: {path} is not there' for title, path in notebooks.items() if title not in there]
 
-# %% ../nbs/22_report.ipynb #60650123
+# %% ../nbs/22_report.ipynb #1b0875d5
 def render(
     rows,         # a frame of `read_rows`
     claims,       # of `load_claims`
