@@ -143,13 +143,13 @@ def find_network(model, weights=None):  # as in `measure`
         model = from_code(str(model))
     return (filled(model, read_weights(weights), weights) if weights else model), None
 
-# %% ../nbs/24_measure.ipynb #ac0a55ff
+# %% ../nbs/24_measure.ipynb #21c50a9a
 @dataclass(frozen=True, eq=False)
 class Subjects:
     "Images to measure on, wherever they came from."
     x: object      # n c h w: uint8, or floats in [0, 1]
     y: object      # n: class indices
-    classes: int   # how many there are
+    classes: int   # how many there are; 0: not known, then as many as the model has
     mean: tuple    # per channel, of pixels in [0, 1]
     std: tuple
     name: str      # of the data set
@@ -161,7 +161,7 @@ class Subjects:
         x = self.x.to(device)
         return (x.to(dtype) if x.is_floating_point() else x.to(dtype) / 255), self.y.to(device)
 
-# %% ../nbs/24_measure.ipynb #71fcbcf3
+# %% ../nbs/24_measure.ipynb #3fc1a4ec
 def of_tensors(x, y):
     "Subjects from a tensor of images and one of labels."
     import torch
@@ -171,7 +171,7 @@ def of_tensors(x, y):
     scaled = x.double() / (1 if x.is_floating_point() else 255)
     if len(x) and not 0 <= scaled.min() <= scaled.max() <= 1: raise ValueError(f'x lies in [{scaled.min():.3g}, {scaled.max():.3g}]: pass pixels in [0, 1] and let the model standardise.')
     mean, std = (t.tolist() for t in (scaled.mean((0, 2, 3)), scaled.std((0, 2, 3), correction=0)))
-    return Subjects(x, y.long(), int(y.max()) + 1 if len(y) else 0, tuple(mean), tuple(std), 'tensors')
+    return Subjects(x, y.long(), 0, tuple(mean), tuple(std), 'tensors')
 
 # %% ../nbs/24_measure.ipynb #2df16b49
 def class_folders(path, limit=None, size=None):
@@ -240,7 +240,7 @@ def asked(attacks, sigma, seed, batch_size):
     yield 'ligs_plain', noise, lambda *mxy: ligs(*mxy, sigma=sigma, seed=seed, stable=False, **bs)
     yield 'vanished', {}, lambda *mxy: vanished(*mxy, **bs)
 
-# %% ../nbs/24_measure.ipynb #5fe4bc35
+# %% ../nbs/24_measure.ipynb #be586b5a
 def row_of(metric, values, **fields):  # values: one per image, NaN where not defined
     "A row, with the bounds of its interval: Wilson's for a share of images, t over the images for LIGS."
     there = values[~np.isnan(values)]
@@ -252,11 +252,11 @@ def in_blocks(values, model, data, device, dtype, bar, block=1024):
     parts = []
     for i in range(0, len(data), block):
         part = data[i:i + block]
-        parts.append(values(model, *part.on(device, dtype)).double().cpu().numpy())
+        parts.append(values(model, *part.on(device, dtype)).detach().double().cpu().numpy())
         bar.update(len(part))
     return np.concatenate(parts)
 
-# %% ../nbs/24_measure.ipynb #79eaa83e
+# %% ../nbs/24_measure.ipynb #20440d51
 def norm_of(model):
     "The norm whose layers the model has; None where it has several kinds."
     names = dict(BatchNorm='bn', InstanceNorm='in', LayerNorm='ln', GroupNorm='gn')
@@ -265,8 +265,9 @@ def norm_of(model):
 
 def fingerprint(tensors):
     "A short hash of some tensors."
+    import torch
     h = blake2b(digest_size=6)
-    for t in tensors: h.update(t.detach().cpu().contiguous().flatten().view(dtype=getattr(__import__('torch'), 'uint8')).numpy().data)
+    for t in tensors: h.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return h.hexdigest()
 
 # %% ../nbs/24_measure.ipynb #53fd00d8
@@ -320,12 +321,13 @@ def check_outputs(p):
     yield Check('logits', 'each sums to 1' if probs else f'from {z.min():.3g} to {z.max():.3g}', 'no probabilities', verdict(probs),
                 'These are probabilities: leave out the softmax, it saturates and hides the gradient.' if probs else 'The outputs are no probabilities.')
 
-# %% ../nbs/24_measure.ipynb #09a7eead
+# %% ../nbs/24_measure.ipynb #3a331aeb
 def check_repeats(p):
     "The same answer to the same image."
-    gap = (logits(p.model, p.x[:64]) - logits(p.model, p.x[:64])).abs().max().item()
-    yield Check('same answer twice', f'logits differ by {gap:.2g}', '0', verdict(gap > 0),
-                'The model draws lots: one gradient is not its gradient, average over many.' if gap else 'The model does not draw lots.')
+    once, twice = (logits(p.model, p.x[:64]) for _ in range(2))
+    gap = ((once - twice).abs().max() / once.abs().max()).item()
+    yield Check('same answer twice', f'logits differ by {percent(gap)}', percent(0), verdict(gap > 1e-4),
+                'The model draws lots: one gradient is not its gradient, average over many.' if gap > 1e-4 else 'The model does not draw lots.')
 
 def check_learned(p):
     "Clean accuracy above guessing."
@@ -409,7 +411,7 @@ def check_large(p, name):
                 'Even grey images could be reached, and were not: the attack is blind.' if bad else 'With room enough the attack fells everything.',
                 rows=(('robust_accuracy', ok, attack_fields(name, huge)),))
 
-# %% ../nbs/24_measure.ipynb #96916f01
+# %% ../nbs/24_measure.ipynb #9c2e421b
 def check_losses(p):
     "Cross-entropy against the margin, in each ball where both were run alike."
     alike = {}
@@ -427,7 +429,7 @@ def all_checks(p):
         for check in (check_noise, check_steps, check_large): yield from check(p, name)
     yield from check_losses(p)
 
-# %% ../nbs/24_measure.ipynb #340b7723
+# %% ../nbs/24_measure.ipynb #ae31934f
 def first_look(model, x, y):
     "The number of classes the model knows, or one sentence on what keeps it from being measured."
     import torch
@@ -450,7 +452,7 @@ def placed(model, device=None):
     finally:
         if home != there: model.to(home)
 
-# %% ../nbs/24_measure.ipynb #766e3d09
+# %% ../nbs/24_measure.ipynb #f55c707a
 def with_scale(model, standardize, known, data):
     "The model behind a layer that standardises as asked: None as is `known`, 'none', 'data', 'imagenet', or (mean, std)."
     from torch import nn
@@ -459,7 +461,7 @@ def with_scale(model, standardize, known, data):
     names = dict(none=None, data=(data.mean, data.std), imagenet=STATS['imagenet'])
     if isinstance(standardize, str) and standardize not in names: raise ValueError(f'standardize={standardize!r} is unknown: choose one of {", ".join(names)}, or give (mean, std).')
     stats = known if standardize is None else names[standardize] if isinstance(standardize, str) else standardize
-    return nn.Sequential(Standardize(*stats), model).eval() if stats else model
+    return nn.Sequential(Standardize(*stats), model) if stats else model
 
 def check_attacks(attacks):
     "The attacks to run; one sentence for what is none."
@@ -470,7 +472,7 @@ def check_attacks(attacks):
         if a.targeted: raise ValueError(f'attack {name!r} is targeted: robust accuracy needs an attack that leaves the true label.')
     return attacks
 
-# %% ../nbs/24_measure.ipynb #80479863
+# %% ../nbs/24_measure.ipynb #ad020a4e
 @dataclass(frozen=True, eq=False)
 class Measurement:
     "What was measured of one model, and whether to believe it."
@@ -491,7 +493,7 @@ class Measurement:
     def to_html(self, path): return html(self, path)
     _repr_markdown_ = to_markdown
 
-# %% ../nbs/24_measure.ipynb #f97c5c2f
+# %% ../nbs/24_measure.ipynb #7bd90644
 def run_all(net, data, attacks, sigma, seed, batch_size, checks, common, where, bar):
     "Rows with intervals, and checks."
     rows, seen, (device, dtype) = [], {}, where
@@ -502,7 +504,7 @@ def run_all(net, data, attacks, sigma, seed, batch_size, checks, common, where, 
         rows.append(row_of(metric, v, experiment='measure', seconds=time.perf_counter() - start, **fields, **common))
     if not checks: return rows, []
     from nrf_repro.data import balanced
-    keep, bar.total = balanced(data.y, checks), bar.total + 1
+    keep = balanced(data.y, checks)
     part = data[keep]
     probe = Probe(net, part, *part.on(device, dtype), attacks, {k: v[keep] for k, v in seen.items() if k in attacks} | dict(clean=seen['clean_accuracy'][keep]), seed, batch_size)
     bar.set_postfix_str('checks')
@@ -510,7 +512,7 @@ def run_all(net, data, attacks, sigma, seed, batch_size, checks, common, where, 
     rows += [row_of(metric, v, experiment='adequacy', **fields, **common) for c in found for metric, v, fields in c.rows]
     return rows, found
 
-# %% ../nbs/24_measure.ipynb #ef492396
+# %% ../nbs/24_measure.ipynb #eb5559b0
 def measure(
     model,           # nn.Module; a name of torchvision or timm; 'module:function'; or a file that `save_model` wrote
     images,          # `Images`, a pair (x, y) of tensors, the name of a data set, or a folder with a folder per class
@@ -531,11 +533,13 @@ def measure(
     "Clean and robust accuracy, LIGS and the checks of whether to believe them, of any classifier."
     import torch
     attacks, data = check_attacks(attacks), as_subjects(images, limit, size)
-    net = with_scale(*_found(model, weights, standardize), data)
+    net, known = find_network(model, weights)
+    net = with_scale(net, standardize, known, data)
     if not isinstance(model, torch.nn.Module): device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     name = name or ('model' if isinstance(model, torch.nn.Module) else Path(model).stem if Path(model).is_file() else str(model))
     with placed(net, device) as (net, *where):
-        first_look(net, *data[:2].on(*where))
+        outputs = first_look(net, *data[:2].on(*where))
+        data = replace(data, classes=data.classes or outputs)
         common = about(net, data, name, seed, where[0], dict(attacks={k: asdict(a) for k, a in attacks.items()}, sigma=sigma))
         with tqdm(total=len(data) * (4 + len(attacks)), desc=name, unit='image', disable=not progress, leave=False) as bar:
             rows, found = run_all(net, data, attacks, sigma, seed, batch_size, checks, common, where, bar)
@@ -543,11 +547,7 @@ def measure(
     table = pd.DataFrame([{k: v for k, v in asdict(c).items() if k != 'rows'} for c in found], columns=['name', 'seen', 'wanted', 'verdict', 'says'])
     return Measurement(name, frame(rows).assign(**bounds), table, facts_of(net, data, min(checks, len(data)), seed, where[0], rows))
 
-# %% ../nbs/24_measure.ipynb #fb6b992c
-def _found(model, weights, standardize):
-    net, known = find_network(model, weights)
-    return net, standardize, known
-
+# %% ../nbs/24_measure.ipynb #27c97c9e
 def about(net, data, name, seed, device, settings):
     "The columns that all rows of a measurement share."
     import torch
@@ -562,7 +562,7 @@ def facts_of(net, data, checked, seed, device, rows):
             'Device': f'{device}; torch {rows[0]["torch"]}', 'Seed of the noise': str(seed),
             'Time': duration(sum(r['seconds'] or 0 for r in rows)) + ' without the checks'}
 
-# %% ../nbs/24_measure.ipynb #4393d6f4
+# %% ../nbs/24_measure.ipynb #1935dc52
 NAMES = COLUMNS | dict(clean_accuracy='Clean', ligs_plain='LIGS, plain gradients', vanished='Plain gradient vanished', noise_l2='Noise ℓ2', noise_linf='Noise ℓ∞')
 WORDS = dict(fine='✓ fine', look='✗ look', open='? open')
 
@@ -581,7 +581,7 @@ def lines_of(m):
                    text='undefined' if pd.isna(r.value) else value, interval='' if pd.isna(r.low) else f'[{low}, {high}]', setting=setting_of(r), n=int(r.n),
                    check=r.experiment == 'adequacy', value=r.value, low=r.low, high=r.high)
 
-# %% ../nbs/24_measure.ipynb #b11c4cdf
+# %% ../nbs/24_measure.ipynb #f356ae01
 def summary(m):
     "The two sentences to take away."
     f = m.frame[m.frame.experiment == 'measure']
@@ -600,7 +600,7 @@ def markdown(m):
     facts = '\n'.join(f'- {k}: {v}' for k, v in m.facts.items())
     return f'## {m.name}\n\n{summary(m)}\n\n{tables.to_markdown(rows)}\n' + (f'{tables.to_markdown(checks)}\n' if len(checks) else '') + facts + '\n'
 
-# %% ../nbs/24_measure.ipynb #00510a2f
+# %% ../nbs/24_measure.ipynb #fbb3b40a
 def html(m, path):
     "One self-contained HTML file; returns its path."
     env = environment()
@@ -611,7 +611,7 @@ def html(m, path):
                   lines=[d for d in lines if not d['check']], extra=[d for d in lines if d['check']])
     return write_whole(path, env.get_template('measure.html.j2').render(values, style=style, script=script))
 
-# %% ../nbs/24_measure.ipynb #d6cceda1
+# %% ../nbs/24_measure.ipynb #70d20e6f
 def fraction(text):
     "A number, also as 8/255."
     return float(Fraction(text))
@@ -636,7 +636,7 @@ def add_arguments(parser):
     add('--strict', action='store_true', help='exit with 1 if a check asks for a second look')
     return parser
 
-# %% ../nbs/24_measure.ipynb #788c63f5
+# %% ../nbs/24_measure.ipynb #6b917d24
 def run(a) -> int:  # of `add_arguments`; the exit status
     "Measure, print, write."
     passed = {k: getattr(a, k) for k in ('weights', 'standardize', 'sigma', 'limit', 'size', 'checks', 'name', 'device', 'batch_size', 'seed')}
