@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from fnmatch import fnmatch
 from pathlib import Path
 
-# %% ../nbs/23_cli.ipynb #5a036bd0
+# %% ../nbs/23_cli.ipynb #4afb6a48
 def check_template(
     path,       # a notebook
     parameters, # dict: what we mean to pass
@@ -37,7 +37,7 @@ def check_template(
     known = set(inspect_notebook(str(path)))
     if unknown := sorted(set(parameters) - known): raise ValueError(f'{path.name} has no parameter {unknown[0]!r}: it takes {", ".join(sorted(known))}.')
 
-# %% ../nbs/23_cli.ipynb #0b7e6606
+# %% ../nbs/23_cli.ipynb #9e5aa507
 def run_notebook(
     template,
     out,         # the executed notebook
@@ -59,7 +59,7 @@ def run_notebook(
         finished = datetime.now(timezone.utc).isoformat(timespec='milliseconds')
         Path(done).write_text(json.dumps(dict(notebook=Path(template).name, parameters=parameters, finished=finished)) + '\n', encoding='utf-8')
 
-# %% ../nbs/23_cli.ipynb #bbe23149
+# %% ../nbs/23_cli.ipynb #2f3ad121
 def _line_handler(name):
     "Lets through the lines that say how far a job is (`2/5  ...`); everything else is in the executed notebook."
     handler = logging.StreamHandler(sys.stderr)
@@ -68,7 +68,7 @@ def _line_handler(name):
     handler.addFilter(lambda record: re.match(r'\d+/\d+ ', record.getMessage()))
     return handler
 
-# %% ../nbs/23_cli.ipynb #2e201aa7
+# %% ../nbs/23_cli.ipynb #f1c77e16
 def collect(
     profile,       # of `load_profile`
     parts,
@@ -84,7 +84,7 @@ def collect(
     write_rows(Path(folder, 'rows.jsonl'), rows)
     return rows
 
-# %% ../nbs/23_cli.ipynb #c2ab34c2
+# %% ../nbs/23_cli.ipynb #a4c2ad10
 def snakemake(profile, parts, folder, jobs, target, *more):
     "Run the DAG up to a target; returns the exit status."
     import snakemake  # noqa: F401  (said here, in words, if it is not installed)
@@ -100,7 +100,7 @@ def job_environment():
     if data := os.environ.get('NRF_DATA'): env['NRF_DATA'] = str(Path(data).resolve())
     return env
 
-# %% ../nbs/23_cli.ipynb #76c4800c
+# %% ../nbs/23_cli.ipynb #e41b3165
 def report(
     profile='demo',  # a name, or the path of a YAML file
     parts=('core',), # what to run
@@ -127,14 +127,14 @@ def report(
     if failed: print(f'Some jobs failed: their notebooks, with the traceback, are in {folder / "notebooks"}.', file=sys.stderr)
     return failed or rendered
 
-# %% ../nbs/23_cli.ipynb #9abaa0ef
+# %% ../nbs/23_cli.ipynb #ca8893e8
 def check_jobs(profile, parts, pattern):
     "A pattern that names no job would be a run of nothing."
     from nrf_repro.experiment import jobs
     names = list(jobs(profile, parts))
     if not any(fnmatch(n, pattern) for n in names): raise ValueError(f'No job of profile {profile["name"]} is called {pattern!r}: they are {", ".join(names)}.')
 
-# %% ../nbs/23_cli.ipynb #5845c313
+# %% ../nbs/23_cli.ipynb #2b923c9f
 def plan_text(profile, parts):
     "The plan in words and a table."
     from nrf_repro.experiment import plan_table
@@ -143,7 +143,7 @@ def plan_text(profile, parts):
     return (f'Profile {profile["name"]}: {profile["about"]}\n{table.networks.sum()} networks; what is done is kept.{core}\n'
             f'{table.to_string(index=False, na_rep="?")}')
 
-# %% ../nbs/23_cli.ipynb #0a45f1b2
+# %% ../nbs/23_cli.ipynb #da18450f
 def portable(notebook):
     "The text of an executed notebook without the paths of the machine that ran it."
     from nrf_repro.results import PACKAGE
@@ -151,7 +151,7 @@ def portable(notebook):
     for path in (str(PACKAGE.parent), str(Path.home())): text = text.replace(path + '/', '').replace(path, '.')
     return text
 
-# %% ../nbs/23_cli.ipynb #2ac8f733
+# %% ../nbs/23_cli.ipynb #3a3deb4e
 def publish(
     profile,     # of `load_profile`
     folder,      # the build folder
@@ -171,7 +171,7 @@ def publish(
     shutil.rmtree(old, ignore_errors=True)
     return out
 
-# %% ../nbs/23_cli.ipynb #724e60d7
+# %% ../nbs/23_cli.ipynb #5abf6acb
 def parser():
     "The words of the command line."
     p = argparse.ArgumentParser('nrf-repro', description='Does batch normalisation learn non-robust features? Reproduce, measure, report.')
@@ -195,7 +195,7 @@ def parser():
     c.add_argument('--parameters', default='{}', help='as JSON'); c.add_argument('--done', help='marker to write at the end')
     return p
 
-# %% ../nbs/23_cli.ipynb #5f4f891b
+# %% ../nbs/23_cli.ipynb #4d225015
 def run(a):
     "Do what the parsed words say; returns the exit status."
     if a.command == 'notebook': return run_notebook(a.template, a.out, parameters_of(a.parameters), a.done) or 0
@@ -223,7 +223,7 @@ def parameters_of(text):
     if not isinstance(value, dict): raise ValueError(f'--parameters must be a JSON object, not {text!r}.')
     return value
 
-# %% ../nbs/23_cli.ipynb #de51b374
+# %% ../nbs/23_cli.ipynb #ac3bb38c
 SENTENCES = (ValueError, TypeError, FileNotFoundError, PermissionError, RuntimeError, ModuleNotFoundError, OSError)
 
 def main(argv=None):

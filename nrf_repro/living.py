@@ -246,7 +246,7 @@ def show(ax, a, title, bold=False): # c h w in [0, 1]
     ax.grid(False)
     ax.spines[:].set_visible(False)
 
-# %% ../nbs/26_living.ipynb #a4d99396
+# %% ../nbs/26_living.ipynb #c6d2313b
 def row_of(axes, data, i, k):
     "An image, and for each network its adversary and the change magnified."
     it, x = data['items'][i], pixels_of(data, i)
@@ -256,6 +256,7 @@ def row_of(axes, data, i, k):
         show(axes[1 + 2 * m], x + change, '{}: {} %'.format(*taken_for(it, m, k)), bold=fell >= 0)
         show(axes[2 + 2 * m], magnified(data, change), f'falls at step {fell}' if fell >= 0 else 'stands')
 
+# %% ../nbs/26_living.ipynb #eebe4575
 GALLERY = 5  # images
 HEAD = dict(xytext=(.5, 1.22), xycoords='axes fraction', textcoords='axes fraction', ha='center', va='bottom',
             fontsize=9, fontweight='bold')
@@ -275,15 +276,15 @@ def gallery(data,           # of `record`
     fig.suptitle(title, x=.01, ha='left', fontsize=11, fontweight='bold')
     return fig
 
-# %% ../nbs/26_living.ipynb #0aa0b60f
+# %% ../nbs/26_living.ipynb #16c01d9a
 def gallery_caption(data, k=None):
     "How to read the gallery."
     source, eps = data.get('source', 'Two networks'), data['eps'][data['start'] if k is None else k]
     return (f'{source}. Above each attacked image: the class it is taken for, and how surely; bold: it fell. '
             f'{attack_text(data)}, eps {small(eps)}. {fine_print(data)}')
 
-# %% ../nbs/26_living.ipynb #65a01b93
-PATH_BOX = dict(width=190, height=92, left=28, right=180, top=8, middle=39, bottom=70)
+# %% ../nbs/26_living.ipynb #b54acfda
+PATH_BOX = dict(width=190, height=95, left=28, right=180, top=8, middle=39, bottom=70)
 
 def path_points(values): # thousandths, one per step
     "A curve over the steps as points of an SVG polyline."
@@ -296,7 +297,7 @@ def fall_mark(fell, steps):
     b = PATH_BOX
     return '' if fell < 0 else f'M{b["left"] + (b["right"] - b["left"]) * fell / steps:.4g} {b["top"]}V{b["bottom"]}'
 
-# %% ../nbs/26_living.ipynb #ddd3708b
+# %% ../nbs/26_living.ipynb #42be031c
 def net_view(data, i, m, k):
     "All that stands in the column of one network."
     it, name = data['items'][i], net_name(data['norms'][m])
@@ -309,7 +310,7 @@ def net_view(data, i, m, k):
                 mark=fall_mark(it['fell'][m][k], data['steps']), adv=what, change=f'Change of the image: {what}',
                 course=f'{name}, probability of the true class against the strongest other, per cent, {course}')
 
-# %% ../nbs/26_living.ipynb #d6d7ead3
+# %% ../nbs/26_living.ipynb #108924cc
 def view(data, i, k):
     "All that changes when image i and eps k are chosen."
     return dict(say=sentence(data, i, k), nets=[net_view(data, i, m, k) for m in range(len(data['norms']))])
@@ -319,7 +320,7 @@ def still(data, i, m, k):
     change = change_of(data, i, m, k)
     return dict(adv=png(pixels_of(data, i) + change), change=png(magnified(data, change)))
 
-# %% ../nbs/26_living.ipynb #efd7fbfe
+# %% ../nbs/26_living.ipynb #2e178ce9
 def eps_script(data): # of `record`
     "What the script needs: for each image its pixels, its changes, and what is to be said at each eps."
     keep = 'truth', 'classes', 'pixels', 'delta'
@@ -327,7 +328,7 @@ def eps_script(data): # of `record`
              for i, it in enumerate(data['items'])]
     return dict(shape=data['shape'], unit=data['unit'], magnify=data['magnify'], eps=[small(e) for e in data['eps']], items=items)
 
-# %% ../nbs/26_living.ipynb #2ab7fbd8
+# %% ../nbs/26_living.ipynb #f91bbed6
 def eps_figure(data): # of `record`
     "What the template shows: the first image at the eps of the tables."
     start, it = data['start'], data['items'][0]
@@ -339,7 +340,7 @@ def eps_figure(data): # of `record`
                 stills=[still(data, 0, m, start) for m in range(len(data['norms']))],
                 thumbs=[dict(src=png(pixels_of(data, i)), alt=it['classes'][it['truth']]) for i, it in enumerate(data['items'])])
 
-# %% ../nbs/26_living.ipynb #96fd460b
+# %% ../nbs/26_living.ipynb #52ad857b
 KINDS = dict(clean='Clean accuracy, %', robust='Robust accuracy, %', ligs='LIGS')
 
 def kinds(rows): # history rows
@@ -349,14 +350,14 @@ def kinds(rows): # history rows
     rows = rows.assign(kind=rows.column.where(rows.metric != 'robust_accuracy', 'robust'))
     return rows[rows.kind.isin(KINDS) & (rows.attack.isna() | rows.attack.isin(attacks[:1]))]
 
-# %% ../nbs/26_living.ipynb #92bb7261
+# %% ../nbs/26_living.ipynb #456e897c
 def numbers(rows, norms, epochs): # of one kind
     "norm -> [mean, low, high] at each epoch, None where there is no row."
     means = {(r.norm, r.epoch): [r.value, r.low, r.high] for r in summary(one_setting(rows), ['norm', 'epoch']).itertuples()}
     def plain(values): return values and [None if pd.isna(v) else round(float(v), 5) for v in values]
     return {norm: [plain(means.get((norm, e))) for e in epochs] for norm in norms}
 
-# %% ../nbs/26_living.ipynb #2c9da683
+# %% ../nbs/26_living.ipynb #7aaaf41b
 def course(rows): # of `kinds`, one network and way of training
     "Epochs, norms, and the numbers of each kind, as plain values."
     epochs, norms = sorted({int(e) for e in rows.epoch}), [n for n in NAMED_NORMS if (rows.norm == n).any()]
@@ -369,7 +370,7 @@ def courses(rows):
     found = [(key, course(part)) for key, part in kinds(rows).groupby(NETWORK, dropna=False)]
     return [c for _, c in sorted(found, key=lambda f: (f[0][3] != 'standard', *map(str, f[0])))]
 
-# %% ../nbs/26_living.ipynb #670dca33
+# %% ../nbs/26_living.ipynb #db28f12a
 def places(values, ends, low, high):
     "Numbers of the range `ends` as places between low and high; None stays None."
     span = (ends[1] - ends[0]) or 1
@@ -379,20 +380,20 @@ def thinned(values, most=10):
     "Every so many of them, and the last."
     return list(values)[::-1][::-(-len(values) // most) or 1][::-1]
 
-# %% ../nbs/26_living.ipynb #e4868859
+# %% ../nbs/26_living.ipynb #11295720
 def ticks(values, scale):
     "Round numbers that hold all values, as fractions, and their labels."
     found = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(scale * min(values), scale * max(values))
     return [t / scale for t in found], [f'{t:g}' for t in found]
 
-# %% ../nbs/26_living.ipynb #1952b6fd
+# %% ../nbs/26_living.ipynb #11450476
 def value_texts(v, kind): # [mean, low, high] or None
     "A mean and its interval as the tables print them."
     if v is None: return ['missing', '']
     column = 'ligs' if kind == 'ligs' else 'clean'
     return [number(v[0], column), '' if v[1] is None else f'[{number(v[1], column)}, {number(v[2], column)}]']
 
-# %% ../nbs/26_living.ipynb #671b493b
+# %% ../nbs/26_living.ipynb #2dd08f44
 BOX = dict(width=320, height=196, left=36, right=308, top=8, bottom=160)
 SHAPES = {'none': 'M{x} {y}m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0', 'bn': 'M{x} {y}m-3 -3h6v6h-6z', 'in': 'M{x} {y}m-4 3h8l-4 -7z',
           'ln': 'M{x} {y}m0 -4.5l4.5 4.5l-4.5 4.5l-4.5 -4.5z', 'gn': 'M{x} {y}m-4 -3h8l-4 7z'}
@@ -404,7 +405,7 @@ def curve(values, norm, xs, ends):
     return dict(norm=norm, y=ys, points=' '.join(f'{x},{y}' for x, y in there),
                 shapes=[SHAPES[norm].format(x=x, y=y) for x, y in thinned(there)])
 
-# %% ../nbs/26_living.ipynb #c651d3b6
+# %% ../nbs/26_living.ipynb #d808d9e8
 def panel(c, kind, xs): # of `course`
     "One quantity of a course."
     lines = c['values'][kind]
@@ -416,7 +417,7 @@ def panel(c, kind, xs): # of `course`
                 x_ticks=thinned(list(zip(xs, c['epochs']))), y_ticks=list(zip(places(tick, ends, BOX['bottom'], BOX['top']), text)),
                 lines=[curve(line, norm, xs, ends) for norm, line in lines.items()])
 
-# %% ../nbs/26_living.ipynb #d8139c0a
+# %% ../nbs/26_living.ipynb #2547d141
 def epoch_sentence(c, k):
     "What none and BN have at an epoch, in words."
     short = dict(clean='clean', robust='robust', ligs='LIGS')
@@ -428,7 +429,7 @@ def epoch_row(c, norm):
     cells = [[value_texts(v, kind) for v in lines[norm]] for kind, lines in c['values'].items()]
     return dict(norm=norm, name=norm_name(norm), shape=SHAPES[norm].format(x=17, y=6), cells=cells)
 
-# %% ../nbs/26_living.ipynb #b7f7adb7
+# %% ../nbs/26_living.ipynb #d4cf544f
 def epoch_figure(c): # of `course`
     "What the template shows of a course."
     xs = places(c['epochs'], (c['epochs'][0], c['epochs'][-1]), BOX['left'] + 8, BOX['right'] - 8)
@@ -440,7 +441,7 @@ def for_script(c): # of `epoch_figure`
     return dict(epochs=c['epochs'], x=c['x'], say=c['say'], rows=[dict(cells=r['cells']) for r in c['rows']],
                 panels=[dict(lines=[dict(y=line['y']) for line in p['lines']]) for p in c['panels']])
 
-# %% ../nbs/26_living.ipynb #ee327557
+# %% ../nbs/26_living.ipynb #f34536e9
 def living_html(data,             # dict(images=of `record` or None, courses=of `courses`, missing=[sentences])
                 id='living',      # unique in the page
                 level=3,          # of its headings
@@ -458,7 +459,7 @@ def _names(shown): # room for the longest name of a class
     if not shown: return ''
     return f'.nrf-living {{ --nrf-names: {min(6, 1.6 + .5 * max(map(len, shown["first"]["classes"]))):g}rem }}\n'
 
-# %% ../nbs/26_living.ipynb #3addc005
+# %% ../nbs/26_living.ipynb #e641ece1
 def pair(profile): # of `load_profile`
     "The first cells of a profile, without norm and with BN, that differ in nothing else; {} if it plans none."
     for cell in (c for grid in profile['grids'] for c in grid_cells(grid) if c.norm == 'none'):
@@ -470,7 +471,7 @@ def source_text(cell):
     "Which networks these are, in words."
     return f'{cell.dataset}, {arch_name(cell.arch)} at width {cell.width:g}, {cell.regime} training, seed {cell.seed}'
 
-# %% ../nbs/26_living.ipynb #5b5ed826
+# %% ../nbs/26_living.ipynb #d36b463f
 def stored(profile, folder, device='cpu'): # the build folder
     "norm -> network, and the BN network's cell."
     from nrf_repro.models import load_model
@@ -487,7 +488,7 @@ def record_stored(profile, folder, most=8, device='cpu'):
     found = record(models, images_of(profile, cell.dataset, 'watch'), attack, most=most, device=device)
     return found | dict(source=source_text(cell))
 
-# %% ../nbs/26_living.ipynb #93c28a01
+# %% ../nbs/26_living.ipynb #0c322f71
 def living_data(profile, folder, rows, most=8, device='cpu'): # rows: a frame of `read_rows`
     "Everything that the living figures show; what cannot be shown is listed under `missing`."
     lost = []
@@ -496,7 +497,7 @@ def living_data(profile, folder, rows, most=8, device='cpu'): # rows: a frame of
     found = courses(rows)
     return dict(images=images, courses=found, missing=lost + ['figure of epochs: there are no history rows'] * (not found))
 
-# %% ../nbs/26_living.ipynb #e7b80e59
+# %% ../nbs/26_living.ipynb #0e801b2e
 def write_living(data, folder): # of `living_data`; the build folder
     "Leave living.json and gallery.png in the folder's figures/; an old gallery goes if there is none now."
     out = Path(folder, 'figures')
@@ -505,7 +506,7 @@ def write_living(data, folder): # of `living_data`; the build folder
     if data['images']: gallery(data['images']).savefig(out / 'gallery.png', dpi=110, facecolor='white')
     else: (out / 'gallery.png').unlink(missing_ok=True)
 
-# %% ../nbs/26_living.ipynb #0f2cd664
+# %% ../nbs/26_living.ipynb #5496ff01
 def gallery_part(data, png): # of `record`; bytes of the picture
     "The gallery as `report.render` takes it."
     said = ' '.join(sentence(data, i, data['start']) for i in range(min(GALLERY, len(data['items']))))

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AUGMENTS', 'SCHEDULES', 'RANDOM_TARGETS', 'RECIPES', 'Recipe', 'recipe_problem', 'checked', 'lr_at', 'random_crop',
            'random_flip', 'augment', 'correct', 'Monitor', 'cross_entropy', 'batches', 'train_epoch', 'run_key',
-           'save_state', 'load_state', 'fit', 'run_epoch']
+           'save_state', 'load_state', 'run_epoch', 'sgd', 'fit']
 
-# %% ../nbs/09_training.ipynb #100801ba
+# %% ../nbs/09_training.ipynb #bfe316ba
 import hashlib
 import json
 import math
@@ -47,7 +47,9 @@ class Recipe:
     compile: bool = False              # torch.compile; needs a compiler
     seed: int = 1337                   # order of the images, augmentation, targets (authors' code)
 
-# %% ../nbs/09_training.ipynb #7a21e664
+# %% ../nbs/09_training.ipynb #7074e3e6
+AUGMENTS, SCHEDULES = ('none', 'crop', 'crop-flip'), ('multistep', 'onecycle')
+
 def recipe_problem(r):
     "What is wrong with a recipe, in one sentence, or None."
     if r.epochs < 1 or r.batch_size < 1: return f'epochs={r.epochs} and batch_size={r.batch_size} must be at least 1.'
@@ -60,8 +62,7 @@ def checked(recipe):
     if problem := recipe_problem(recipe): raise ValueError(problem)
     return recipe
 
-# %% ../nbs/09_training.ipynb #ed6a36ab
-AUGMENTS, SCHEDULES = ('none', 'crop', 'crop-flip'), ('multistep', 'onecycle')
+# %% ../nbs/09_training.ipynb #7d67d3b6
 RANDOM_TARGETS = Attack('l2', .5, 'ce', steps=7, step_size=.1, targeted=True)  # adversarial training (authors' code)
 
 RECIPES = {
@@ -71,7 +72,7 @@ RECIPES = {
     'digits': Recipe(epochs=8, lr=.05, nesterov=True, schedule='onecycle', clip=5., batch_size=64, augment='none')}  # ours
 RECIPES['paper-adversarial'] = replace(RECIPES['paper'], attack=RANDOM_TARGETS)
 
-# %% ../nbs/09_training.ipynb #5a2ccbd1
+# %% ../nbs/09_training.ipynb #b46414c0
 def lr_at(
     recipe,
     epoch,  # 0 <= epoch <= recipe.epochs, with a fraction
@@ -82,7 +83,7 @@ def lr_at(
     if t < recipe.warmup: return recipe.lr * max(t / recipe.warmup, .04)
     return recipe.lr * .5 * (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup)))
 
-# %% ../nbs/09_training.ipynb #930d1bb9
+# %% ../nbs/09_training.ipynb #da8cbeeb
 def random_crop(
     x,     # n c h w
     g,     # torch.Generator on the CPU
@@ -95,7 +96,7 @@ def random_crop(
     i = torch.arange(n, device=x.device)[:, None, None]
     return F.pad(x, (pad,) * 4).permute(0, 2, 3, 1)[i, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
-# %% ../nbs/09_training.ipynb #6a940a73
+# %% ../nbs/09_training.ipynb #0c91c1dd
 def random_flip(x, g):
     "Half of the images mirrored left to right."
     return torch.where((torch.rand(len(x), 1, 1, 1, generator=g) < .5).to(x.device), x.flip(-1), x)
@@ -105,7 +106,7 @@ def augment(x, how, g):
     if how != 'none': x = random_crop(x, g)
     return random_flip(x, g) if how == 'crop-flip' else x
 
-# %% ../nbs/09_training.ipynb #16723cab
+# %% ../nbs/09_training.ipynb #8cc7ecf4
 def correct(model, x, y, batch_size=512):
     "bool[n]: is the largest logit the label's? Eval mode, and the caller's modes come back."
     modes = {m: m.training for m in model.modules()}
@@ -115,7 +116,7 @@ def correct(model, x, y, batch_size=512):
     finally:
         for m, training in modes.items(): m.training = training
 
-# %% ../nbs/09_training.ipynb #22354d1b
+# %% ../nbs/09_training.ipynb #f9a93414
 @dataclass(frozen=True)
 class Monitor:
     "Clean accuracy, robust accuracy and LIGS of a network on a fixed slice of held-out images."
@@ -133,7 +134,7 @@ class Monitor:
         if self.sigma: seen['ligs'] = ligs(model, x, y, sigma=self.sigma).nanmean().item()
         return seen
 
-# %% ../nbs/09_training.ipynb #8094b5d9
+# %% ../nbs/09_training.ipynb #6372bc71
 def _generator(seed, epoch): return torch.Generator().manual_seed(1_000_003 * seed + epoch)
 
 def cross_entropy(model, x, y):
@@ -150,7 +151,7 @@ def batches(train, recipe, epoch, device):
         if recipe.attack and recipe.attack.targeted: yield x, train.y[i].to(device), torch.randint(len(train.classes), (bs,), generator=g).to(device)
         else: yield x, train.y[i].to(device), None
 
-# %% ../nbs/09_training.ipynb #0fe49298
+# %% ../nbs/09_training.ipynb #27ea2504
 def train_epoch(model, opt, train, recipe, epoch, loss, forward, bar):
     "One pass; returns the mean loss."
     device, total, steps = next(model.parameters()).device, 0., len(train) // min(recipe.batch_size, len(train))
@@ -166,7 +167,7 @@ def train_epoch(model, opt, train, recipe, epoch, loss, forward, bar):
         bar.update()
     return float(total) / steps
 
-# %% ../nbs/09_training.ipynb #17fab6c5
+# %% ../nbs/09_training.ipynb #3b8668da
 def run_key(model, train, recipe, monitor):
     "Short hash of all that decides the result: model, images, recipe and what is watched."
     watched = monitor and (monitor.images.fingerprint, monitor.attack and asdict(monitor.attack), monitor.sigma, monitor.epochs)
@@ -181,7 +182,7 @@ def save_state(path, model, opt, history, key):
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, dict(key=key, history=json.dumps(history)))
     part.replace(path)
 
-# %% ../nbs/09_training.ipynb #b772fea6
+# %% ../nbs/09_training.ipynb #02c5e3ba
 def load_state(path, model, opt, key):
     "The history of an earlier run of the same key, its weights and momentum put back; [] where there is none."
     if not path.is_file(): return []
@@ -196,7 +197,26 @@ def load_state(path, model, opt, key):
     opt.load_state_dict(state)
     return json.loads(meta['history'])
 
-# %% ../nbs/09_training.ipynb #bc1958b0
+# %% ../nbs/09_training.ipynb #321043a5
+def run_epoch(model, opt, train, recipe, epoch, loss, forward, monitor, bar):
+    "Train for an epoch, look at the monitor if it is its time, return the record."
+    start = time.perf_counter()
+    model.train()
+    record = dict(epoch=epoch + 1, loss=train_epoch(model, opt, train, recipe, epoch, loss, forward, bar))
+    if not math.isfinite(record['loss']):
+        raise FloatingPointError(f'Training diverged in epoch {epoch + 1} (loss {record["loss"]}): lower lr={recipe.lr} or set clip.')
+    record['seconds'] = time.perf_counter() - start
+    model.eval()
+    if monitor and (monitor.epochs is None or epoch + 1 in monitor.epochs): record |= monitor(model)
+    bar.set_postfix({k: f'{v:.3f}' for k, v in record.items() if k in ('loss', 'clean_accuracy')})
+    return record
+
+# %% ../nbs/09_training.ipynb #8ceb056b
+def sgd(model, recipe):
+    "The recipe's optimiser; its learning rate is set before every step."
+    return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+
+# %% ../nbs/09_training.ipynb #0306653d
 def fit(
     model,          # any nn.Module that maps pixels in [0, 1] to logits; trained in place, on its device
     train,          # `Images`
@@ -211,7 +231,7 @@ def fit(
     "Train a network by a recipe, resuming where an earlier call was interrupted."
     checked(recipe)
     if recipe.channels_last: model.to(memory_format=torch.channels_last)
-    opt = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+    opt = sgd(model, recipe)
     key, state = run_key(model, train, recipe, monitor), Path(folder, 'state.safetensors') if folder else None
     if state: state.parent.mkdir(parents=True, exist_ok=True)
     history = load_state(state, model, opt, key) if state else []
@@ -225,17 +245,3 @@ def fit(
             if on_epoch: on_epoch(epoch + 1, model, record)
     model.eval()
     return pd.DataFrame(history)
-
-# %% ../nbs/09_training.ipynb #0298794c
-def run_epoch(model, opt, train, recipe, epoch, loss, forward, monitor, bar):
-    "Train for an epoch, look at the monitor if it is its time, return the record."
-    start = time.perf_counter()
-    model.train()
-    record = dict(epoch=epoch + 1, loss=train_epoch(model, opt, train, recipe, epoch, loss, forward, bar))
-    if not math.isfinite(record['loss']):
-        raise FloatingPointError(f'Training diverged in epoch {epoch + 1} (loss {record["loss"]}): lower lr={recipe.lr} or set clip.')
-    record['seconds'] = time.perf_counter() - start
-    model.eval()
-    if monitor and (monitor.epochs is None or epoch + 1 in monitor.epochs): record |= monitor(model)
-    bar.set_postfix({k: f'{v:.3f}' for k, v in record.items() if k in ('loss', 'clean_accuracy')})
-    return record
