@@ -113,7 +113,7 @@ def warnings_of(rows,     # all rows given
         if len(values) > 1: found.append(f'The rows come from {len(values)} {what}: {each}. {again}')
     return found
 
-# %% ../nbs/22_report.ipynb #aa2e2aa0
+# %% ../nbs/22_report.ipynb #3bfca01b
 META = {'about': 'what the profile is, a sentence',
         'machine': 'processor, memory and the like, a sentence',
         'data': 'list of dicts with name, and of train, test, fingerprint, note what is known',
@@ -121,6 +121,7 @@ META = {'about': 'what the profile is, a sentence',
         'plan': 'dicts of planned cells: dataset, arch, width, norm, regime, seed, attacks; what has no row is listed',
         'notebooks': 'title -> path of an executed notebook, relative to the report',
         'figures': 'list of dicts with title, caption, alt, and svg (text) or png (bytes)',
+        'living': 'HTML of the living figures, of `living.living_html`',
         'missing': 'more sentences about what is missing'}
 
 def check_meta(meta):
@@ -305,7 +306,7 @@ def more_figures(given): # of meta['figures']
         yield dict(id=f'more-{i}', title=f['title'], caption=f.get('caption', ''), alt=f.get('alt') or f['title'],
                    src=data_uri(data, mime))
 
-# %% ../nbs/22_report.ipynb #2f372b66
+# %% ../nbs/22_report.ipynb #1b10db1c
 def page(rows, claims, profile, paper, meta):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.figures import inline_svg
@@ -319,7 +320,7 @@ def page(rows, claims, profile, paper, meta):
     return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
                 tables=list(table_parts(found, files)), figures=drawn, more=list(more_figures(meta['figures'] or [])),
-                gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta)) | small_tables(rows, paper)
+                gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta), living=meta['living']) | small_tables(rows, paper)
 
 # %% ../nbs/22_report.ipynb #e612140d
 def write_whole(path, text):

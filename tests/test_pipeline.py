@@ -40,7 +40,7 @@ def tiny(tmp_path_factory):
 def test_one_command_leaves_a_report_and_the_notebooks_that_made_it(tiny):
     file, build, run = tiny
     assert (build / 'report.html').stat().st_size > 10_000 and 'report.html' in run.stdout
-    assert {'train-all.ipynb', 'attack-all.ipynb', 'table_1.ipynb', 'table_2.ipynb', 'figure_3.ipynb', 'report.ipynb'} == set(executed(build))
+    assert {'train-all.ipynb', 'attack-all.ipynb', 'table_1.ipynb', 'table_2.ipynb', 'figure_3.ipynb', 'living.ipynb', 'report.ipynb'} == set(executed(build))
     rows = read_rows(build / 'rows.jsonl')
     assert set(rows.experiment) == {'final', 'history'} and set(rows.norm) == {'none', 'bn'} and set(rows.regime) == {'standard', 'adversarial'}
     assert '4/4' in run.stderr and 'to go' in run.stderr  # how far it is, and how long it will take
@@ -66,7 +66,7 @@ def test_unchanged_nothing_runs_and_changed_only_what_depends_on_it(tiny):
     run = nrf('report', '--profile', file)
     assert run.returncode == 0, run.stderr
     changed = {name for name, when in executed(build).items() if when != before[name]}
-    assert changed == {'attack-all.ipynb', 'table_1.ipynb', 'table_2.ipynb', 'figure_3.ipynb', 'report.ipynb'}
+    assert changed == {'attack-all.ipynb', 'table_1.ipynb', 'table_2.ipynb', 'figure_3.ipynb', 'living.ipynb', 'report.ipynb'}
     rows = read_rows(build / 'rows.jsonl')
     assert set(rows[rows.attack == 'cw_linf'].steps) == {4} and set(rows[rows.attack == 'cw_l2'].steps) == {3}
 
