@@ -1,0 +1,144 @@
+"""Two sets of rows side by side: pairs, intervals, what is alone, and the page."""
+import math
+import subprocess
+import sys
+from argparse import ArgumentParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nrf_repro import compare as c
+from nrf_repro.results import frame, load_claims, make_row, write_rows
+from nrf_repro.tables import made_up_rows
+
+CLAIMS = {id: claim for id, claim in load_claims().items() if id == 'C2'}
+
+
+@pytest.fixture(scope='module')
+def rows(): return frame(made_up_rows())
+
+
+def one(value, seed=0, **more):
+    given = dict(experiment='final', metric='clean_accuracy', dataset='digits', arch='vgg11', norm='bn', n=400)
+    return make_row(**given | dict(value=value, seed=seed) | more)
+
+
+def only_line(a, b, **more): return next(c.compare(frame(a), frame(b), **more).itertuples())
+
+
+@pytest.mark.parametrize('p, n, q, m, low, high', [  # Newcombe 1998, Statistics in Medicine 17, table II, method 10, signs changed
+    (56 / 70, 70, 48 / 80, 80, -.3339, -.0524), (9 / 10, 10, 3 / 10, 10, -.8090, -.1705), (10 / 10, 10, 0, 20, -1, -.6791), (0, 10, 0, 10, -.2775, .2775)])
+def test_newcombe_as_printed(p, n, q, m, low, high): np.testing.assert_allclose(c.newcombe(p, n, q, m), (low, high), atol=1e-4)
+
+
+def test_seeds_are_paired_whatever_their_order():
+    luck = {0: .5, 1: .7, 2: .6}
+    a, b = [one(v, s) for s, v in luck.items()], [one(v + .02 + .001 * s, s) for s, v in reversed(luck.items())]
+    line = only_line(a, b)
+    assert line.how == 'paired, 3 seeds' and line.low > 0 and line.moved == 'up' and math.isclose(line.difference, .021)
+    assert only_line(b, a).moved == 'down'
+
+
+def test_seeds_that_one_side_lacks_are_left_out_of_both_means():
+    line = only_line([one(.5, 0), one(.6, 1), one(.1, 2)], [one(.51, 0), one(.63, 1)])
+    assert line.how == 'paired, 2 seeds' and math.isclose(line.a, .55) and math.isclose(line.difference, .02)
+
+
+def test_other_seeds_are_two_samples():
+    line = only_line([one(.5, 0), one(.6, 1), one(.7, 2)], [one(.52, 5), one(.61, 6), one(.73, 7)])
+    assert line.how.startswith('Welch') and line.moved == 'same' and line.low < 0 < line.high
+
+
+def test_one_seed_of_what_is_no_share_has_no_interval():
+    line = only_line([one(.5, metric='ligs', sigma=.1)], [one(.9, metric='ligs', sigma=.1)])
+    assert math.isnan(line.low) and line.moved == 'open' and 'no interval' in line.how
+    assert only_line([one(.5)], [one(.9)]).how == 'Newcombe, one seed'
+    assert only_line([one(.5, n=None)], [one(.9)]).moved == 'open'
+
+
+def test_a_difference_without_spread_is_not_certain():
+    line = only_line([one(.5, 0), one(.6, 1)], [one(.6, 0), one(.7, 1)])
+    assert math.isnan(line.low) and line.moved == 'open'
+
+
+def test_settings_that_differ_are_named_and_never_averaged():
+    a = [one(.5, metric='robust_accuracy', attack='pgd_l2', eps=.25, reading='any', steps=10)]
+    b = [one(.4, metric='robust_accuracy', attack='pgd_l2', eps=.5, reading='any', steps=50, n=100)]
+    assert only_line(a, b).settings == 'eps 0.25 against 0.5; steps 10 against 50; n 400 against 100'
+    lines = c.compare(frame(a + [a[0] | dict(eps=.125)]), frame(b))
+    assert sorted(lines.only) == ['A', 'A', 'B']  # which of the two would be meant?
+
+
+def test_epochs_of_a_history_are_no_setting():
+    def past(*epochs): return frame(one(.5, experiment='history', epoch=e) for e in epochs)
+    lines = c.compare(past(1, 2), past(2, 3))
+    assert sorted(zip(lines.epoch, lines.only)) == [(1, 'A'), (2, ''), (3, 'B')]
+
+
+def test_undefined_values_do_not_count():
+    a, b = [one(None, metric='ligs', sigma=.1)], [one(.5, metric='ligs', sigma=.1)]
+    assert c.compare(frame(a), frame(b)).only.tolist() == ['B']
+
+
+def test_every_measurement_of_either_side_is_in_one_line(rows):
+    other = rows[rows.norm != 'gn'].assign(eps=lambda d: d.eps.where(d.norm != 'in', 2.))
+    lines = c.compare(rows, other)
+    assert lines.seeds_a.map(len).sum() == len(rows) and lines.seeds_b.map(len).sum() == len(other)
+
+
+def test_ignoring_a_field_that_tells_measurements_apart_is_refused(rows):
+    with pytest.raises(ValueError, match='two values for one seed'): c.compare(rows, rows, ignore=['norm'])
+    with pytest.raises(ValueError, match="cannot ignore 'seed'"): c.compare(rows, rows, ignore=['seed'])
+
+
+def test_a_profile_is_found_by_name_and_a_folder_by_its_rows(rows, tmp_path, monkeypatch):
+    write_rows(tmp_path / 'reports/published/mine/rows.jsonl', rows)
+    write_rows(tmp_path / 'reports/published/mine/runs/x/final.jsonl', rows.assign(seed=9).drop_duplicates(['metric', 'attack', 'norm']))
+    monkeypatch.chdir(tmp_path)
+    found = c.side('mine')
+    assert found.name == 'mine' and len(found.rows) == len(rows)  # rows.jsonl alone, not every file below
+    with pytest.raises(FileNotFoundError, match="'yours' is no file"): c.side('yours')
+
+
+def test_a_claim_that_turns_is_marked(rows):
+    robust_bn = rows.assign(value=rows.value + .3 * ((rows.norm == 'bn') & (rows.metric == 'robust_accuracy')))
+    found = c.compare_verdicts(rows, robust_bn, CLAIMS).iloc[0]
+    assert found.changed and (found.verdict_a, found.verdict_b) == ('reproduced', 'not reproduced')
+
+
+def test_the_page_holds_both_sides_escaped(rows, tmp_path):
+    b = rows.assign(value=(rows.value + .01).clip(0, 1), source_hash='<b>')
+    html = c.render_compare(rows, b, tmp_path / 'new/page.html', claims=CLAIMS, names=('x', '<y>')).read_text()
+    assert '&lt;y&gt;' in html and '<y>' not in html and '&lt;b&gt;' in html and 'src="http' not in html
+    for text in ('id="verdicts"', 'id="differences"', 'id="origins"', 'comparison.csv'): assert text in html
+
+
+def test_sides_with_nothing_in_common_say_what_keeps_them_apart(rows, tmp_path):
+    html = c.render_compare(rows, rows.assign(dataset='cifar10'), tmp_path / 'page.html', claims={}).read_text()
+    assert 'No measurement is in both.' in html and 'ignore dataset' in html
+
+
+def test_rows_of_no_claim_show_no_verdicts(tmp_path):
+    a, b = ([one(v, experiment='measure', arch='my net')] for v in (.5, .6))
+    html = c.render_compare(frame(a), frame(b), tmp_path / 'page.html').read_text()
+    assert 'id="verdicts"' not in html and 'Newcombe, one seed' in html
+
+
+def test_command_line(rows, tmp_path, capsys):
+    write_rows(tmp_path / 'a.jsonl', rows)
+    write_rows(tmp_path / 'b.jsonl', rows.assign(value=(rows.value - .1 - .001 * rows.seed.astype(float)).clip(0, 1)))
+    words = [str(tmp_path / 'a.jsonl'), str(tmp_path / 'b.jsonl'), '--ignore', 'lam', '--out', str(tmp_path / 'page.html'), '--names', 'old', 'new']
+    assert c.run(c.add_arguments(ArgumentParser()).parse_args(words)) == 0
+    said = capsys.readouterr().out
+    assert 'A: old, B: new. 30 measurements are in both: 30 clearly lower in B.' in said and (tmp_path / 'page.html').is_file()
+
+
+def test_comparing_needs_no_torch():
+    code = 'import sys, nrf_repro.compare; sys.exit("torch" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_measurements_compare_by_their_rows():
+    class Measured: name, rows = 'net', frame([one(.5)])
+    assert c.side(Measured()).name == 'net' and isinstance(c.compare(Measured(), Measured()), pd.DataFrame)
