@@ -16,6 +16,7 @@ help:
 	@echo 'make test        the book, its exports, the tests'
 	@echo 'make lab         open the book in JupyterLab'
 	@echo 'make book        run every notebook anew, in place, and write the README'
+	@echo 'make site        the book, the reference and the reports as pages: _site/index.html'
 	@echo 'make bench       speed against the known libraries'
 	@echo 'make lock        refresh requirements.lock'
 	@echo 'make clean       remove what runs left; .venv stays'
@@ -59,6 +60,10 @@ book: setup
 	cd nbs && for nb in *.ipynb; do ../.venv/bin/jupyter execute --inplace $$nb || exit 1; done
 	$(PY) tests/check_clean.py --write
 
+# The site from the stored outputs: nothing is executed, nothing is fetched (about 40 s). It opens from a disk: _site/index.html
+site: setup
+	$(PY) docs/make_site.py
+
 # Refresh the lock: newest versions that fit requirements.in, for Python 3.11 to 3.13 on Linux and macOS.
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv
@@ -67,4 +72,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf reports/build .pytest_cache build *.egg-info _docs _proc
+	rm -rf reports/build .pytest_cache build *.egg-info _docs _proc _site

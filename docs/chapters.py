@@ -1,0 +1,214 @@
+"""A chapter of the site: a stored notebook without nbdev's directives, hidden cells and noise."""
+import ast
+import json
+import re
+from hashlib import md5
+
+LONG = 24        # lines of code from which a cell is folded
+BADGES = '''<p class="badges"><span>Chapter {number}</span>
+<a class="badge colab" title="{install}"
+   href="https://colab.research.google.com/github/{repo}/blob/{branch}/nbs/{name}.ipynb"
+  ><b aria-hidden="true">∞</b> Open in Colab</a>
+<a class="badge" href="{git_url}/blob/{branch}/nbs/{name}.ipynb">Notebook on GitHub</a></p>'''
+
+
+def split_directives(source):
+    "nbdev's and Quarto's `#|` lines as a dict, and the code without them."
+    lines = source.splitlines()
+    given = [line.strip()[2:].strip() for line in lines if re.match(r'\s*#\|', line)]
+    pairs = (re.match(r'([\w-]*):?\s*(.*)', g).groups() for g in given)
+    kept = [line for line in lines if not re.match(r'\s*#\|', line) and not re.search(r'#\|\s*hide_line\s*$', line)]
+    return dict(pairs), '\n'.join(kept).strip('\n')
+
+
+def text_of(source): return source if isinstance(source, str) else ''.join(source)
+
+
+def code_tree(code):
+    try: return ast.parse(code).body
+    except SyntaxError: return []    # a magic
+
+
+def only_imports(code):
+    "Nothing but imports, and the settings of the plots that go with them."
+    body = code_tree(code)
+    def quiet(node):
+        if isinstance(node, (ast.Import, ast.ImportFrom)): return True
+        return bool(re.match(r'sns\.set_theme|plt\.rcParams|(pd|torch|np)\.\w*set\w*|warnings\.', ast.unparse(node)))
+    return bool(body) and all(map(quiet, body)) and any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
+
+
+def fold(words, code):
+    "What is written on a folded cell; None for a cell that is shown."
+    lines = len(code.splitlines())
+    if words.get('code-fold') in ('false', 'show'): return None
+    if only_imports(code): return f'Show the imports ({lines} lines)' if lines > 2 else None
+    if words.get('code-fold') == 'true' or lines > LONG: return f'Show the code ({lines} lines)'
+    return None
+
+
+def is_noise(output):
+    "Warnings on stderr: they speak of one machine's paths, not of the chapter."
+    return output.get('name') == 'stderr' and bool(re.search(r'Warning:|\[IPKernelApp\]', text_of(output['text'])))
+
+
+def markdown_of(outputs):
+    "What cells with `output: asis` print."
+    found = (text_of(o.get('text', '')) or text_of(o.get('data', {}).get('text/markdown', '')) for o in outputs)
+    return '\n\n'.join(filter(None, found))
+
+
+def titles_of(code):
+    "The titles that a cell gives its plots, for those who don't see them."
+    found = re.findall(r'''(?:title=|set_title\(|suptitle\()\s*(['"])(.+?)\1''', code)
+    return '; '.join(dict.fromkeys(text for _, text in found if '{' not in text))
+
+
+def new_cell(kind, source, **more):
+    id = md5(source.encode()).hexdigest()[:8]
+    return dict(cell_type=kind, id=id, metadata={}, source=source) | more
+
+
+def code_cell(cell, words, code, heading, module):
+    "A code cell as cells of the site."
+    outputs = [o for o in cell.get('outputs', []) if not is_noise(o)]
+    asis = words.get('output') == 'asis'
+    silent = asis or words.get('output') == 'false' or 'hide_output' in words
+    shown = code and words.get('echo') != 'false' and 'hide_input' not in words
+    tags, mystnb = [], {}
+    if not shown: tags.append('remove-input')
+    elif prompt := fold(words, code): tags.append('hide-input'); mystnb['code_prompt_show'] = prompt
+    if exported := words.keys() & {'export', 'exports', 'exporti'}: tags.append('exported')
+    if not silent and any('image/png' in o.get('data', {}) for o in outputs):
+        mystnb['image'] = dict(alt=': '.join(filter(None, (f'Figure in the section “{heading}”', titles_of(code)))))
+    made = new_cell('code', code, execution_count=None, outputs=[] if silent else outputs,
+                    metadata=dict(tags=tags) | (dict(mystnb=mystnb) if mystnb else {}))
+    before = [new_cell('markdown', label(cell, module))] if exported and shown else []
+    after = [new_cell('markdown', markdown_of(outputs))] if asis and outputs else []
+    return [*before, *([made] if shown or made['outputs'] else []), *after]
+
+
+def label(cell, module):
+    "Says that a cell is part of the package, and is where the reference links to."
+    return f'<p class="exported" id="cell-{cell.get("id", "")}">nrf_repro.{module}</p>'
+
+
+def convert(nb):
+    "The cells of a notebook as the site shows them."
+    module, heading = default_exp(nb), ''
+    for cell in nb['cells']:
+        source = text_of(cell['source'])
+        if cell['cell_type'] != 'code':
+            words, text = split_directives(source) if source.startswith('#|') else ({}, source)
+            if 'hide' in words: continue
+            heading = (re.findall(r'^#+ (.+)$', text, re.M) or [heading])[-1]
+            if text.strip(): yield new_cell('markdown', text)
+            continue
+        words, code = split_directives(source)
+        if 'hide' in words or words.get('include') == 'false': continue
+        if 'nb_export(' in code or 'nbdev_export(' in code: continue
+        yield from code_cell(cell, words, code, heading, module)
+
+
+def default_exp(nb):
+    "The module that a notebook exports, or ''."
+    code = (text_of(c['source']) for c in nb['cells'] if c['cell_type'] == 'code')
+    found = (split_directives(source)[0].get('default_exp') for source in code)
+    return next(filter(None, found), '')
+
+
+def number_of(name): return int(m[0]) if (m := re.match(r'\d+', name)) else None
+
+
+# What is added to the prose: links, and the voice that speaks
+
+def outside_code(text, change):
+    "Apply `change` to the text between fenced blocks."
+    parts = re.split(r'(^```.*?^```|^~~~.*?^~~~)', text, flags=re.M | re.S)
+    return ''.join(part if i % 2 else change(part) for i, part in enumerate(parts))
+
+
+def voices(text):
+    "The first quotation is the chapter's claim; others are the paper's or the talk's."
+    text = re.sub(r'\A(\s*# [^\n]+\n+)(?=> )', r'\1{.claim}\n', text)
+    return re.sub(r'(\A|\n\n)(?=> \*\*(Paper|Talk)\b)', lambda m: f'{m[1]}{{.{m[2].lower()}}}\n', text)
+
+
+def known_names(nb, modules):
+    "Name -> module, for what a notebook exports or imports from the package."
+    mine, used = default_exp(nb), {}
+    code = '\n'.join(split_directives(text_of(c['source']))[1] for c in nb['cells'] if c['cell_type'] == 'code')
+    for path, names in re.findall(r'^from nrf_repro\.(\w+) import \(?([\w, \n]+)', code, re.M):
+        used |= dict.fromkeys(re.findall(r'\w+', names), path)
+    there = {(m.name, o.name) for m in modules for o in m.objects}
+    used |= {o.name: m.name for m in modules if m.name == mine for o in m.objects}
+    return {name: module for name, module in used.items() if (module, name) in there}
+
+
+def link_names(text, names):
+    "`name` -> a link to the reference, except in headings and in links."
+    def link(m): return f'{{py:obj}}`{m[1]} <nrf_repro.{names[m[1]]}.{m[1]}>`' if m[1] in names else m[0]
+    def linked(line): return line if line.startswith('#') else re.sub(r'(?<![\[`}])`(\w+)`(?!`)', link, line)
+    return '\n'.join(map(linked, text.split('\n')))
+
+
+def link_chapters(text, names):
+    "'chapter 7', 'chapters 7 and 9' -> links."
+    numbers = {number_of(name): name for name in names}
+    def link(m): return f'[{m[0]}]({numbers[int(m[0])]}.ipynb)' if int(m[0]) in numbers else m[0]
+    return re.sub(r'(?<=\bchapter )\d+|(?<=\bchapters )\d+(?: and \d+)?', lambda m: re.sub(r'\d+', link, m[0]), text)
+
+
+def link_files(text, cfg, published=()):
+    "Pictures of the project come along, published reports are on the site, other files lead to the repository."
+    def link(m):
+        if m[2] in published: return f'<a href="{m[2].removeprefix("reports/")}">{m[1]}</a>'
+        return f'[{m[1]}]({cfg["git_url"]}/blob/{cfg["branch"]}/{m[2]})'
+    text = re.sub(r'(!\[[^\]]*\]\()\.\./([^)\s]+)\)', r'\1files/\2)', text)
+    return re.sub(r'(?<!!)\[([^\]]*)\]\(\.\./([^)\s]+)\)', link, text)
+
+
+def prose(cells, nb, names, cfg, modules):
+    "The cells, with the prose linked."
+    known = known_names(nb, modules)
+    def change(text): return link_files(link_chapters(link_names(voices(text), known), names), cfg, cfg['published'])
+    return [c | dict(source=outside_code(c['source'], change)) if c['cell_type'] == 'markdown' else c for c in cells]
+
+
+def notebook(cells):
+    "The text of a notebook with these cells."
+    for i, cell in enumerate(cells): cell['id'] = f'{i:03d}{cell["id"]}'     # unique
+    kernel = dict(display_name='Python 3', language='python', name='python3')
+    meta = dict(kernelspec=kernel, language_info=dict(name='python', pygments_lexer='ipython3'))
+    return json.dumps(dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5), ensure_ascii=False)
+
+
+def page(name, nb, names, cfg, modules):
+    "A chapter with its badges under its title."
+    cells = prose(list(convert(nb)), nb, names, cfg, modules)
+    repo = cfg['git_url'].partition('github.com/')[2]
+    row = BADGES.format(**cfg | dict(number=number_of(name), name=name, repo=repo),
+                        install=f'First cell to run there: %pip install git+{cfg["git_url"]}')
+    if title := next((c for c in cells if c['cell_type'] == 'markdown' and c['source'].startswith('# ')), None):
+        title['source'] = re.sub(r'\A(# [^\n]+\n)', lambda m: f'{m[1]}\n{row}\n', title['source'])
+    return notebook(cells)
+
+
+def toctree(caption, entries):
+    return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *entries, '```'])
+
+
+def home(nb, book, cfg, modules, reference):
+    "The first page, which holds the order of all others."
+    cells = prose(list(convert(nb)), nb, list(book), cfg, modules)
+    titles = {name: title_of(chapter) or name for name, chapter in book.items()}
+    trees = [toctree('The book', [f'{number_of(n)}  {t} <{n}>' for n, t in titles.items()]),
+             toctree('Using it', ['reports', 'benchmarks', 'add', 'cite', 'bibliography']),
+             toctree('Reference', [f'{m} <api/{m}>' for m in reference])]
+    return notebook([*cells, new_cell('markdown', '\n\n'.join(trees))])
+
+
+def title_of(nb):
+    "The first heading."
+    return next((m[1].strip() for c in nb['cells'] if c['cell_type'] == 'markdown'
+                 if (m := re.search(r'^# (.+)$', text_of(c['source']), re.M))), '')

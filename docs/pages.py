@@ -1,0 +1,146 @@
+"""The pages that are not chapters: published reports, benchmarks, how to add, how to cite, bibliography."""
+import re
+import shutil
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+COPIED = {'.html', '.json', '.jsonl', '.csv', '.ipynb', '.md', '.tex', '.png', '.svg', '.yaml'}   # no weights
+
+
+REPORTS = """# Reports
+
+A report is one file with the tables and figures of the paper, ours beside the printed values, and a verdict on each
+claim. It opens from a disk, offline.
+
+{reports}
+
+## The claims
+
+Their rules are in [claims.yaml]({url}/reports/claims.yaml), written before any row was measured.
+
+| | claim | in a sentence |
+| --- | --- | --- |
+{claims}
+"""
+CITE = """# How to cite
+
+{message}
+
+This software:
+
+```bibtex
+{ours}
+```
+
+The paper:
+
+```bibtex
+{paper}
+```
+
+The same for machines is in [CITATION.cff]({url}/CITATION.cff); all other works are in the
+[bibliography](bibliography.md).
+"""
+
+
+def all_pages(root, cfg):
+    "Name -> Markdown."
+    cff = yaml.safe_load((root / 'CITATION.cff').read_text(encoding='utf-8'))
+    url = f'{cfg["git_url"]}/blob/{cfg["branch"]}'
+    add = (HERE / 'pages/add.md').read_text(encoding='utf-8')
+    return dict(reports=reports(root, url), benchmarks=benchmarks(root), add=add, cite=cite(cff, cfg, url),
+                bibliography=bibliography(cff))
+
+
+def home(cfg):
+    "Stands in for nbs/index.ipynb."
+    return dict(cells=[dict(cell_type='markdown', source=f'# {cfg["title"]}\n\n{cfg["description"]}')])
+
+
+def published(root):
+    "The folders of the published reports."
+    return sorted(p.parent for p in root.glob('reports/published/*/report.html'))
+
+
+def reports(root, url):
+    "The list of reports, and the claims that they decide."
+    there = [f'- <a href="published/{p.name}/report.html">{p.name}</a>{about(root, p.name)}' for p in published(root)]
+    none = 'None is published yet. `make report` leaves one in `reports/build/demo/report.html`.'
+    claims = yaml.safe_load((root / 'reports/claims.yaml').read_text(encoding='utf-8'))['claims']
+    rows = [f'| {c["id"]} | **{c["title"]}** | {" ".join(c["statement"].split())} |' for c in claims]
+    return REPORTS.format(reports='\n'.join(there) or none, url=url, claims='\n'.join(rows))
+
+
+def about(root, name):
+    "What a profile says of itself."
+    file = root / f'reports/profiles/{name}.yaml'
+    return f': {yaml.safe_load(file.read_text(encoding="utf-8"))["about"]}' if file.is_file() else ''
+
+
+def published_files(root):
+    "The files of published reports that go to the site: rows, tables and notebooks, but no weights."
+    return [p for folder in published(root) for p in sorted(folder.rglob('*')) if p.is_file() and p.suffix in COPIED]
+
+
+def copy_reports(root, out):
+    "The published reports, where links to them lead."
+    shutil.rmtree(out / 'published', ignore_errors=True)
+    for file in published_files(root):
+        target = out / file.relative_to(root / 'reports')
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def benchmarks(root):
+    "The tables that `make bench` leaves as Markdown."
+    candidates = root / 'docs/benchmarks.md', *sorted(root.glob('bench/*.md'))
+    files = [p for p in candidates if p.is_file() and p.name != 'README.md']
+    if not files: return '# Benchmarks\n\nNone is published yet.\n'
+    texts = [re.sub(r'^# .+\n', '', p.read_text(encoding='utf-8'), count=1) for p in files]
+    return '\n\n'.join(['# Benchmarks', *texts]) + '\n'
+
+
+def names(authors):
+    "Given and family names, as a list in words."
+    all = [' '.join(filter(None, (a.get('given-names'), a.get('family-names')))) or a['name'] for a in authors]
+    return all[0] if len(all) == 1 else ', '.join(all[:-1]) + ' and ' + all[-1]
+
+
+def where(ref):
+    "Conference or journal, and year."
+    venue = (ref.get('conference') or {}).get('name') or ref.get('journal') or ref.get('publisher', {}).get('name', '')
+    return ', '.join(filter(None, (venue, str(ref.get('year') or ref.get('date-released', '')))))
+
+
+def entry(ref):
+    "A line of the bibliography."
+    title = ref['title']
+    if url := ref.get('url') or (f'https://doi.org/{ref["doi"]}' if 'doi' in ref else None): title = f'[{title}]({url})'
+    note = f' {ref["notes"]}' if ref.get('notes') else ''
+    return f'{names(ref["authors"])}. {title}{"" if ref["title"].endswith("?") else "."} {where(ref)}.{note}'
+
+
+def bibliography(cff):
+    "All that the book cites, as CITATION.cff lists it."
+    lines = [f'{i}. {entry(ref)}' for i, ref in enumerate(cff['references'], 1)]
+    return '\n'.join(['# Bibliography', '', *lines, ''])
+
+
+def bibtex_name(a): return f'{a["family-names"]}, {a["given-names"]}' if 'family-names' in a else f'{{{a["name"]}}}'
+
+
+def bibtex(key, ref):
+    "A BibTeX record."
+    kind = {'conference-paper': 'inproceedings', 'article': 'article'}.get(ref.get('type'), 'misc')
+    fields = dict(title=f'{{{ref["title"]}}}', author=' and '.join(map(bibtex_name, ref['authors'])),
+                  booktitle=(ref.get('conference') or {}).get('name'))
+    fields |= {name: ref.get(name) for name in ('journal', 'year', 'version', 'url')}
+    return '\n'.join([f'@{kind}{{{key},', *(f'  {k} = {{{v}}},' for k, v in fields.items() if v), '}'])
+
+
+def cite(cff, cfg, url):
+    "How to cite us, and the paper."
+    ours = bibtex(cfg['title'], cff | dict(url=cfg['git_url'], type='software'))
+    return CITE.format(message=cff['message'], ours=ours, paper=bibtex('paper', cff['references'][0]), url=url)

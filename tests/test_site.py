@@ -1,0 +1,348 @@
+"""The site says what the notebooks say, without nbdev's marks; it works from a disk, in a browser, without a network.
+
+The browser is the system's Chromium; AXE=path/to/axe.min.js (npm's axe-core) adds the check of accessibility.
+"""
+import json
+import os
+import re
+import shutil
+import sys
+from collections import defaultdict
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / 'docs'))
+import chapters
+import make_site
+import pages
+import reference
+
+CFG = make_site.settings() | dict(published={'reports/published/demo/report.html'})
+OTHERS = ('reports', 'benchmarks', 'add', 'cite', 'bibliography')
+CHAPTERS = sorted(p.stem for p in (ROOT / 'nbs').glob('[0-9]*.ipynb'))
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update',
+         '--disable-sync', '--no-first-run']
+
+
+def notebook(*cells):
+    "A notebook of (kind, source) or (kind, source, printed)."
+    def cell(kind, source, printed=None):
+        out = [dict(output_type='stream', name='stdout', text=printed)] if printed else []
+        made = dict(cell_type=kind, id='abc', metadata={}, source=source)
+        return made | (dict(outputs=out) if kind == 'code' else {})
+    return dict(cells=[cell(*c) for c in cells])
+
+
+def shown(*cells): return list(chapters.convert(notebook(*cells)))
+
+
+def sources(*cells): return [c['source'] for c in shown(*cells)]
+
+
+# Conversion
+
+def test_directives_go_and_hidden_cells_go():
+    made = sources(('code', '#| default_exp norms'), ('code', '#| hide\nsecret()'),
+                   ('code', '#|hide\nimport nbdev; nbdev.nbdev_export()'),
+                   ('code', "from nbdev.export import nb_export; nb_export('a.ipynb', '..')"), ('markdown', '# T'),
+                   ('code', '#| export\n#| code-fold: true\ndef f(): pass\n'), ('code', 'f()\nx = 1 #| hide_line'))
+    assert [m for m in made if 'class="exported"' not in m] == ['# T', 'def f(): pass', 'f()']
+    assert any('nrf_repro.norms' in m for m in made)
+
+
+@pytest.mark.parametrize('directive, tags, left', [
+    ('#| echo: false', ['remove-input'], '1'), ('#| slow', [], '1'),
+    ('#| output: false', [], None), ('#| hide_output', [], None)])
+def test_what_a_directive_hides(directive, tags, left):
+    cell, = shown(('code', f'{directive}\nprint(1)', '1'))
+    assert cell['metadata']['tags'] == tags and cell['source'] == 'print(1)'
+    assert [o['text'] for o in cell['outputs']] == ([left] if left else [])
+
+
+def test_output_asis_is_markdown():
+    code, text = shown(('code', '#| output: asis\nprint("**b**")', '**b**'))
+    assert code['outputs'] == [] and text['cell_type'] == 'markdown' and text['source'] == '**b**'
+    only, = shown(('code', '#| echo: false\n#| output: asis\nprint("**b**")', '**b**'))
+    assert only['source'] == '**b**'
+
+
+def test_imports_and_long_cells_are_folded_and_nothing_else():
+    def tags(code): return shown(('code', code))[0]['metadata']['tags']
+    assert tags('import os\nimport re\n\nimport torch') == ['hide-input'] == tags('\n'.join('x = 1' for _ in range(40)))
+    assert tags('import os\nprint(os.name)\nx = 1') == [] == tags('import os') == tags('x = 1\ny = 2\nz = 3')
+    assert tags('#| code-fold: show\n' + '\n'.join('x = 1' for _ in range(40))) == []
+
+
+def test_warnings_with_paths_of_a_machine_are_left_out_and_sentences_stay():
+    warning, sentence = 'File "/home/me/x.py": FutureWarning: beware', 'cifar10 (test): 12 images here'
+    outputs = [dict(output_type='stream', name='stderr', text=t) for t in (warning, [sentence])]
+    nb = dict(cells=[dict(cell_type='code', id='a', metadata={}, source='f()', outputs=outputs)])
+    assert [o['text'] for o in next(chapters.convert(nb))['outputs']] == [[sentence]]
+
+
+def test_prose_is_linked_but_code_is_not():
+    module = reference.Module('norms', '', [reference.Object('normalize', None, '')])
+    nb = notebook(('code', 'from nrf_repro.norms import (normalize,\n                             other)'),
+                  ('markdown', '# `normalize`\n\n> Claim.\n\n'
+                               'Use `normalize` as chapter 7 says, chapters 3 and 7, not chapter 99.\n\n'
+                               '> **Paper** (table 1): x.\n\n```python\n`normalize` chapter 7\n```\n\n[s](../settings.ini) '
+                               '[r](../reports/published/demo/report.html) ![f](../docs/f.png)'))
+    text = json.loads(chapters.page('03_norms', nb, ['03_norms', '07_attacks'], CFG, [module]))['cells'][1]['source']
+    assert text.startswith('# `normalize`\n\n<p class="badges">')
+    assert '{.claim}\n> Claim.' in text and '{.paper}\n> **Paper**' in text
+    assert 'Use {py:obj}`normalize <nrf_repro.norms.normalize>` as chapter [7](07_attacks.ipynb)' in text
+    assert 'chapters [3](03_norms.ipynb) and [7](07_attacks.ipynb), not chapter 99' in text
+    assert '```python\n`normalize` chapter 7\n```' in text and f'[s]({CFG["git_url"]}/blob/main/settings.ini)' in text
+    assert '<a href="published/demo/report.html">r</a> ![f](files/docs/f.png)' in text
+
+
+@pytest.mark.parametrize('name', CHAPTERS)
+def test_no_chapter_shows_a_directive(name):
+    nb = json.loads((ROOT / f'nbs/{name}.ipynb').read_text(encoding='utf-8'))
+    made = list(chapters.convert(nb))
+    assert len(made) > 3 and chapters.title_of(nb)
+    assert not [c['source'] for c in made if re.search(r'^\s*#\|', c['source'], re.M)]
+    hidden = [c for c in nb['cells'] if re.search(r'\A\s*#\|\s*hide\s*$', ''.join(c['source']), re.M)]
+    visible = {c['source'] for c in made}
+    assert not [c for c in hidden if chapters.split_directives(''.join(c['source']))[1] in visible]
+
+
+def test_the_order_is_that_of_the_files():
+    names = ['02_b', '10_c', '03_a']
+    book = {n: notebook(('markdown', f'# {n[3:]}')) for n in sorted(names)}
+    text = json.loads(chapters.home(pages.home(CFG), book, CFG, [], []))['cells'][-1]['source']
+    assert re.findall(r'^\d+  \w <(\w+)>$', text, re.M) == ['02_b', '03_a', '10_c']
+
+
+# Reference
+
+def test_reference_has_signature_sentence_comments_and_links():
+    module, = reference.modules([ROOT / 'nrf_repro/norms.py'])
+    text = reference.page(module, CFG)
+    part = text[text.index('{py:function} normalize('):].split('::::')[0]
+    assert part.startswith('{py:function} normalize(x, norm, groups=32, eps=1e-05)')
+    assert '| `eps` | `1e-05` | added to the variance, under the root |' in part and 'one of `NORMS`' in part
+    first, last = map(int, re.search(r'norms\.py#L(\d+)-L(\d+)', part).groups())
+    lines = module.source.splitlines()
+    assert lines[first - 1].startswith('def normalize(') and 'return (x - mu)' in lines[last - 1]
+    cell = re.search(r'03_norms\.html#cell-(\w+)', part)[1]
+    book = json.loads((ROOT / 'nbs/03_norms.ipynb').read_text(encoding='utf-8'))['cells']
+    assert any(c['id'] == cell and 'def normalize(' in ''.join(c['source']) for c in book)
+
+
+def test_comments_are_taken_as_text():
+    assert reference.safe("'l2' | 'linf', a_b <x> `c|d` $5") == r"'l2' \| 'linf', a\_b \<x\> `c\|d` \$5"
+
+
+def test_every_public_name_is_in_the_reference():
+    for module in reference.modules((ROOT / 'nrf_repro').glob('[a-z]*.py')):
+        text, public = reference.page(module, CFG), re.search(r'^__all__ = (\[.*?\])', module.source, re.M | re.S)[1]
+        missing = [name for name in yaml.safe_load(public) if not re.search(rf'{{py:\w+}} {name}\b', text)]
+        assert not missing, module.name
+
+
+# Pages
+
+def test_how_to_add_works_as_written(tmp_path, monkeypatch, capsys):
+    for split in ('train', 'test'):
+        for name in ('a', 'b'):
+            folder = tmp_path / 'folder' / split / name
+            folder.mkdir(parents=True)
+            Image.new('RGB', (40, 50), 'red' if name == 'a' else 'blue').save(folder / '1.png')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'cache'))
+    from nrf_repro import attacks
+    text, space = (ROOT / 'docs/pages/add.md').read_text(encoding='utf-8'), {}
+    try:
+        for code in re.findall(r'```python\n(.*?)```', text, re.S): exec(code, space)
+    finally: attacks.LOSSES.pop('lower', None)
+    assert 'tensor(' in capsys.readouterr().out and len(space['images']) == 2
+
+
+def test_the_claim_in_how_to_add_is_one_that_the_rules_know(tmp_path):
+    from nrf_repro.results import load_claims
+    claims = yaml.safe_load((ROOT / 'reports/claims.yaml').read_text(encoding='utf-8'))
+    text = (ROOT / 'docs/pages/add.md').read_text(encoding='utf-8')
+    claims['claims'] += yaml.safe_load(re.search(r'```yaml\n(.*?)```', text, re.S)[1])
+    (tmp_path / 'claims.yaml').write_text(yaml.safe_dump(claims))
+    assert 'C11' in load_claims(tmp_path / 'claims.yaml')
+
+
+def test_names_in_how_to_add_exist():
+    text = (ROOT / 'docs/pages/add.md').read_text(encoding='utf-8')
+    book = '\n'.join(p.read_text(encoding='utf-8') for p in (ROOT / 'nrf_repro').glob('*.py'))
+    names = set(re.findall(r'`([A-Z]{4,}_?[A-Z]*|[a-z]+_[a-z]+)`', re.sub(r'```.*?```', '', text, flags=re.S)))
+    book += '\n'.join((ROOT / f'reports/{f}.yaml').read_text(encoding='utf-8') for f in ('claims', 'profiles/demo'))
+    assert len(names) > 12 and not [n for n in names - {'nbdev_export'} if n not in book]
+
+
+def test_without_published_reports_the_page_says_so(tmp_path):
+    (tmp_path / 'reports').mkdir()
+    shutil.copy(ROOT / 'reports/claims.yaml', tmp_path / 'reports')
+    none = 'None is published yet'
+    assert none in pages.reports(tmp_path, 'url') and none in pages.benchmarks(tmp_path)
+    (tmp_path / 'reports/published/demo').mkdir(parents=True)
+    (tmp_path / 'reports/published/demo/report.html').write_text('<p>r')
+    (tmp_path / 'reports/published/demo/weights.safetensors').write_text('w')
+    pages.copy_reports(tmp_path, tmp_path / 'out')
+    assert 'published/demo/report.html' in pages.reports(tmp_path, 'url') and none not in pages.reports(tmp_path, 'url')
+    assert [p.name for p in (tmp_path / 'out').rglob('*.*')] == ['report.html']
+
+
+# The built site
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "The whole site, about 20 s; every warning is a failure."
+    folder = tmp_path_factory.mktemp('site')
+    assert make_site.build(folder / 'out', folder / 'work') == 0, 'Sphinx warned: see its output above'
+    return folder / 'out'
+
+
+class Links(HTMLParser):
+    "What a page refers to, and the places in it that can be referred to."
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.ids, self.images = [], set(), []
+        self.feed(path.read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attributes):
+        a = dict(attributes)
+        self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
+        self.links += [a[k] for k in ('href', 'src') if a.get(k)]
+        if tag == 'img': self.images.append(a)
+        if tag == 'link' and 'stylesheet' in a.get('rel', ''): assert '//' not in a['href'], a['href']
+        if tag in ('script', 'img', 'iframe') and a.get('src'): assert not re.match('(https?:)?//', a['src']), a['src']
+
+
+def test_no_link_is_broken_and_every_image_has_words(site):
+    found = {p: Links(p) for p in site.rglob('*.html') if '_static' not in p.parts}
+    broken = []
+    for page, parsed in found.items():
+        for link in parsed.links:
+            if re.match(r'[a-z]+:|//', link): continue
+            file, _, place = unquote(link).partition('#')
+            target = (page.parent / file.partition('?')[0]).resolve() if file else page
+            there = target.is_file() and (not place or target not in found or place in found[target].ids)
+            if not there: broken.append((page.name, link))
+        if 'published' not in page.parts: assert not [i['src'] for i in parsed.images if not i.get('alt')], page.name
+    assert not broken
+    assert {p.stem for p in found} >= {*CHAPTERS, *OTHERS, 'index', 'search', 'norms', 'cli'}
+
+
+@pytest.fixture(scope='module')
+def browser():
+    if not CHROMIUM: pytest.skip('no Chromium on this machine: the site was not looked at in a browser')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield b
+        b.close()
+
+
+@pytest.fixture
+def page(browser):
+    "A page whose errors and requests to elsewhere are kept, and must be none in the end."
+    context, faults = browser.new_context(viewport=dict(width=1300, height=900)), defaultdict(list)
+    page = context.new_page()
+    page.on('console', lambda m: m.type in ('error', 'warning') and faults['console'].append(f'{page.url}: {m.text}'))
+    page.on('pageerror', lambda e: faults['error'].append(f'{page.url}: {e}'))
+    def note(kind): return lambda r: faults[kind].append(f'{page.url}: {r.url}')
+    page.on('request', lambda r: r.url.startswith(('file:', 'data:', 'blob:')) or note('request')(r))
+    page.on('requestfailed', lambda r: 'ABORTED' in r.failure or note('failed')(r))     # aborted: we went on
+    yield page
+    context.close()
+    assert not faults
+
+
+def all_pages(site): return sorted(p for p in site.rglob('*.html') if not {'_static', 'published'} & set(p.parts))
+
+
+def test_each_page_loads_from_disk_and_fits_a_narrow_screen(site, page):
+    page.set_viewport_size(dict(width=390, height=800))
+    for path in all_pages(site):
+        page.goto(path.as_uri())
+        state = page.evaluate('''() => ({wide: document.documentElement.scrollWidth - window.innerWidth,
+            images: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
+            tex: [...document.querySelectorAll('.tex:not(.set), .temml-error')].map(e => e.textContent)})''')
+        assert state == dict(wide=0, images=[], tex=[]), path.name
+
+
+def neighbours(site, name):
+    "Where the links to the previous and to the next page lead."
+    text = (site / f'{name}.html').read_text(encoding='utf-8')
+    found = (re.search(rf'<a class="{side}"\s+href="([^"]+)\.html"', text) for side in ('left-prev', 'right-next'))
+    return [os.path.normpath(os.path.join(os.path.dirname(name), m[1])) if m else None for m in found]
+
+
+def test_the_book_can_be_followed_forwards_and_back(site, page):
+    order = ['index']
+    while next := neighbours(site, order[-1])[1]: order.append(next)
+    assert order[1:len(CHAPTERS) + 1] == CHAPTERS and {*OTHERS, 'api/norms', 'api/cli'} <= set(order)
+    assert [neighbours(site, name)[0] for name in order[1:]] == order[:-1]
+    page.goto((site / 'index.html').as_uri())
+    for name in CHAPTERS[:3]:
+        page.locator('a.right-next').click()
+        page.wait_for_url(f'**/{name}.html')
+    page.locator('a.left-prev').click()
+    page.wait_for_url(f'**/{CHAPTERS[1]}.html')
+
+
+def test_search_finds_words_and_names(site, page):
+    for words, target in (('robust_correct', 'api/attacks.html'), ('whitening', '01_rescaling.html')):
+        page.goto((site / 'index.html').as_uri())
+        page.keyboard.press('Control+k')
+        page.locator('#pst-search-dialog input[type=search]').fill(words)
+        page.keyboard.press('Enter')
+        page.wait_for_selector('#search-results li a', timeout=10_000)
+        found = page.eval_on_selector_all('#search-results li a', 'links => links.map(a => a.href)')
+        assert any(target in f for f in found), found
+
+
+def test_the_theme_switches_and_stays(site, page):
+    page.emulate_media(color_scheme='light')
+    page.goto((site / f'{CHAPTERS[0]}.html').as_uri())
+    script = '[document.documentElement.dataset.theme, getComputedStyle(document.body).backgroundColor]'
+    def look(): return tuple(page.evaluate(script))
+    seen = [look()]
+    for mode in ('dark', 'light', 'dark'):
+        page.locator('button.theme-switch-button:visible').first.click()
+        page.locator(f'button.theme-change-button[data-mode={mode}]:visible').click()
+        seen.append(look())
+    assert [t for t, _ in seen] == ['light', 'dark', 'light', 'dark']
+    assert seen[0] == seen[2] and seen[0][1] != seen[1][1]
+    page.reload()
+    assert look() == seen[3]
+
+
+def test_a_folded_cell_opens_by_keyboard(site, page):
+    page.goto((site / '03_norms.html').as_uri())
+    fold = page.locator('details.hide').first
+    assert not fold.locator('pre').first.is_visible()
+    fold.locator('summary').focus()
+    page.keyboard.press('Enter')
+    assert fold.locator('pre').first.is_visible()
+
+
+THEMES_OWN = {'label-content-name-mismatch'}    # the search button reads "Search", and shows "Search Ctrl+K"
+
+
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_no_serious_accessibility_fault(site, page, theme):
+    if not (axe := os.environ.get('AXE')): pytest.skip('accessibility was not checked: AXE=path/to/axe.min.js is not given')
+    page.add_init_script(f'localStorage.setItem("mode", "{theme}"); localStorage.setItem("theme", "{theme}")')
+    faults = defaultdict(list)
+    for name in ('index', '03_norms', '05_data', CHAPTERS[-1], 'api/attacks', 'api/cli', 'reports', 'add', 'search'):
+        page.goto((site / f'{name}.html').as_uri())
+        page.add_script_tag(path=axe)
+        for v in page.evaluate('axe.run(document, {resultTypes: ["violations"], preload: false})')['violations']:
+            if v['impact'] in ('serious', 'critical') and v['id'] not in THEMES_OWN:
+                faults[v['id']] += [(name, n['target'], n['html'][:120]) for n in v['nodes'][:3]]
+    assert not faults
