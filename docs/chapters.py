@@ -48,8 +48,10 @@ def fold(words, code):
 
 
 def is_noise(output):
-    "Warnings on stderr: they speak of one machine's paths, not of the chapter."
-    return output.get('name') == 'stderr' and bool(re.search(r'Warning:|\[IPKernelApp\]', text_of(output['text'])))
+    "Warnings and progress bars on stderr: they speak of one machine and one moment, not of the chapter."
+    if output.get('name') != 'stderr': return False
+    text = text_of(output['text'])
+    return not text.strip() or bool(re.search(r'Warning:|\[IPKernelApp\]|\d%\|', text))
 
 
 def markdown_of(outputs):

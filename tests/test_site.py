@@ -80,9 +80,9 @@ def test_imports_and_long_cells_are_folded_and_nothing_else():
     assert tags('#| code-fold: show\n' + '\n'.join('x = 1' for _ in range(40))) == []
 
 
-def test_warnings_with_paths_of_a_machine_are_left_out_and_sentences_stay():
-    warning, sentence = 'File "/home/me/x.py": FutureWarning: beware', 'cifar10 (test): 12 images here'
-    outputs = [dict(output_type='stream', name='stderr', text=t) for t in (warning, [sentence])]
+def test_warnings_and_progress_bars_are_left_out_and_sentences_stay():
+    noise, sentence = ('File "/home/me/x.py": FutureWarning: beware', 'net:  25%|██▌  | 40/160', ' \n'), '12 images here'
+    outputs = [dict(output_type='stream', name='stderr', text=t) for t in (*noise, [sentence])]
     nb = dict(cells=[dict(cell_type='code', id='a', metadata={}, source='f()', outputs=outputs)])
     assert [o['text'] for o in next(chapters.convert(nb))['outputs']] == [[sentence]]
 
