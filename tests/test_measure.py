@@ -1,0 +1,249 @@
+"""Any classifier in, numbers and doubts out: loading, rows, checks and the page."""
+import sys
+import types
+from argparse import ArgumentParser
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from nrf_repro import measure as m
+from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
+from nrf_repro.data import load
+from nrf_repro.models import build_model, save_model
+from nrf_repro.results import read_rows, wilson, write_rows
+
+QUICK = m.attacks_at(l2=.5, linf=8 / 255, steps=3)
+
+
+class Linear(nn.Module):
+    "The nearest of k fixed patterns: accurate, with a gradient that never vanishes."
+    def __init__(self, k=4, scale=20.):
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.w = nn.Parameter(scale * torch.randn(k, 3 * 8 * 8, generator=g) / (3 * 8 * 8) ** .5)
+    def forward(self, x): return (x.flatten(1) - .5) @ self.w.T
+
+
+class Rounded(nn.Module):
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(torch.round(x * 255) / 255)
+
+
+class Scaled(nn.Module):
+    def __init__(self, net, by): super().__init__(); self.net, self.by = net, by
+    def forward(self, x): return self.by * self.net(x)
+
+
+class Lots(nn.Module):
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(x + .2 * torch.randn_like(x))
+
+
+class Undone(nn.Module):
+    "Wants pixels in [0, 255]."
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(x / 255) if x.max() > 1 else -self.net(x)
+
+
+@pytest.fixture(scope='module')
+def images():
+    "32 noisy images of four patterns, as tensors."
+    y, w = torch.arange(32) % 4, Linear().w.detach()
+    noise = torch.randn(32, 3 * 64, generator=torch.Generator().manual_seed(1))
+    return (.5 + .1 * w[y].sign() + .03 * noise).clamp(0, 1).view(-1, 3, 8, 8), y
+
+
+def measured(model, images, **more): return m.measure(model, images, **dict(attacks=QUICK, progress=False) | more)
+
+
+def test_numbers_are_those_of_the_parts(images):
+    x, y = images
+    net = Linear()
+    seen = measured(net, images)
+    assert seen['clean_accuracy'] == (net(x).argmax(1) == y).double().mean().item() == 1
+    for name, a in QUICK.items(): assert seen[name] == pytest.approx(robust_correct(net, x, y, a).double().mean().item())
+    assert seen['ligs'] > .9 and seen['vanished'] == 0 and len(seen.rows.columns) == len(m.FIELDS)
+    row = seen.frame.iloc[0]
+    assert (row.low, row.high) == wilson(32, 32)[1:3] and row.n == 32 and row.norm == 'none'
+
+
+def test_nothing_of_the_model_changes(images):
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Linear()).train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    measured(net, images)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.training and net[1].training and all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+def test_batches_do_not_change_the_numbers(images):
+    a, b = (measured(Linear(), images, batch_size=n, checks=0).frame.value for n in (5, 256))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_rows_can_be_written_and_read(images, tmp_path):
+    seen = measured(Linear(), images)
+    again = read_rows(write_rows(tmp_path / 'rows.jsonl', seen.rows))
+    assert sorted(again.value) == sorted(seen.rows.value) and set(again.experiment) == {'measure', 'adequacy'}
+
+
+@pytest.mark.parametrize('spoil, check', [
+    (lambda net: nn.Sequential(net, nn.Softmax(1)), 'logits'),
+    (Rounded, 'zero gradient'), (Rounded, 'large ball, PGD ℓ2'), (Rounded, 'large ball, PGD ℓ∞'),
+    (lambda net: Scaled(net, 1e4), 'underflow'), (Lots, 'same answer'),
+    (lambda net: Scaled(net, -1), 'guessing'), (Undone, 'input scale')])
+def test_each_disguise_is_found(images, spoil, check):
+    assert check in measured(spoil(Linear()), images).flagged
+
+
+def test_an_honest_model_passes(images):
+    assert measured(Linear(), images, attacks=m.attacks_at(l2=.5, linf=8 / 255, steps=10)).flagged == []
+
+
+def test_an_attack_that_has_not_arrived_is_found(images):
+    slow = {'own': replace(PAPER_ATTACKS['pgd_l2'], eps=2., step_size=.15, steps=2)}
+    assert 'more steps, own' in measured(Linear(), images, attacks=slow).flagged
+
+
+def test_noise_that_does_as_well_is_found(images):
+    blind = {'own': replace(PAPER_ATTACKS['pgd_linf'], eps=.5, step_size=1e-6, steps=1)}
+    assert 'noise, own' in set(measured(Linear(scale=1.), images, attacks=blind).flagged)
+
+
+def test_labels_of_other_classes_are_found(images):
+    x, y = images
+    im = m.as_subjects((x, y))
+    from nrf_repro.data import Images
+    seven = Images((x * 255).round().to(torch.uint8), y, tuple('abcdefg'), im.mean, im.std, 'seven', 'test')
+    assert 'classes' in measured(Linear(), seven).flagged and 'classes' not in measured(Linear(), (x, y)).flagged
+
+
+def test_a_masked_model_reads_undefined_and_is_not_praised(images):
+    seen = measured(Rounded(Linear()), images)
+    assert np.isnan(seen['ligs']) and 'LIGS is undefined' in seen.to_markdown() and 'do not quote these numbers' in seen.to_markdown()
+
+
+def test_random_models_of_no_parameters_and_double_models(images):
+    class Bare(nn.Module):
+        def forward(self, x): return x.mean((2, 3))
+    x, y = images
+    assert measured(Bare(), (x, y % 3)).name == 'model'
+    assert measured(Linear().double(), images)['clean_accuracy'] == 1
+    with pytest.raises(ValueError, match='model.float'): measured(Linear().half(), images)
+
+
+@pytest.mark.parametrize('bad, sentence', [
+    (dict(images=(torch.rand(3, 8, 8), torch.zeros(3).long())), 'n c h w'),
+    (dict(images=(torch.rand(2, 1, 8, 8), torch.zeros(2).long())), 'does not take images of shape'),
+    (dict(images=(2 + torch.rand(2, 3, 8, 8), torch.zeros(2).long())), 'x lies in'),
+    (dict(images=(torch.rand(2, 3, 8, 8), torch.tensor([0, 9]))), 'y holds 9'), (dict(images='nowhere'), 'is no folder'),
+    (dict(limit=0), 'limit=0'), (dict(attacks=dict(a=3)), 'name -> Attack'), (dict(standardize='cifar'), 'choose one of'),
+    (dict(images=(torch.rand(0, 3, 8, 8), torch.zeros(0).long())), 'no images'), (dict(sigma=0), 'sigma=0')])
+def test_a_mistake_is_one_sentence(images, bad, sentence):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=sentence) as e: measured(Linear(), **dict(images=images) | bad)
+    assert '\n' not in str(e.value)
+
+
+def test_outputs_that_are_no_tensor(images):
+    class Wrapped(nn.Module):
+        def forward(self, x): return dict(logits=x)
+    with pytest.raises(TypeError, match='returns a dict'): measured(Wrapped(), images)
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self): return (open, (str(tmp_path / 'ran'), 'w'))
+    torch.save(dict(w=Evil()), tmp_path / 'evil.pt')
+    with pytest.raises(ValueError, match='without running its code'): m.read_weights(tmp_path / 'evil.pt')
+    assert not (tmp_path / 'ran').exists()
+    (tmp_path / 'cut.safetensors').write_bytes(b'123')
+    with pytest.raises(ValueError, match='cut.safetensors'): m.read_weights(tmp_path / 'cut.safetensors')
+
+
+def test_torchvision_by_name_with_a_local_file(tmp_path):
+    from torchvision.models import squeezenet1_1
+    net = squeezenet1_1(num_classes=3)
+    torch.save(dict(model=net.state_dict()), tmp_path / 'w.pth')
+    found, stats = m.find_network('squeezenet1_1', tmp_path / 'w.pth')
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(found.eval()(x), net.eval()(x))
+    with pytest.raises(ValueError, match='another network'): m.find_network('resnet18', tmp_path / 'w.pth')
+    with pytest.raises(FileNotFoundError, match='No weights at'): m.find_network('resnet18', str(tmp_path / 'gone.pth'))
+
+
+def test_library_weights_come_with_their_scale_or_one_sentence(monkeypatch, tmp_path):
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+    state = squeezenet1_1().state_dict()
+    asked = []
+    def get(self, *a, **k): asked.append(k.get('weights_only')); return state
+    monkeypatch.setattr(SqueezeNet1_1_Weights, 'get_state_dict', get)
+    net, (mean, std) = m.find_network('squeezenet1_1', 'DEFAULT')
+    assert asked[0] is True and list(mean) == [.485, .456, .406] and torch.equal(net.features[0].weight, state['features.0.weight'])
+    def offline(self, *a, **k): raise OSError('no route')
+    monkeypatch.setattr(SqueezeNet1_1_Weights, 'get_state_dict', offline)
+    with pytest.raises(FileNotFoundError, match='cannot be downloaded .OSError.: fetch https'): m.find_network('squeezenet1_1', 'DEFAULT')
+
+
+def test_timm_is_asked_where_it_is_installed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(ModuleNotFoundError, match='pip install timm'): m.find_network('nobody_net', 'DEFAULT')
+    config = types.SimpleNamespace(resolve_model_data_config=lambda net: dict(mean=(.5,) * 3, std=(.5,) * 3))
+    fake = types.SimpleNamespace(is_model=lambda name: name == 'linear_net', data=config,
+                                 create_model=lambda name, pretrained=False, num_classes=4: Linear(num_classes))
+    monkeypatch.setitem(sys.modules, 'timm', fake)
+    assert m.find_network('linear_net', 'DEFAULT')[1] == ((.5,) * 3, (.5,) * 3)
+    torch.save(Linear(6).state_dict(), tmp_path / 'w.pt')
+    monkeypatch.setattr(fake, 'create_model', lambda name, num_classes=6, **k: Linear(6))
+    assert m.find_network('linear_net', tmp_path / 'w.pt')[0].w.shape[0] == 6
+    with pytest.raises(ValueError, match='neither'): m.find_network('nobody_net', 'DEFAULT')
+
+
+def test_a_function_of_ones_own(images, monkeypatch, tmp_path):
+    code = 'from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 4))\nnothing = 3\n'
+    (tmp_path / 'own_models_for_test.py').write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert measured('own_models_for_test:make', images, checks=0).name == 'own_models_for_test:make'
+    with pytest.raises(ValueError, match='names no function'): m.find_network('own_models_for_test:gone')
+    with pytest.raises((TypeError, ValueError)): m.find_network('own_models_for_test:nothing')
+
+
+def test_folders_in_three_layouts(tmp_path):
+    def fill(place):
+        for c in ('cat', 'dog'):
+            (place / c).mkdir(parents=True)
+            for i in range(3): Image.new('RGB', (20, 10), (80 * i, 90, 90)).save(place / c / f'{i}.png')
+    fill(tmp_path / 'plain'), fill(tmp_path / 'only/test'), fill(tmp_path / 'both/train'), fill(tmp_path / 'both/val')
+    for name in ('plain', 'only', 'both'):
+        s = m.as_subjects(tmp_path / name, size=8, limit=4)
+        assert s.x.shape == (4, 3, 8, 8) and sorted(s.y.tolist()) == [0, 0, 1, 1] and s.classes == 2
+    (tmp_path / 'plain/cat/0.png').write_text('no image')
+    with pytest.raises(ValueError, match='0.png: not a readable image'): m.as_subjects(tmp_path / 'plain')
+
+
+def test_standardising_layer_is_put_before_the_model(images):
+    im = m.as_subjects(images)
+    net = m.with_scale(Linear(), 'data', None, im)
+    mean, std = (torch.tensor(t).view(1, -1, 1, 1) for t in (im.mean, im.std))
+    torch.testing.assert_close(net(images[0]), Linear()((images[0] - mean) / std), atol=1e-4, rtol=1e-4)
+    assert isinstance(m.with_scale(Linear(), 'none', ((.5,) * 3, (.5,) * 3), im), Linear)
+
+
+def test_the_page_is_whole_and_escaped(images, tmp_path):
+    html = measured(Rounded(Linear()), images, name='<x>').to_html(tmp_path / 'new/page.html').read_text()
+    assert '&lt;x&gt;' in html and '<x>' not in html and 'src="http' not in html and html.count('<h1>') == 1
+    for text in ('id="numbers"', 'id="checks"', 'rows.jsonl', 'undefined', 'Read with care'): assert text in html
+
+
+def test_command_line_on_a_model_of_ours(tmp_path, capsys):
+    d = load('digits', 'test', limit=10)
+    save_model(build_model('vgg11', 'none', in_channels=1, width=1 / 32, mean=d.mean, std=d.std, seed=0), tmp_path / 'net.safetensors')
+    words = [str(tmp_path / 'net.safetensors'), 'digits', '--limit', '10', '--l2', '1', '--linf', '8/255', '--steps', '1', '--checks', '10',
+             '--out', str(tmp_path / 'page.html'), '--rows', str(tmp_path / 'rows.jsonl'), '--strict']
+    assert m.run(m.add_arguments(ArgumentParser()).parse_args(words)) == 1  # untrained: not better than guessing
+    assert '✗ look' in capsys.readouterr().out and (tmp_path / 'page.html').is_file()
+    rows = read_rows(tmp_path / 'rows.jsonl')
+    assert set(rows.arch) == {'net'} and rows.eps.dropna().isin([1, 8 / 255, .5, 16]).all()
