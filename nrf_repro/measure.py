@@ -183,15 +183,16 @@ class Subjects:
         x = self.x.to(device)
         return (x.to(dtype) if x.is_floating_point() else x.to(dtype) / 255), self.y.to(device)
 
-# %% ../nbs/24_measure.ipynb #006c154f
+# %% ../nbs/24_measure.ipynb #898c1ec3
 def check_tensors(x, y):
     "One sentence for tensors that are no images with labels."
     import torch
+    if not len(x): raise ValueError('there are no images to measure on.')
     if x.ndim != 4 or not (x.is_floating_point() or x.dtype == torch.uint8):
         raise ValueError(f'x is {x.dtype} of shape {tuple(x.shape)}: pass uint8, or floats in [0, 1], n c h w.')
     if y.is_floating_point() or y.shape != x.shape[:1]:
         raise ValueError(f'y is {y.dtype} of shape {tuple(y.shape)}: pass one class index for each of {len(x)} images.')
-    if x.is_floating_point() and len(x) and not 0 <= x.min() <= x.max() <= 1:
+    if x.is_floating_point() and not 0 <= x.min() <= x.max() <= 1:
         raise ValueError(f'x lies in [{x.min():.3g}, {x.max():.3g}]: pass pixels in [0, 1] and let the model standardise.')
 
 def of_tensors(x, y):
