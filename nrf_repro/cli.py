@@ -205,7 +205,7 @@ def parser(word=None): # the command that is meant, if known
             module.add_arguments(c).set_defaults(do=module.run)
     return p
 
-# %% ../nbs/23_cli.ipynb #0532c621
+# %% ../nbs/23_cli.ipynb #357fbdb0
 def run(a):
     "Do what the parsed words say; returns the exit status."
     if a.command in LATE: return a.do(a)
@@ -222,7 +222,7 @@ def run(a):
         profile = load_profile(a.profile)
         print(f'{len(collect(profile, parts, build_folder(profile, a.folder)))} rows')
         return 0
-    if a.data: os.environ['NRF_DATA'] = str(Path(a.data).resolve())
+    if a.data: os.environ['NRF_DATA'] = a.data
     if (data := os.environ.get('NRF_DATA')) and not Path(data).is_dir():
         raise FileNotFoundError(f'The data folder {data} is not there: mend NRF_DATA or --data, or leave it out.')
     return report(a.profile, parts, a.cores, a.jobs, a.dry_run)

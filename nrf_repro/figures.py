@@ -187,13 +187,15 @@ def eps_curves(rows):  # of a final evaluation, one network and one profile
     fig.axes[-1].legend()
     return fig
 
-# %% ../nbs/21_figures.ipynb #79b9c513
+# %% ../nbs/21_figures.ipynb #5182ea7f
 def svg_text(fig):
     "The figure as an SVG document without date, so that the same figure is the same text."
     out = io.StringIO()
     nothing = dict.fromkeys(['Date', 'Creator', 'Format', 'Type'])
     with mpl.rc_context(STYLE): fig.savefig(out, format='svg', metadata=nothing, transparent=True)
-    return out.getvalue()
+    svg = out.getvalue()
+    names = dict.fromkeys(re.findall(r'id="([a-z][0-9a-f]{10})"', svg))  # some are made of memory addresses: number them instead
+    return re.sub('|'.join(names), lambda m, number={n: f'{n[0]}{i}-' for i, n in enumerate(names)}: number[m[0]], svg) if names else svg
 
 def data_uri(data,             # str or bytes
              mime):            # e.g. 'image/svg+xml'
