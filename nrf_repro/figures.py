@@ -7,13 +7,14 @@ __all__ = ['INK', 'GRID', 'LOOKS', 'INKED', 'STYLE', 'styled', 'FIGURE_3_ENDS', 
            'band', 'paper_ends', 'panel', 'figure_3', 'several', 'caption', 'effect_name', 'forest_axis', 'forest',
            'eps_rows', 'eps_curves', 'svg_text', 'data_uri', 'inline_svg']
 
-# %% ../nbs/21_figures.ipynb #28638f86
+# %% ../nbs/21_figures.ipynb #4a90d31f
 import base64
 import io
 import math
 import re
 
 import matplotlib as mpl
+import matplotlib.style
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -32,7 +33,7 @@ def grey(color):
     "The luminance (0 black, 1 white) that a black-and-white printer makes of a colour."
     return sum(w * c for w, c in zip((.2126, .7152, .0722), mpl.colors.to_rgb(color)))
 
-# %% ../nbs/21_figures.ipynb #1c68aae1
+# %% ../nbs/21_figures.ipynb #2867e29b
 INKED = ['text.color', 'axes.labelcolor', 'axes.edgecolor', 'axes.titlecolor', 'xtick.color', 'ytick.color']
 STYLE = {'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.size': 9,
          'axes.titlesize': 10, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.axisbelow': True,
@@ -40,7 +41,7 @@ STYLE = {'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.
          'lines.linewidth': 1.8, 'lines.markersize': 5, 'legend.frameon': False,
          'figure.dpi': 72, 'savefig.facecolor': 'none', 'svg.fonttype': 'none', 'svg.hashsalt': 'nrf_repro',
          **dict.fromkeys(INKED, INK)}
-styled = mpl.rc_context(STYLE)  # a decorator: the figure looks the same whatever the caller's settings are
+styled = mpl.style.context(['default', STYLE])  # a decorator: the figure looks the same whatever the caller's settings are
 
 def style():
     "Make this the style of everything that is drawn from now on, for a notebook's own plots."
@@ -187,12 +188,12 @@ def eps_curves(rows):  # of a final evaluation, one network and one profile
     fig.axes[-1].legend()
     return fig
 
-# %% ../nbs/21_figures.ipynb #5182ea7f
+# %% ../nbs/21_figures.ipynb #39a53cf9
 def svg_text(fig):
     "The figure as an SVG document without date, so that the same figure is the same text."
     out = io.StringIO()
     nothing = dict.fromkeys(['Date', 'Creator', 'Format', 'Type'])
-    with mpl.rc_context(STYLE): fig.savefig(out, format='svg', metadata=nothing, transparent=True)
+    with mpl.style.context(['default', STYLE]): fig.savefig(out, format='svg', metadata=nothing, transparent=True)
     svg = out.getvalue()
     names = dict.fromkeys(re.findall(r'id="([a-z][0-9a-f]{10})"', svg))  # some are made of memory addresses: number them instead
     return re.sub('|'.join(names), lambda m, number={n: f'{n[0]}{i}-' for i, n in enumerate(names)}: number[m[0]], svg) if names else svg
