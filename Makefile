@@ -64,6 +64,12 @@ book: setup
 site: setup
 	$(PY) docs/make_site.py
 
+# Attacks against torchattacks, foolbox (installed for this alone) and a plain loop, in one run; BENCH= takes the script's words.
+BENCH ?= --quick
+bench: setup
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target bench/.site foolbox==3.3.4 eagerpy==0.30.0
+	PYTHONPATH=bench/.site $(PY) bench/attacks.py $(BENCH)
+
 # Refresh the lock: newest versions that fit requirements.in, for Python 3.11 to 3.13 on Linux and macOS.
 lock:
 	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv

@@ -14,6 +14,7 @@ def cell_text(cell):
     code = '\n'.join(line for line in source.splitlines() if not line.startswith('#|'))
     printed = ''.join(''.join(o.get('text', '')) or ''.join(o.get('data', {}).get('text/markdown', '')) for o in cell['outputs'])
     if re.search(r'^#\| output: asis', source, re.M): return printed
+    if re.search(r'^#\| echo: false', source, re.M): return f'```\n{printed.rstrip()}\n```'
     return f'```python\n{code}\n```' + (f'\n\n```\n{printed.rstrip()}\n```' if printed else '')
 
 
