@@ -89,7 +89,7 @@ def panel(ax, rows, column, regime, ends):
     if len(epochs) > 8: ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     else: ax.set_xticks(epochs)
 
-# %% ../nbs/21_figures.ipynb #d1a6373e
+# %% ../nbs/21_figures.ipynb #06a5c021
 @styled
 def figure_3(rows):  # history rows of one network (both regimes) and one profile
     "Clean accuracy, robust accuracy and LIGS over the epochs, none against BN, a line of panels per way of training."
@@ -103,7 +103,7 @@ def figure_3(rows):  # history rows of one network (both regimes) and one profil
         for ax, column in zip(axes, columns): panel(ax, part, column, regime, ends=part.dataset.eq('cifar10').all())
         axes[0].set_ylabel(f'{regime} training')
     handles = {l: h for ax in fig.axes for h, l in zip(*ax.get_legend_handles_labels())}
-    fig.legend(handles.values(), handles.keys(), loc='outside upper right', ncols=len(handles))
+    fig.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=len(handles))
     title = f'None against BN over the epochs: {name_of(rows, regime=False)}'
     fig.suptitle(title, x=.01, ha='left', fontweight='bold', fontsize=11)
     return fig
