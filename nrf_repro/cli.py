@@ -76,10 +76,11 @@ def collect(
     folder,        # the build folder
 ):                 # the rows, as a DataFrame
     "Gather the rows of all planned cells that have some into rows.jsonl."
-    from nrf_repro.experiment import planned
+    from nrf_repro.experiment import planned, study_jobs
     from nrf_repro.results import read_rows, write_rows
-    files = [p for cell in planned(profile, parts) for name in ('history', 'final')
-             if (p := Path(folder, 'runs', cell.id, f'{name}.jsonl')).is_file()]
+    places = [Path('runs', cell.id, f'{name}.jsonl') for cell in planned(profile, parts) for name in ('history', 'final')]
+    places += [Path('studies', f'{job["study"]}-s{seed}', 'rows.jsonl') for job in study_jobs(profile, parts).values() for seed in job['seeds']]
+    files = [Path(folder, p) for p in places if Path(folder, p).is_file()]
     if not files: raise FileNotFoundError(f'No rows under {folder}: no network of profile {profile["name"]} is trained yet.')
     rows = read_rows(*files)
     write_rows(Path(folder, 'rows.jsonl'), rows)
@@ -131,18 +132,19 @@ def report(
 # %% ../nbs/23_cli.ipynb #ca8893e8
 def check_jobs(profile, parts, pattern):
     "A pattern that names no job would be a run of nothing."
-    from nrf_repro.experiment import jobs
-    names = list(jobs(profile, parts))
+    from nrf_repro.experiment import jobs, study_jobs
+    names = [*jobs(profile, parts), *study_jobs(profile, parts)]
     if not any(fnmatch(n, pattern) for n in names): raise ValueError(f'No job of profile {profile["name"]} is called {pattern!r}: they are {", ".join(names)}.')
 
 # %% ../nbs/23_cli.ipynb #2b923c9f
 def plan_text(profile, parts):
     "The plan in words and a table."
-    from nrf_repro.experiment import plan_table
+    from nrf_repro.experiment import absent, plan_table
     table = plan_table(profile, parts)
     core = f' Its core is meant to take {profile["minutes"]} minutes on {profile["cores"]} cores.' if 'minutes' in profile and 'cores' in profile else ''
+    left_out = ''.join(f'\nLeft out: {line}.' for line in absent(profile, parts))
     return (f'Profile {profile["name"]}: {profile["about"]}\n{table.networks.sum()} networks; what is done is kept.{core}\n'
-            f'{table.to_string(index=False, na_rep="?")}')
+            f'{table.to_string(index=False, na_rep="?")}{left_out}')
 
 # %% ../nbs/23_cli.ipynb #da18450f
 def portable(notebook):

@@ -6,8 +6,8 @@
 __all__ = ['META', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves', 'range_text', 'reading_1', 'reading_2', 'reading_3', 'reading_effects',
            'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds', 'words', 'data_text', 'network_texts',
            'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download', 'downloads', 'trend_parts',
-           'effect_part', 'curve_parts', 'figure_parts', 'tally', 'all_tables', 'table_parts', 'small_tables',
-           'more_figures', 'page', 'write_whole', 'source_text', 'linked', 'render']
+           'effect_part', 'curve_parts', 'figure_parts', 'study_parts', 'tally', 'all_tables', 'table_parts',
+           'small_tables', 'more_figures', 'page', 'write_whole', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #51aaeac8
 import gzip
@@ -222,7 +222,7 @@ def downloads(rows, frames): # frames: name -> (frame of strings, caption)
 # %% ../nbs/22_report.ipynb #bc033371
 def _part(id, fig, title, caption, reading=()):
     alt = ' '.join([f'{title}.', *reading, caption])
-    return dict(id=id, fig=fig, title=title, caption=caption, reading=list(reading), alt=alt)
+    return dict(id=id, fig=fig, title=title, caption=caption, reading=list(reading), alt=alt, html=None)
 
 def trend_parts(rows): # of one profile
     "Figure 3 of each network that has a history."
@@ -252,6 +252,17 @@ def figure_parts(rows, cells): # rows of one profile, cells of table 1
     final = rows[(rows.experiment == 'final') & (rows.regime == 'standard')]
     effects = [effect_part(final, cells)] if cells[cells.base.notna()].value.notna().any() else []
     return [*trend_parts(rows), *effects, *curve_parts(final)]
+
+# %% ../nbs/22_report.ipynb #40ccf7b8
+def study_parts(rows): # of one profile
+    "What the studies show: like the parts above, with html in the place of a figure where it is a table."
+    from nrf_repro.studies import shown
+    made = []
+    for study, p in shown(rows):
+        new = _part(f'study-{study}', p['fig'], p['title'], p['caption'], p['reading'])
+        if p['table'] is not None: new['html'] = tables.plain_html(p['table'], p['caption'], f'study-{study}-{len(made)}-cells')
+        made.append(new)
+    return made
 
 # %% ../nbs/22_report.ipynb #9a6937c0
 CLAIM = ('Batch normalisation raises accuracy and makes networks more vulnerable to adversarial images, because it shifts '
@@ -315,7 +326,8 @@ def page(rows, claims, profile, paper, meta):
     frames = dict(verdicts=(tables.verdict_table(verdicts, claims), f'Verdicts of profile {profile}'))
     files = downloads(rows, frames | {id: (tables.wide(cells), caption) for id, (cells, caption) in found.items()})
     drawn = figure_parts(rows, found['table-1'][0] if 'table-1' in found else table_1(rows.iloc[:0]))
-    for i, p in enumerate(drawn): p |= dict(id=f'{p["id"]}-{i}', svg=inline_svg(p['fig'], p['alt'], f'f{i}'))
+    drawn += study_parts(rows)
+    for i, p in enumerate(drawn): p |= dict(id=f'{p["id"]}-{i}') | (dict(svg=inline_svg(p['fig'], p['alt'], f'f{i}')) if p['fig'] else {})
     rule = 'Each claim of the paper, decided by a rule that was fixed before the rows existed.'
     return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),

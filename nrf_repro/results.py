@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'BOUNDS', 'NEEDS', 'NAMED_NORMS', 'PACKAGE', 'SHOWING', 'PRINTED_ATTACKS',
            'PRINTED_NOTES', 'VERDICTS', 'RUN', 'EFFECT_COLUMNS', 'SHARES', 'PART_COLUMNS', 'typed', 'check_row',
-           'source_hash', 'torch_version', 'git_commit', 'config_hash', 'complete', 'make_row', 'describe', 'sort_rows',
-           'write_rows', 'frame', 'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval', 'wilson',
-           't_interval', 'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers', 'by_seed',
+           'computing', 'source_hash', 'torch_version', 'git_commit', 'config_hash', 'complete', 'make_row', 'describe',
+           'sort_rows', 'write_rows', 'frame', 'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval',
+           'wilson', 't_interval', 'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers', 'by_seed',
            'paired_effect', 'Part', 'Claim', 'load_claims', 'screen', 'effects', 'judge', 'printed_effect',
            'decide_part', 'decide_parts', 'decide']
 
 # %% ../nbs/16_results.ipynb #81d74ffc
+import ast
 import dataclasses
 import hashlib
 import json
@@ -76,12 +77,18 @@ def check_row(row): # a dict whose fields are already typed
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
 SHOWING = {'__main__', '_modidx', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'smoothness', 'tables'}
 
+def computing(text): # of a module
+    "The source without its functions draw_... and show_..., which only show what was computed."
+    shown = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef) and f.name.startswith(('draw_', 'show_'))]
+    out = {i for f in shown for i in range(min([f.lineno, *(d.lineno for d in f.decorator_list)]), f.end_lineno + 1)}
+    return ''.join(line for i, line in enumerate(text.splitlines(keepends=True), 1) if i not in out)
+
 @cache
 def source_hash():
-    "Which code: a short sha256 over the modules that a number can depend on, that is all but those that only show it."
+    "Which code: a short sha256 over all that a number can depend on, that is all but what only shows it."
     h = hashlib.sha256()
     for path in sorted(PACKAGE.glob('*.py')):
-        if path.stem not in SHOWING: h.update(path.name.encode() + b'\0' + path.read_bytes() + b'\0')
+        if path.stem not in SHOWING: h.update(f'{path.name}\0{computing(path.read_text(encoding="utf-8"))}\0'.encode())
     return h.hexdigest()[:12]
 
 # %% ../nbs/16_results.ipynb #d3525670
