@@ -160,7 +160,8 @@ def publish(
     folder,      # the build folder
     to,          # folder of the published profiles; the profile's own is below it
 ) -> Path:
-    "Copy report, rows and executed notebooks of a finished run, all or nothing."
+    "Copy report, rows, executed notebooks and small networks of a finished run, all or nothing."
+    from nrf_repro.published import pack_runs
     if not Path(folder, 'report.html').is_file(): raise FileNotFoundError(f'{folder} has no report.html: run `nrf-repro report --profile {profile["name"]}` first.')
     out = Path(to, profile['name'])
     new, old = (out.with_name(f'.{out.name}.{word}') for word in ('new', 'old'))
@@ -169,6 +170,7 @@ def publish(
     for name in ('report.html', 'rows.jsonl'): shutil.copyfile(Path(folder, name), new / name)
     (new / 'notebooks').mkdir()
     for notebook in sorted(Path(folder, 'notebooks').glob('*.ipynb')): (new / 'notebooks' / notebook.name).write_text(portable(notebook), encoding='utf-8')
+    pack_runs(folder, new / 'networks')
     if out.exists(): out.rename(old)
     new.rename(out)
     shutil.rmtree(old, ignore_errors=True)
