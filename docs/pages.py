@@ -70,7 +70,25 @@ def reports(root, url):
     none = 'None is published yet. `make report` leaves one in `reports/build/demo/report.html`.'
     claims = yaml.safe_load((root / 'reports/claims.yaml').read_text(encoding='utf-8'))['claims']
     rows = [f'| {c["id"]} | **{c["title"]}** | {" ".join(c["statement"].split())} |' for c in claims]
-    return REPORTS.format(reports='\n'.join(there) or none, url=url, claims='\n'.join(rows))
+    return REPORTS.format(reports='\n'.join(there) or none, url=url, claims='\n'.join(rows)) + leaderboard(root)
+
+
+def leaderboard(root):
+    "The published networks, from their rows."
+    from nrf_repro.published import leaderboard as lines, published_rows
+    if not published(root): return ''
+    board = lines(published_rows(root / 'reports/published'))
+    cells = board.assign(**{c: board[c].map('{:.1f}'.format) for c in ('clean, %', 'robust, %')}, LIGS=board.LIGS.map('{:.3f}'.format))
+    table = ['| ' + ' | '.join(map(str, line)) + ' |' for line in [cells.columns, ['---'] * cells.shape[1], *cells.itertuples(index=False)]]
+    return '\n'.join([BOARD, *table, ''])
+
+
+BOARD = """
+## Leaderboard
+
+Mean over seeds; robust accuracy under PGD l2 at the profile's eps, which differs between profiles. Read it beside clean accuracy.
+The small networks lie beside the rows: `nrf_repro.published.load_published('demo', norm='bn')`.
+"""
 
 
 def about(root, name):
