@@ -105,7 +105,7 @@ def test_killed_cell_is_trained_to_the_same_rows(tmp_path, monkeypatch):
 
 
 def test_attacking_what_is_not_trained_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match='is not trained: run the train notebook first'): attack_cell(TINY, CELL, ['pgd_l2'], tmp_path)
+    with pytest.raises(FileNotFoundError, match='is not trained: run network.ipynb first'): attack_cell(TINY, CELL, ['pgd_l2'], tmp_path)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_not_a_cpu():

@@ -40,7 +40,7 @@ def tiny(tmp_path_factory):
 def test_one_command_leaves_a_report_and_the_notebooks_that_made_it(tiny):
     file, build, run = tiny
     assert (build / 'report.html').stat().st_size > 10_000 and 'report.html' in run.stdout
-    assert {'train-all.ipynb', 'attack-all.ipynb', 'table_1.ipynb', 'table_2.ipynb', 'figure_3.ipynb', 'living.ipynb', 'report.ipynb'} == set(executed(build))
+    assert {'network-all.ipynb', 'tables.ipynb', 'living.ipynb', 'report.ipynb'} == set(executed(build))
     rows = read_rows(build / 'rows.jsonl')
     assert set(rows.experiment) == {'final', 'history'} and set(rows.norm) == {'none', 'bn'} and set(rows.regime) == {'standard', 'adversarial'}
     assert '4/4' in run.stderr and 'to go' in run.stderr  # how far it is, and how long it will take
@@ -48,7 +48,7 @@ def test_one_command_leaves_a_report_and_the_notebooks_that_made_it(tiny):
 
 def test_what_ran_is_what_was_asked_for(tiny):
     file, build, _ = tiny
-    train = nbformat.read(build / 'notebooks/train-all.ipynb', 4)
+    train = nbformat.read(build / 'notebooks/network-all.ipynb', 4)
     injected = [c for c in train.cells if 'injected-parameters' in c.metadata.get('tags', ())]
     assert len(injected) == 1 and str(file) in injected[0].source
     config = json.loads((build / 'runs/digits-vgg11-w0.0625-bn-standard-s0/config.json').read_text())
@@ -66,7 +66,7 @@ def test_unchanged_nothing_runs_and_changed_only_what_depends_on_it(tiny):
     run = nrf('report', '--profile', file)
     assert run.returncode == 0, run.stderr
     changed = {name for name, when in executed(build).items() if when != before[name]}
-    assert changed == {'attack-all.ipynb', 'table_1.ipynb', 'table_2.ipynb', 'figure_3.ipynb', 'living.ipynb', 'report.ipynb'}
+    assert changed == {'network-all.ipynb', 'tables.ipynb', 'living.ipynb', 'report.ipynb'}
     rows = read_rows(build / 'rows.jsonl')
     assert set(rows[rows.attack == 'cw_linf'].steps) == {4} and set(rows[rows.attack == 'cw_l2'].steps) == {3}
 
@@ -81,8 +81,8 @@ def test_a_failing_job_is_kept_named_and_does_not_sink_the_report(tiny):
     try:
         run = nrf('report', '--profile', broken)
         assert run.returncode != 0 and (build / 'report.html').exists()
-        assert 'train.ipynb failed in cell' in run.stderr and 'multiple of 1/32' in run.stderr and 'Traceback' not in run.stderr
-        notebook = nbformat.read(build / 'notebooks/train-gn.ipynb', 4)
+        assert 'network.ipynb failed in cell' in run.stderr and 'multiple of 1/32' in run.stderr and 'Traceback' not in run.stderr
+        notebook = nbformat.read(build / 'notebooks/network-gn.ipynb', 4)
         assert any(o.output_type == 'error' for c in notebook.cells if c.cell_type == 'code' for o in c.outputs)
         assert 'bn' in set(read_rows(build / 'rows.jsonl').norm)
     finally: file.write_text(original)
@@ -106,18 +106,18 @@ def test_templates_carry_their_tag_and_are_clean(template):
 
 
 def test_a_template_that_lost_its_tag_does_not_run(tmp_path):
-    notebook = nbformat.read(ROOT / 'reports/notebooks/train.ipynb', 4)
+    notebook = nbformat.read(ROOT / 'reports/notebooks/network.ipynb', 4)
     for c in notebook.cells: c.metadata.pop('tags', None)
-    nbformat.write(notebook, tmp_path / 'train.ipynb')
-    run = nrf('notebook', tmp_path / 'train.ipynb', tmp_path / 'out.ipynb', '--parameters', '{"norm": "none"}', '--done', tmp_path / 'done')
+    nbformat.write(notebook, tmp_path / 'network.ipynb')
+    run = nrf('notebook', tmp_path / 'network.ipynb', tmp_path / 'out.ipynb', '--parameters', '{"norm": "none"}', '--done', tmp_path / 'done')
     assert run.returncode == 2 and '0 cells tagged `parameters`' in run.stderr and 'Traceback' not in run.stderr
     assert not (tmp_path / 'out.ipynb').exists() and not (tmp_path / 'done').exists()
 
 
 @pytest.mark.parametrize('words, sentence', [
     (['report', '--profile', 'huge'], "Unknown profile 'huge'"), (['report', '--data', 'no/such/folder'], 'no/such/folder is not there'),
-    (['notebook', 'reports/notebooks/train.ipynb', 'o.ipynb', '--parameters', '{"nrom": "bn"}'], "no parameter 'nrom'"),
-    (['notebook', 'reports/notebooks/train.ipynb', 'o.ipynb', '--parameters', 'norm=bn'], 'is not JSON'),
+    (['notebook', 'reports/notebooks/network.ipynb', 'o.ipynb', '--parameters', '{"nrom": "bn"}'], "no parameter 'nrom'"),
+    (['notebook', 'reports/notebooks/network.ipynb', 'o.ipynb', '--parameters', 'norm=bn'], 'is not JSON'),
     (['notebook', 'reports/notebooks/nothing.ipynb', 'o.ipynb'], 'No notebook')])
 def test_bad_words_on_the_command_line(capsys, monkeypatch, words, sentence):
     monkeypatch.chdir(ROOT)
