@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'BOUNDS', 'NEEDS', 'NAMED_NORMS', 'PACKAGE', 'SHOWING', 'PRINTED_ATTACKS',
-           'PRINTED_NOTES', 'VERDICTS', 'RUN', 'EFFECT_COLUMNS', 'SHARES', 'PART_COLUMNS', 'typed', 'check_row',
-           'computing', 'source_hash', 'torch_version', 'git_commit', 'config_hash', 'complete', 'make_row', 'describe',
-           'sort_rows', 'write_rows', 'frame', 'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval',
-           'wilson', 't_interval', 'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers', 'by_seed',
-           'paired_effect', 'Part', 'Claim', 'load_claims', 'screen', 'effects', 'judge', 'printed_effect',
-           'decide_part', 'decide_parts', 'decide']
+           'PRINTED_NOTES', 'VERDICTS', 'LIMITS', 'RULES', 'FIELDS_GIVEN', 'PART', 'CLAIMS', 'RUN', 'EFFECT_COLUMNS',
+           'SHARES', 'PART_COLUMNS', 'typed', 'check_row', 'computing', 'source_hash', 'torch_version', 'git_commit',
+           'config_hash', 'complete', 'make_row', 'describe', 'sort_rows', 'write_whole', 'write_rows', 'frame',
+           'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval', 'wilson', 't_interval',
+           'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers', 'by_seed', 'paired_effect', 'Part',
+           'Claim', 'load_claims', 'screen', 'effects', 'judge', 'printed_effect', 'decide_part', 'decide_parts',
+           'decide']
 
 # %% ../nbs/16_results.ipynb #81d74ffc
 import ast
@@ -18,7 +19,9 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import subprocess
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -28,7 +31,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scipy
-import yaml
+
+from .schema import COUNT, FLAG, NUMBER, TEXT, VALUE, closed, each, maybe, one_of, read_yaml
 
 # %% ../nbs/16_results.ipynb #33e9802a
 FIELDS = tuple('''experiment metric dataset arch norm width regime epoch attack eps steps step_size reading sigma draws
@@ -43,16 +47,21 @@ def typed(name,   # one of FIELDS
           value): # what the caller gave; None and NaN both mean null
     "The value of one field as plain text, int or float, or None."
     if hasattr(value, 'item'): value = value.item()  # NumPy and torch scalars
-    if value is None or pd.isna(value): return None
-    if name not in WHOLE | REAL:
-        if isinstance(value, str): return str(value)
-        raise TypeError(f'row field `{name}` takes text, got {value!r}')
+    if value is None or pd.api.types.is_scalar(value) and pd.isna(value): return None
+    if name not in WHOLE | REAL: return _text(name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f'row field `{name}` takes a number, got {value!r}')
+        raise TypeError(f'row field `{name}` takes a number, got {value!r:.80}')
     if math.isinf(value): raise ValueError(f'row field `{name}` is infinite; write null where there is no finite value')
+    if abs(value) >= 2**63: raise ValueError(f'row field `{name}` is too large: numbers end at 2**63')
     if name in REAL: return float(value)
     if value != int(value): raise TypeError(f'row field `{name}` takes a whole number, got {value!r}')
     return int(value)
+
+def _text(name, value):
+    if not isinstance(value, str): raise TypeError(f'row field `{name}` takes text, got {value!r:.80}')
+    try: value.encode()
+    except UnicodeEncodeError: raise ValueError(f'row field `{name}` holds half a character: {value!r:.80}') from None
+    return str(value)
 
 # %% ../nbs/16_results.ipynb #306f6fc4
 BOUNDS = {'accuracy': (0, 1), 'ligs': (-1, 1), 'vanished': (0, 1), 'success': (0, 1)}  # by a word of the metric's name
@@ -146,18 +155,24 @@ def sort_rows(rows): # dicts, or a frame of read_rows
     return rows
 
 # %% ../nbs/16_results.ipynb #d02b4366
-def write_rows(path,  # where to, JSON lines
-               rows): # dicts of make_row, or a frame of read_rows
-    "Write all rows or none: a draft beside the file, then one rename."
-    text = ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in sort_rows(rows))
+def write_whole(path, text):
+    "Write a file whole or not at all: a draft beside it, then one rename."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    draft = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')  # two writers never meet
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(text, encoding='utf-8')
         os.replace(draft, path)
-    finally: draft.unlink(missing_ok=True)
+    except OSError as e:
+        raise type(e)(f'{path} cannot be written ({e.strerror}): make room, or choose a folder that can be written to. Nothing was changed.') from None
+    finally:
+        with suppress(OSError): draft.unlink()
     return path
+
+def write_rows(path,  # where to, JSON lines
+               rows): # dicts of make_row, or a frame of read_rows
+    "Write all rows or none."
+    return write_whole(path, ''.join(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n' for row in sort_rows(rows)))
 
 # %% ../nbs/16_results.ipynb #219dcaad
 def _files(path):
@@ -169,12 +184,16 @@ def _files(path):
 
 # %% ../nbs/16_results.ipynb #7bc8ba48
 def _lines(path): # -> (place, row) per line
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+    for number, line in enumerate(_raw_lines(path), 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
             if not isinstance(row, dict): raise ValueError('a row is a JSON object')
             yield f'{path} line {number}', complete(row)
-        except (ValueError, TypeError) as e: raise ValueError(f'{path} line {number}: {e}') from None
+        except (ValueError, TypeError, RecursionError) as e: raise ValueError(f'{path} line {number}: {e}') from None
+
+def _raw_lines(path): # ends of lines within a row's text are text
+    raw = path.read_bytes()
+    return raw.removesuffix(b'\n').split(b'\n') if raw else []
 
 # %% ../nbs/16_results.ipynb #583c077d
 def frame(rows): # dicts with FIELDS
@@ -368,25 +387,12 @@ class Claim:
     not_learned: dict      # the same; at or below it the network is a constant
 
 # %% ../nbs/16_results.ipynb #574e0026
-def _build(cls, given, place):
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f'{place}: unknown key {", ".join(unknown)}; known are {", ".join(known)}')
-    if lacking := [n for n, f in known.items() if n not in given and f.default is dataclasses.MISSING]:
-        raise ValueError(f'{place}: missing key {", ".join(lacking)}')
-    return cls(**given)
-
-# %% ../nbs/16_results.ipynb #d6ef19be
 def _check_part(part, place):
-    if part.direction not in ('higher', 'lower'): raise ValueError(f'{place}: direction is higher or lower, not {part.direction!r}')
-    if part.missing not in VERDICTS: raise ValueError(f'{place}: missing is one of {VERDICTS}, not {part.missing!r}')
     if (part.compare is None) == (part.threshold is None): raise ValueError(f'{place}: give either compare or threshold')
     if part.compare and sorted(part.compare) != ['control', 'field', 'treatment']:
         raise ValueError(f'{place}: compare needs field, treatment and control, got {", ".join(part.compare)}')
     named = [*part.where, *([part.compare['field']] if part.compare else [])]
     if unknown := sorted(set(named) - set(IDENTITY)): raise ValueError(f'{place}: no such row field: {", ".join(unknown)}')
-    if isinstance(part.smallest_effect, bool) or not isinstance(part.smallest_effect, (int, float)):
-        raise ValueError(f'{place}: smallest_effect is a number, not {part.smallest_effect!r}')
     return part
 
 VERDICTS = ('not reproduced', 'not run', 'inconclusive', 'reproduced')  # of several parts the first one here decides
@@ -403,33 +409,33 @@ def _expand(entry, place): # one entry under `parts` -> Parts
             more = dict(where=entry.get('where', {}) | ({field: value} if field else {}))
             if compare: more['compare'] = compare | dict(treatment=treatment)
             part = dict(name=', '.join(labels) or entry.get('metric')) | entry | more
-            yield _check_part(_build(Part, part, place), place)
+            yield _check_part(Part(**part), place)
 
 # %% ../nbs/16_results.ipynb #b8858d3d
 def _claim(entry, rules, place):
-    if not isinstance(entry, dict) or not entry.get('parts'): raise ValueError(f'{place}: a claim needs id and parts')
     given = rules | entry
-    for table in ('undertrained', 'not_learned'): given[table] = (rules.get(table) or {}) | (entry.get(table) or {})
-    claim = _build(Claim, given | dict(parts=tuple(p for e in entry['parts'] for p in _expand(e, place))), place)
-    for name in ('level', 'min_seeds', 'bootstrap_from', 'agree'):
-        x = getattr(claim, name)
-        if isinstance(x, bool) or not isinstance(x, (int, float)): raise ValueError(f'{place}: {name} is a number, not {x!r}')
-    return claim
+    for table in ('undertrained', 'not_learned'): given[table] = rules[table] | entry.get(table, {})
+    return Claim(**given | dict(parts=tuple(p for e in entry['parts'] for p in _expand(e, place))))
 
 # %% ../nbs/16_results.ipynb #659f9826
 def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
     "The claims and their rules, every key checked."
-    path, claims = in_checkout(path), {}
-    try: text = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except yaml.YAMLError as e: raise ValueError(f'{path} is not YAML: {" ".join(str(e).split())}') from None
-    if not isinstance(text, dict) or sorted(text) != ['claims', 'rules'] or not isinstance(text['claims'], list):
-        raise ValueError(f'{path}: expected `rules` and a list of `claims`')
-    for entry in text['claims']:
-        place = f'{path} {entry.get("id", "") if isinstance(entry, dict) else entry}'
-        claim = _claim(entry, text['rules'], place)
-        if claim.id in claims: raise ValueError(f'{place}: this id is given twice')
+    claims, (text, place) = {}, read_yaml(in_checkout(path), CLAIMS)
+    for i, entry in enumerate(text['claims']):
+        claim = _claim(entry, text['rules'], f'{place / "claims" / i} {entry["id"]}')
+        if claim.id in claims: raise ValueError(f'{place / "claims" / i} {entry["id"]}: this id is given twice')
         claims[claim.id] = claim
     return claims
+
+# %% ../nbs/16_results.ipynb #50af6218
+LIMITS = dict(type='object', additionalProperties=NUMBER)
+RULES = dict(level=NUMBER, min_seeds=COUNT, bootstrap_from=COUNT, agree=NUMBER, learned_by=TEXT, undertrained=LIMITS, not_learned=LIMITS)
+FIELDS_GIVEN = dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)]))
+PART = closed(name=TEXT, metric=TEXT, where=FIELDS_GIVEN, each=FIELDS_GIVEN | dict(maxProperties=1), direction=one_of('higher', 'lower'), smallest_effect=NUMBER,
+              compare=dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)])), threshold=maybe(NUMBER), room=each(NUMBER, minItems=2, maxItems=2),
+              screen=FLAG, missing=one_of(*VERDICTS), paper=closed(table=TEXT, effect=NUMBER, source=TEXT, optional=['table', 'effect', 'source']),
+              optional=['name', 'each', 'compare', 'threshold', 'room', 'screen', 'missing', 'paper'])
+CLAIMS = closed(rules=closed(**RULES), claims=each(closed(id=TEXT, title=TEXT, statement=TEXT, parts=each(PART), **RULES, optional=RULES)))
 
 # %% ../nbs/16_results.ipynb #ec041265
 RUN = ['experiment', 'dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'source', 'batch_size', 'seed', 'profile']

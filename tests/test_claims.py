@@ -321,21 +321,21 @@ def changed(**changes):
 
 
 @pytest.mark.parametrize('text, words', [
-    (changed(p_smalest_effect=.1), 'X: unknown key smalest_effect'),
-    (changed(c_titel='t'), 'X: unknown key titel'),
-    (changed(r_levle=.9), 'X: unknown key levle'),
-    (changed(r_level='high'), 'X: level is a number'),
-    (changed(p_direction='up'), 'direction is higher or lower'),
+    (changed(p_smalest_effect=.1), "claims[0].parts[0]: unknown key 'smalest_effect'"),
+    (changed(c_titel='t'), "claims[0]: unknown key 'titel'"),
+    (changed(r_levle=.9), "rules: unknown key 'levle'"),
+    (changed(r_level='high'), "rules.level: expected a number, got 'high'"),
+    (changed(p_direction='up'), "unknown direction 'up'; known are higher, lower"),
     (changed(p_where=dict(nrom='bn')), 'no such row field: nrom'),
     (changed(p_where=dict(git_commit='abc')), 'no such row field: git_commit'),
     (changed(p_compare=dict(field='norm', treatment='bn', control='none')), 'either compare or threshold'),
     (changed(p_threshold=None, p_compare=dict(field='norm', treatment='bn')), 'compare needs field, treatment and control'),
-    (changed(p_smallest_effect='2 %'), 'smallest_effect is a number'),
-    (changed(c_parts=[]), 'needs id and parts'),
-    (dict(rules={}), 'expected `rules` and a list of `claims`'),
-    (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'agree'}), 'missing key agree'),
+    (changed(p_smallest_effect='2 %'), "smallest_effect: expected a number, got '2 %'"),
+    (changed(c_parts=[]), 'parts: [] has fewer items than 1'),
+    (dict(rules=GOOD['rules']), "'claims' is missing"),
+    (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'agree'}), "rules: 'agree' is missing"),
     (GOOD | dict(claims=GOOD['claims'] * 2), 'given twice'),
-    (GOOD | dict(claims=['C1']), 'needs id and parts')])
+    (GOOD | dict(claims=['C1']), "claims[0]: expected keys and values, got 'C1'")])
 def test_a_bad_claims_file_is_one_sentence(tmp_path, text, words):
     (tmp_path/'claims.yaml').write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError) as e: R.load_claims(tmp_path/'claims.yaml')
