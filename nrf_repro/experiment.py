@@ -50,8 +50,8 @@ STUDIES = {
     'features': Study('feature_datasets', uses=('standard', 'adversarial'), settings=('attack',)),
     'regularization': Study('regularization', uses=('standard',), settings=('lams', 'attack')),
     'transfer': Study('transfer', uses=('standard',), settings=('attack', 'early')),
-    'corruptions': Study('consequences', uses=('standard',), settings=('images',)),
-    'medical': Study('consequences', settings=('batch_sizes', 'attack')),
+    'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
+    'medical': Study('consequences', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
     'adequacy': Study('adequacy', uses=('standard',), settings=('images',))}
 
 # %% ../nbs/17_experiment.ipynb #e44e9c76
