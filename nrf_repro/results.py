@@ -8,9 +8,9 @@ __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'BOUNDS', 'NEEDS', 'NAMED_NORM
            'SHARES', 'PART_COLUMNS', 'typed', 'check_row', 'computing', 'source_hash', 'torch_version', 'git_commit',
            'config_hash', 'complete', 'make_row', 'describe', 'sort_rows', 'write_whole', 'write_rows', 'frame',
            'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval', 'wilson', 't_interval',
-           'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers', 'by_seed', 'paired_effect', 'Part',
-           'Claim', 'load_claims', 'screen', 'effects', 'judge', 'printed_effect', 'decide_part', 'decide_parts',
-           'decide']
+           'probability_below', 'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers', 'by_seed',
+           'paired_effect', 'Part', 'Claim', 'load_claims', 'screen', 'effects', 'judge', 'printed_effect',
+           'decide_part', 'decide_parts', 'decide']
 
 # %% ../nbs/16_results.ipynb #81d74ffc
 import ast
@@ -82,9 +82,9 @@ def check_row(row): # a dict whose fields are already typed
             raise ValueError(f'{metric} is {value}, outside [{low}, {high}]: values are fractions, not per cent')
     return row
 
-# %% ../nbs/16_results.ipynb #4670c9d6
+# %% ../nbs/16_results.ipynb #33e11263
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
-SHOWING = {'__main__', '_modidx', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'smoothness', 'tables'}
+SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity', 'smoothness', 'tables'}
 
 def computing(text): # of a module
     "The source without its functions draw_... and show_..., which only show what was computed."
@@ -281,6 +281,14 @@ def t_interval(values,     # one number per seed
     if n < 2: return Interval(mean, math.nan, math.nan, n)
     half = float(scipy.stats.sem(values) * scipy.stats.t.ppf((1 + level) / 2, n - 1))
     return Interval(mean, mean - half, mean + half, n)
+
+# %% ../nbs/16_results.ipynb #eaab34f6
+def probability_below(values,  # one number per seed
+                      limit=0.):
+    "The posterior probability (flat prior) that the mean lies below `limit`; NaN for one seed, or without spread."
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2 or np.ptp(values) < 1e-12: return math.nan
+    return float(scipy.stats.t.cdf((limit - values.mean()) / scipy.stats.sem(values), len(values) - 1))
 
 # %% ../nbs/16_results.ipynb #49057bf5
 def _again(rng, shares, n, pick): return rng.binomial(n[pick], np.clip(shares, 0, 1)[pick]) / n[pick]  # other images
