@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -48,17 +49,25 @@ def run_notebook(
     "Execute a template; a failing cell is one sentence here and a traceback in the executed notebook."
     check_template(template, parameters)
     import papermill
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    from nbclient.exceptions import DeadKernelError
+    from nrf_repro.results import write_whole
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f'.{out.stem}.{secrets.token_hex(4)}.ipynb')  # two processes never write the same one
     log = logging.getLogger('papermill')
-    log.handlers, log.propagate = [_line_handler(Path(out).stem)], False
+    log.handlers, log.propagate = [_line_handler(out.stem)], False
     log.setLevel('INFO')
     quiet = ['--IPKernelApp.log_level=50']
-    try: papermill.execute_notebook(str(template), str(out), parameters, progress_bar=False, log_output=True, kernel_name='python3', extra_arguments=quiet)
+    try: papermill.execute_notebook(str(template), str(draft), parameters, progress_bar=False, log_output=True, kernel_name='python3', extra_arguments=quiet)
     except papermill.PapermillExecutionError as e:
         raise RuntimeError(f'{Path(template).name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}. See {out}.') from None
+    except DeadKernelError:
+        raise RuntimeError(f'{Path(template).name}: its kernel was killed, perhaps for want of memory. See {out} for how far it came; run again to go on.') from None
+    finally:
+        if draft.is_file(): draft.replace(out)
     if done:  # Snakemake compares contents, not only times: a marker that says when is another marker
         finished = datetime.now(timezone.utc).isoformat(timespec='milliseconds')
-        Path(done).write_text(json.dumps(dict(notebook=Path(template).name, parameters=parameters, finished=finished)) + '\n', encoding='utf-8')
+        write_whole(done, json.dumps(dict(notebook=Path(template).name, parameters=parameters, finished=finished)) + '\n')
 
 # %% ../nbs/23_cli.ipynb #2f3ad121
 def _line_handler(name):

@@ -21,9 +21,9 @@ from scipy import stats
 
 from . import tables
 from .experiment import read_json
-from .report import download, write_whole
+from .report import download
 from .results import (IDENTITY, NAMED_NORMS, Interval, decide, in_checkout, load_claims, read_rows, t_interval,
-                               wilson)
+                               wilson, write_whole)
 from .tables import COLUMNS, environment, arch_name, eps_text, norm_name, number, verdict_lines
 
 # %% ../nbs/25_compare.ipynb #643f09d7

@@ -30,8 +30,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from . import tables
-from .report import download, duration, jsonl, write_whole
-from .results import FIELDS, config_hash, frame, make_row, t_interval, wilson, write_rows
+from .report import download, duration, jsonl
+from .results import FIELDS, config_hash, frame, make_row, t_interval, wilson, write_rows, write_whole
 from .tables import COLUMNS, environment, eps_text, norm_name, number
 
 # %% ../nbs/24_measure.ipynb #2d4e90f8

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['VGG_STAGES', 'RESNET_BLOCKS', 'ARCHS', 'Standardize', 'scaled', 'norm_groups', 'conv_norm', 'vgg_body', 'vgg_head',
            'Residual', 'resnet_body', 'init_he', 'tame_branches', 'Classifier', 'build_model', 'save_model',
-           'load_model']
+           'save_whole', 'load_model', 'fitting']
 
 # %% ../nbs/06_models.ipynb #aae7eaed
 import json
 import math
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -166,11 +168,20 @@ def save_model(
     path,  # file to write, whole or not at all
 ):
     "Write weights and the arguments of `build_model` as safetensors."
+    save_whole(path, model.state_dict(), config=json.dumps(model.config))
+
+def save_whole(path, tensors, **meta): # meta: name -> text
+    "Tensors as a safetensors file, whole or not at all."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + '.part')
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, part, {'config': json.dumps(model.config)})
-    part.replace(path)
+    draft = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')  # two writers never meet
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft, meta)
+        draft.replace(path)
+    except (OSError, SafetensorError) as e:
+        raise OSError(f'{path} cannot be written ({e}): make room, or choose a folder that can be written to. Nothing was changed.') from None
+    finally:
+        with suppress(OSError): draft.unlink()
 
 # %% ../nbs/06_models.ipynb #0a230114
 def load_model(
@@ -182,8 +193,15 @@ def load_model(
     try:
         with safe_open(path, 'pt') as f:
             config, weights = json.loads((f.metadata() or {})['config']), {k: f.get_tensor(k) for k in f.keys()}
+        fitting(config, weights)
         model = build_model(**config)
         model.load_state_dict(weights)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        raise ValueError(f'{path} holds no weights of ours ({str(e).splitlines()[0]}): delete it and train again.') from None
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as e:
+        raise ValueError(f'{path} holds no weights of ours ({" ".join(str(e).split())[:200]}): delete it and train again.') from None
     return model.to(device).eval()
+
+# %% ../nbs/06_models.ipynb #7f68aadd
+def fitting(config, weights):
+    "Do these weights belong to what the file says of the network? Asked without memory for it, since a file may say anything."
+    with torch.device('meta'): wanted = {k: (v.shape, v.dtype) for k, v in build_model(**config).state_dict().items()}
+    if wanted != {k: (v.shape, v.dtype) for k, v in weights.items()}: raise ValueError('names, shapes or types of its weights are of another network')

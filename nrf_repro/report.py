@@ -7,19 +7,18 @@ __all__ = ['META', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves', 'range_text', 'readin
            'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds', 'words', 'data_text', 'network_texts',
            'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download', 'downloads', 'trend_parts',
            'effect_part', 'curve_parts', 'figure_parts', 'study_parts', 'tally', 'all_tables', 'table_parts',
-           'small_tables', 'more_figures', 'page', 'write_whole', 'source_text', 'linked', 'render']
+           'small_tables', 'more_figures', 'page', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #51aaeac8
 import gzip
 import json
-import os
 import re
 from pathlib import Path
 
 import pandas as pd
 
 from . import tables
-from .results import FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, typed
+from .results import FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, typed, write_whole
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)
 
@@ -333,18 +332,6 @@ def page(rows, claims, profile, paper, meta):
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
                 tables=list(table_parts(found, files)), figures=drawn, more=list(more_figures(meta['figures'] or [])),
                 gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta), living=meta['living']) | small_tables(rows, paper)
-
-# %% ../nbs/22_report.ipynb #e612140d
-def write_whole(path, text):
-    "Write a file whole or not at all."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        draft.write_text(text, encoding='utf-8')
-        os.replace(draft, path)
-    finally: draft.unlink(missing_ok=True)
-    return path
 
 # %% ../nbs/22_report.ipynb #05bc8696
 def source_text(name): return environment().loader.get_source(environment(), name)[0] # a file beside the templates

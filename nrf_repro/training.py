@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUGMENTS', 'SCHEDULES', 'RANDOM_TARGETS', 'RECIPES', 'Recipe', 'recipe_problem', 'checked', 'lr_at', 'random_crop',
            'random_flip', 'augment', 'correct', 'Monitor', 'cross_entropy', 'batches', 'train_epoch', 'run_key',
-           'save_state', 'load_state', 'run_epoch', 'sgd', 'fit']
+           'save_state', 'load_state', 'put_back', 'run_epoch', 'sgd', 'fit']
 
 # %% ../nbs/09_training.ipynb #bfe316ba
 import hashlib
@@ -19,12 +19,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from .attacks import Attack, robust_correct
 from .data import Images
 from .features import ligs
+from .models import save_whole
 
 # %% ../nbs/09_training.ipynb #38e5a0d9
 @dataclass(frozen=True)
@@ -177,10 +177,7 @@ def run_key(model, train, recipe, monitor):
 def save_state(path, model, opt, history, key):
     "Weights, momentum and history as one file, whole or not at all."
     momentum = {f'momentum.{i}': s['momentum_buffer'] for i, s in opt.state_dict()['state'].items()}
-    tensors = {f'model.{k}': v for k, v in model.state_dict().items()} | momentum
-    part = path.with_name(path.name + '.part')
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, dict(key=key, history=json.dumps(history)))
-    part.replace(path)
+    save_whole(path, {f'model.{k}': v for k, v in model.state_dict().items()} | momentum, key=key, history=json.dumps(history))
 
 # %% ../nbs/09_training.ipynb #02c5e3ba
 def load_state(path, model, opt, key):
@@ -188,14 +185,18 @@ def load_state(path, model, opt, key):
     if not path.is_file(): return []
     try:
         with safe_open(path, 'pt') as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as e:
-        raise ValueError(f'{path} is corrupt ({e}): delete it to train from the start.') from None
-    if meta.get('key') != key: return []
+        return put_back(meta, tensors, model, opt) if meta.get('key') == key else []
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f'{path} is corrupt ({" ".join(str(e).split())[:200]}): delete it to train from the start.') from None
+
+def put_back(meta, tensors, model, opt):
+    "Weights into the model, momentum into the optimiser, if all of it fits; the history."
+    momentum, history = {int(k[9:]): v for k, v in tensors.items() if k.startswith('momentum.')}, json.loads(meta['history'])
+    wanted = {i: p.shape for i, p in enumerate(model.parameters())}
+    if not isinstance(history, list) or any(v.shape != wanted.get(i) for i, v in momentum.items()): raise ValueError('its momentum is of another network')
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
-    state = opt.state_dict()
-    state['state'] = {int(k[9:]): dict(momentum_buffer=v) for k, v in tensors.items() if k.startswith('momentum.')}
-    opt.load_state_dict(state)
-    return json.loads(meta['history'])
+    opt.load_state_dict(opt.state_dict() | dict(state={i: dict(momentum_buffer=v) for i, v in momentum.items()}))
+    return history
 
 # %% ../nbs/09_training.ipynb #321043a5
 def run_epoch(model, opt, train, recipe, epoch, loss, forward, monitor, bar):
