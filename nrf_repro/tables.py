@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWORK', 'ARROWS', 'TEX', 'SIGNS', 'made_up_rows',
            'named', 'one_setting', 'interval', 'summary', 'differences', 'printed_lookup', 'printed_value', 'flag_of',
-           'grid_of', 'flags', 'table', 'table_1', 'table_2', 'network_name', 'name_of', 'arch_name', 'norm_name',
-           'line_name', 'missing', 'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head', 'eps_text',
-           'wide', 'to_markdown', 'to_latex', 'environment', 'fragment', 'stylesheet', 'own_eps', 'layout', 'to_html',
-           'amount', 'ours_text', 'verdict_lines', 'verdict_table', 'verdicts_html', 'plain_html', 'settings',
-           'gradients', 'printed_table', 'printed_notes']
+           'grid_of', 'flags', 'marks', 'table', 'table_1', 'table_2', 'network_name', 'name_of', 'arch_name',
+           'norm_name', 'line_name', 'missing', 'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head',
+           'eps_text', 'numbered', 'notes_text', 'wide', 'to_markdown', 'to_latex', 'environment', 'fragment',
+           'stylesheet', 'own_eps', 'layout', 'to_html', 'amount', 'ours_text', 'verdict_lines', 'verdict_table',
+           'verdicts_html', 'plain_html', 'settings', 'gradients', 'printed_table', 'printed_notes']
 
-# %% ../nbs/20_tables.ipynb #e9d7e72d
+# %% ../nbs/20_tables.ipynb #0ac6e4e8
 import math
 import re
 from functools import cache
 
 import pandas as pd
 
-from .results import NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note, t_interval, wilson
+from .checks import doubts
+from .results import NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note, probability_below, t_interval, wilson
 
 # %% ../nbs/20_tables.ipynb #495acd9b
 MADE_UP = {'none': (.975, .82, .80), 'bn': (.988, .58, .60), 'in': (.96, .72, .72),  # clean, PGD l2, LIGS
@@ -88,15 +89,16 @@ def summary(rows,          # of one kind per cell, with `metric`, `seed`, `n` an
     lines = [line(*group) for group in rows.groupby(by, dropna=False)]
     return pd.DataFrame(lines, columns=[*by, 'value', 'low', 'high', 'seeds', 'n'])
 
-# %% ../nbs/20_tables.ipynb #ecf5f558
+# %% ../nbs/20_tables.ipynb #ab1adb0b
 def differences(rows,          # of `one_setting`
                 norm,          # minus
                 base='none'):  # this one, of the same network and seed
-    "One line per network and column: the mean of the per-seed differences with its interval."
+    "One line per network and column: mean of the per-seed differences, its interval, the probability that it is below zero."
     on = [*NETWORK, 'column', 'seed']
     both = rows[rows.norm == norm].merge(rows.loc[rows.norm == base, [*on, 'value']], on=on, suffixes=('', '_base'))
     both['value'] -= both.value_base
-    return summary(both, [*NETWORK, 'column'], paired=True).assign(norm=norm, base=base)
+    lower = [probability_below(part.value.dropna()) for _, part in both.groupby([*NETWORK, 'column'], dropna=False)]
+    return summary(both, [*NETWORK, 'column'], paired=True).assign(norm=norm, base=base, p_lower=lower)
 
 # %% ../nbs/20_tables.ipynb #4dced44b
 def printed_lookup(paper): # of `paper_rows`
@@ -149,14 +151,21 @@ def flags(cells, rows, rule): # the grid, the rows of `one_setting`, a claim
         return '' if mean is None else flag_of(mean, profile, c.dataset, rule)  # what is missing is not undertrained
     return [one(c, c.norm) or (one(c, c.base) if isinstance(c.base, str) else '') for c in cells.itertuples()]
 
-# %% ../nbs/20_tables.ipynb #e552b3ec
+# %% ../nbs/20_tables.ipynb #efe162bd
+def marks(cells, rows): # the grid, all rows
+    "What speaks against the attack of each cell: a tuple of sentences, for a difference those of both sides."
+    found = doubts(rows, COLUMNS)
+    def of(c, norm): return found.get((*(str(getattr(c, f)) for f in NETWORK), norm, c.column), '')
+    return [tuple(dict.fromkeys(t for t in (of(c, c.norm), of(c, c.base)) if t)) for c in cells.itertuples()]
+
+# %% ../nbs/20_tables.ipynb #cb680de0
 def table(rows,               # of `read_rows`
           norms, columns,     # which lines and columns
           *, regime='standard', base='none',
           paper=None,         # of `paper_rows`: fills `printed`
           rule=None):         # a claim of `load_claims`: fills `flag`
-    "Every cell of a table with value, interval, seeds, n, the paper's digits and a flag; missing ones have no seeds."
-    rows = named(rows[(rows.experiment == 'final') & (rows.regime == regime)])
+    "Every cell of a table with value, interval, seeds, n, the paper's digits, a flag and marks; missing ones have no seeds."
+    every, rows = rows, named(rows[(rows.experiment == 'final') & (rows.regime == regime)])
     rows = one_setting(rows[rows.column.isin(columns) & rows.norm.isin(norms)])
     key = [*NETWORK, 'norm', 'base', 'column']
     found = [summary(rows, [*NETWORK, 'norm', 'column']).assign(base=None)]
@@ -164,6 +173,7 @@ def table(rows,               # of `read_rows`
     cells = grid_of(rows, norms, columns, base).merge(pd.concat(_objects(f) for f in found), on=key, how='left')
     cells['seeds'] = [s if isinstance(s, tuple) else () for s in cells.seeds]
     cells['flag'] = flags(cells, rows, rule) if rule else ''
+    cells['marks'] = pd.Series(marks(cells, every), dtype=object)
     lookup = printed_lookup(paper) if paper is not None else {}
     printed = [printed_value(lookup, c) for c in cells.itertuples()]
     return cells.assign(printed=pd.Series([t for t, _ in printed], dtype=object), printed_value=[v for _, v in printed])
@@ -256,13 +266,22 @@ def eps_text(eps): # in pixels of [0, 1]
     levels = 255 * eps
     return f'{levels:.0f}/255' if eps < .2 and round(levels) and abs(levels - round(levels)) < 1e-3 else f'{eps:g}'
 
-# %% ../nbs/20_tables.ipynb #4be45824
+# %% ../nbs/20_tables.ipynb #7f78654d
+def numbered(cells): # of `table`
+    "sentence -> its number, for the marks."
+    return {text: i for i, text in enumerate(dict.fromkeys(t for texts in cells.marks for t in texts), 1)}
+
+def notes_text(cells): # of `table`
+    "The sentences behind the marks, for a caption."
+    return ' '.join(f'⚠{i} {text}.' for text, i in numbered(cells).items())
+
+# %% ../nbs/20_tables.ipynb #6a56e09f
 def wide(cells): # of `table`
     "The table as text: a frame of strings, one line per norm, difference and printed value."
-    lines = []
+    lines, number_of = [], numbered(cells)
     for (name, norm), part in _lines(cells):
         seeds, n, flag = max(map(len, part.seeds)), part.n.dropna().max(), part.flag.iloc[0]
-        ours = [f'{value_text(c)} {interval_text(c)}'.strip() for c in part.itertuples()]
+        ours = [' '.join(filter(None, [value_text(c), interval_text(c), *(f'⚠{number_of[t]}' for t in c.marks)])) for c in part.itertuples()]
         lines.append([name, norm + (f' ({flag})' if flag else ''), str(seeds), f'{n:.0f}' if pd.notna(n) else '', *ours])
         lines.append(['', f'{norm}, paper', '', '', *(text or 'not available' for text in part.printed)])
     return pd.DataFrame(lines, columns=['Network', 'Norm', 'Seeds', 'n', *(head(cells, c) for c in cells.column.unique())])
@@ -272,15 +291,16 @@ def _lines(cells): # a difference from a norm that was never run is no line
         first = next(part.itertuples())
         if any(part.seeds) or not isinstance(first.base, str): yield (network_name(first), line_name(first)), part
 
-# %% ../nbs/20_tables.ipynb #107ab09d
-def to_markdown(frame): # of strings, as `wide` or `verdict_table` give
+# %% ../nbs/20_tables.ipynb #45f1a2e9
+def to_markdown(frame,      # of strings, as `wide` or `verdict_table` give
+                notes=''):  # a paragraph below
     "A pipe table; pipes and line ends inside a cell cannot break it."
     def line(values): return '| ' + ' | '.join(str(v).replace('|', '\\|').replace('\n', ' ') for v in values) + ' |'
-    return '\n'.join([line(frame.columns), line(['---'] * frame.shape[1]), *map(line, frame.values)]) + '\n'
+    return '\n'.join([line(frame.columns), line(['---'] * frame.shape[1]), *map(line, frame.values)]) + '\n' + (f'\n{notes}\n' if notes else '')
 
-# %% ../nbs/20_tables.ipynb #dcf92e2c
+# %% ../nbs/20_tables.ipynb #e63003bd
 TEX = {'−': '$-$', 'ℓ2': r'$\ell_2$', 'ℓ∞': r'$\ell_\infty$', '▲': r'$\uparrow$', '▼': r'$\downarrow$', '≈': r'$\approx$',
-       '✓': r'$\surd$', '✗': r'$\times$', '–': '--', '…': r'\dots{}', '·': r'$\cdot$',
+       '✓': r'$\surd$', '✗': r'$\times$', '–': '--', '…': r'\dots{}', '·': r'$\cdot$', '⚠': r'$\dagger$',
        '×': r'$\times$', '≥': r'$\ge$', '≤': r'$\le$'}
 
 def to_latex(frame,     # of strings
@@ -319,28 +339,29 @@ def own_eps(cells, part): # the whole table, and the lines of one network
     own = part[part.column.isin(count[count > 1].index)].dropna(subset='eps').drop_duplicates(['column', 'eps'])
     return ', '.join(f'{COLUMNS.get(c.column, c.column)} {eps_text(c.eps)}' for c in own.itertuples())
 
-# %% ../nbs/20_tables.ipynb #cc8f98db
+# %% ../nbs/20_tables.ipynb #08cd3183
 def layout(cells): # of `table`
-    "The table as nested plain values: heads, groups of lines, footnotes to printed values."
-    used = {}
+    "The table as nested plain values: heads, groups of lines, footnotes to printed values, sentences behind the marks."
+    used, number_of = {}, numbered(cells)
     groups = []
     for network, part in cells.groupby(NETWORK, dropna=False, sort=False):
-        lines = [_line(line, norm, used) for (_, norm), line in _lines(part)]
+        lines = [_line(line, norm, used, number_of) for (_, norm), line in _lines(part)]
         printed = bool(part.printed.notna().any())
         groups.append(dict(name=name_of(part), printed=printed, eps=own_eps(cells, part), lines=lines))
     heads = [head(cells, c) for c in cells.column.unique()]
-    return dict(heads=heads, groups=groups, notes=[(mark, note) for note, mark in used.items()])
+    return dict(heads=heads, groups=groups, notes=[(mark, note) for note, mark in used.items()],
+                doubts=[(i, text) for text, i in number_of.items()])
 
-# %% ../nbs/20_tables.ipynb #23909481
-def _line(part, norm, used):
+# %% ../nbs/20_tables.ipynb #8fb3be18
+def _line(part, norm, used, number_of):
     seeds, n = max(part.seeds, key=len), part.n.dropna().max()
     return dict(norm=norm, flag=part.flag.iloc[0], change=isinstance(part.base.iloc[0], str), seeds=len(seeds),
-                n=None if pd.isna(n) else int(n), cells=[_cell(c, len(seeds), used) for c in part.itertuples()])
+                n=None if pd.isna(n) else int(n), cells=[_cell(c, len(seeds), used, number_of) for c in part.itertuples()])
 
-def _cell(c, seeds, used):
+def _cell(c, seeds, used, number_of):
     note = printed_note(c.dataset, c.arch, c.norm, c.column) if c.printed and not isinstance(c.base, str) else None
     mark = used.setdefault(note, 'abcdefghijklmnopqrstuvwxyz'[len(used) % 26]) if note else ''
-    return dict(value=value_text(c), interval=interval_text(c), printed=c.printed, mark=mark,
+    return dict(value=value_text(c), interval=interval_text(c), printed=c.printed, mark=mark, doubts=[number_of[t] for t in c.marks],
                 fewer=len(c.seeds) if 0 < len(c.seeds) < seeds else 0,
                 kind='missing' if not c.seeds else direction(c) if isinstance(c.base, str) else 'level')
 
