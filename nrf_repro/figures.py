@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'LOOKS', 'INKED', 'STYLE', 'styled', 'FIGURE_3_ENDS', 'PANELS', 'THEMED', 'grey', 'style', 'trend',
-           'band', 'paper_ends', 'panel', 'figure_3', 'several', 'caption', 'effect_name', 'forest_axis', 'forest',
-           'eps_rows', 'eps_curves', 'svg_text', 'data_uri', 'inline_svg']
+           'band', 'paper_ends', 'panel', 'figure_3', 'several', 'caption', 'effect_name', 'probability_text',
+           'probabilities', 'forest_axis', 'forest', 'eps_rows', 'eps_curves', 'course', 'clean_robust', 'path',
+           'svg_text', 'data_uri', 'inline_svg']
 
 # %% ../nbs/21_figures.ipynb #4a90d31f
 import base64
@@ -131,7 +132,22 @@ def effect_name(c): # a difference of a table
     "What is compared, in which column, and whether a network of the two is undertrained."
     return f'{COLUMNS.get(c.column, c.column)}: {line_name(c)}' + (f' ({c.flag})' if c.flag else '')
 
-# %% ../nbs/21_figures.ipynb #fe09c593
+# %% ../nbs/21_figures.ipynb #0578d023
+def probability_text(p): # of `results.probability_below`
+    "Three digits, or what they would hide."
+    if pd.isna(p): return '–'
+    return '> .999' if p > .9995 else '< .001' if p < .0005 else f'{p:.3f}'.lstrip('0')
+
+def probabilities(ax, part): # differences of a table
+    "At the right of each line the probability that the difference lies below zero."
+    right = ax.twinx()
+    right.set(ylim=ax.get_ylim(), yticks=range(len(part)), yticklabels=[probability_text(p) for p in part.p_lower])
+    right.tick_params(length=0)
+    right.spines['left'].set_visible(False)
+    right.grid(visible=False)
+    right.set_title('P(below 0)', loc='right', fontweight='normal', fontsize=9)
+
+# %% ../nbs/21_figures.ipynb #c0f9ab46
 def forest_axis(ax, part,    # differences of a table
                 scale):      # 100 for points, 1 for LIGS
     "One effect per line with its interval, filled where zero lies outside; the paper's as a cross."
@@ -147,6 +163,7 @@ def forest_axis(ax, part,    # differences of a table
     ax.set_yticks(range(len(part)), [effect_name(c) for c in part.itertuples()])
     ax.set(ylim=(len(part) - .4, -.6), xlabel='difference in LIGS' if scale == 1 else 'difference in percentage points')
     ax.grid(axis='y', visible=False)
+    probabilities(ax, part)
 
 # %% ../nbs/21_figures.ipynb #6c03ca82
 @styled
@@ -162,18 +179,20 @@ def forest(cells):  # of `table`: its differences are drawn
         ax.set_title(name_of(part) + (', LIGS' if key[-1] else ', accuracy'))
     return fig
 
-# %% ../nbs/21_figures.ipynb #88c01f12
-def eps_rows(rows): # of a final evaluation, one profile
+# %% ../nbs/21_figures.ipynb #993a5dd1
+def eps_rows(rows): # of a final evaluation, or of the second looks of chapter 10; one profile
     "The rows of attacks run at three eps or more, with their `family` (pgd_l2, ...), and the clean ones as eps 0 of each."
+    rows = rows[(rows.experiment != 'adequacy') | (rows.source == 'eps') | (rows.metric == 'clean_accuracy')]
     rows = rows.assign(family=rows.attack.str.extract(r'^((?:pgd|cw)_(?:l2|linf))', expand=False))
     robust = rows[(rows.metric == 'robust_accuracy') & rows.family.notna()]
     many = [f for f, part in robust.groupby('family') if part.eps.nunique() >= 3]
     clean = rows[rows.metric == 'clean_accuracy']
     return pd.concat([robust[robust.family.isin(many)], *(clean.assign(family=f, eps=0.) for f in many)])
 
-# %% ../nbs/21_figures.ipynb #93cabb14
+# %% ../nbs/21_figures.ipynb #b36c823c
 @styled
-def eps_curves(rows):  # of a final evaluation, one network and one profile
+def eps_curves(rows,       # of `eps_rows`' kind, one network
+               mark={}):   # attack -> the eps of the table, drawn as a line
     "Robust accuracy against eps, a panel per attack and a line per norm; None where no attack has three eps."
     rows = eps_rows(rows)
     families = sorted(rows.family.unique())
@@ -182,11 +201,41 @@ def eps_curves(rows):  # of a final evaluation, one network and one profile
     for ax, family in zip(fig.subplots(1, len(families), squeeze=False)[0], families):
         means = summary(rows[rows.family == family], ['norm', 'eps']).rename(columns=dict(eps='epoch'))
         for norm in (m for m in LOOKS if m in set(means.norm)): band(ax, means[means.norm == norm], norm)
+        if family in mark: ax.axvline(mark[family], color=INK, linestyle='--', linewidth=1)
         what = 'largest change of a pixel' if family.endswith('linf') else 'length of the change'
         ax.set(title=f'{COLUMNS[family]}: {name_of(rows)}', xlabel=f'eps, {what} (pixels in [0, 1])',
                ylabel='Robust accuracy, %', ylim=(-2, 102))
     fig.axes[-1].legend()
     return fig
+
+# %% ../nbs/21_figures.ipynb #797a5a9d
+def course(rows, # history of one network
+           norm):
+    "Mean clean and robust accuracy after each epoch that was looked at."
+    one = rows[rows.norm == norm]
+    kinds = dict(clean='clean_accuracy', robust='robust_accuracy')
+    return pd.DataFrame({k: one[one.metric == m].groupby('epoch').value.mean() for k, m in kinds.items()}).dropna()
+
+@styled
+def clean_robust(rows): # of one profile
+    "Robust against clean accuracy, epoch by epoch, a panel per network and a line per norm; None without a history."
+    past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
+    nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == 'robust_accuracy').any()]
+    if not nets: return None
+    fig = Figure(figsize=(4.3 * min(len(nets), 3), 3.4 * math.ceil(len(nets) / 3)), layout='constrained')
+    for ax, part in zip(fig.subplots(math.ceil(len(nets) / 3), min(len(nets), 3), squeeze=False).flat, nets):
+        for norm in (m for m in LOOKS if (part.norm == m).any()): path(ax, course(part, norm), norm)
+        a = next(part.dropna(subset='attack').itertuples())
+        ax.set(title=name_of(part), xlabel='clean accuracy, %', ylabel=f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %')
+        ax.legend()
+    return fig
+
+def path(ax, c, norm): # of `course`
+    "The pairs as a line; the last one large, with its epoch."
+    ax.plot(100 * c.clean, 100 * c.robust, label=norm_name(norm), **LOOKS[norm] | dict(markersize=4))
+    if len(c):
+        ax.plot(100 * c.clean.iloc[-1], 100 * c.robust.iloc[-1], marker=LOOKS[norm]['marker'], color=LOOKS[norm]['color'], markersize=9)
+        ax.annotate(f'epoch {c.index[-1]}', (100 * c.clean.iloc[-1], 100 * c.robust.iloc[-1]), xytext=(-6, 8), textcoords='offset points', ha='right')
 
 # %% ../nbs/21_figures.ipynb #39a53cf9
 def svg_text(fig):
