@@ -52,7 +52,7 @@ STUDIES = {
     'transfer': Study('transfer', uses=('standard',), settings=('attack', 'early')),
     'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
     'medical': Study('consequences', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
-    'adequacy': Study('adequacy', uses=('standard',), settings=('images',))}
+    'adequacy': Study('adequacy', uses=('standard',), settings=('images', 'attacks', 'effort'))}
 
 # %% ../nbs/17_experiment.ipynb #e44e9c76
 def profile_schema():
