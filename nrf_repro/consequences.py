@@ -12,7 +12,8 @@ __all__ = ['CORRUPTIONS', 'LEVELS', 'SEVERITIES', 'STATISTICS', 'WAYS', 'BATCH_L
            'draw_batch_sizes', 'show_batch_table', 'show_scanner_table', 'show_medical_reading', 'show_batch_reading',
            'show_medical']
 
-# %% ../nbs/15_consequences.ipynb #adf8f78d
+# %% ../nbs/15_consequences.ipynb #683f5d17
+import io
 import math
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -21,13 +22,14 @@ from dataclasses import replace
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .attacks import image_rng, robust_correct
 from .data import balanced
 from .experiment import Cell
 from .features import ligs
-from .figures import INK, LOOKS, band, styled
+from .figures import LOOKS, styled
 from .results import paired_effect, t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
@@ -49,14 +51,20 @@ def noise(x,      # uint8, n c h w
     with torch.random.fork_rng(devices=[]): moved = torch.stack([one(i) for i in tv().to_dtype(x, torch.float32, scale=True)])
     return tv().to_dtype(moved, torch.uint8, scale=True)
 
-# %% ../nbs/15_consequences.ipynb #06e3b7ef
+# %% ../nbs/15_consequences.ipynb #247a01ac
 def pixelate(x, share, seed): # share: of the side's pixels that are left
     "Fewer pixels, shown as large ones."
     from torchvision.transforms import InterpolationMode
     size = list(x.shape[-2:])
     return tv().resize(tv().resize(x, [round(share * s) for s in size], antialias=True), size, interpolation=InterpolationMode.NEAREST)
 
-def jpeg(x, quality, seed): return torch.stack([tv().jpeg(image, quality) for image in x])
+def jpeg(x, quality, seed):
+    "Into a JPEG file and back; Pillow's, as in CIFAR-10-C."
+    def one(image):
+        file = io.BytesIO()
+        tv().to_pil_image(image).save(file, 'JPEG', quality=quality)
+        return tv().pil_to_tensor(Image.open(file))
+    return torch.stack([one(image) for image in x])
 
 CORRUPTIONS = dict(  # name -> (uint8 n c h w, how much, seed) -> uint8
     gaussian_noise=noise, pixelate=pixelate, jpeg=jpeg,
@@ -222,21 +230,22 @@ def show_corruption_table(rows): # of one arch
                      | {'Mean': show_number(mean.mean()), 'Lost': show_number(lost.mean), 'Mean − None': show_difference(less) if less else ''})
     return pd.DataFrame(lines)
 
-# %% ../nbs/15_consequences.ipynb #3dea9166
+# %% ../nbs/15_consequences.ipynb #cf0f8832
 def show_corruption_reading(rows): # of one arch
     "Sentences on none against BN, on the remedy and on the attack, as far as there are rows."
     corrupt, clean = rows[rows.metric == 'corruption_accuracy'], rows[rows.metric == 'clean_accuracy']
     if not {'none', 'bn'} <= set(rows.norm): return
     there, here = show_paired(corrupt, 'bn', 'stored'), show_paired(clean, 'bn', 'stored')
-    yield (f'On corrupted images BN is {show_side(there, "better", "worse", "not told apart from no norm")}: BN − None {show_difference(there, " points")} '
-           f'over all corruptions and severities, {show_difference(here, " points")} on clean images.')
+    yield (f'BN − None on corrupted images, over all corruptions and severities: {show_difference(there, " points")} ({show_side(there, "better", "worse")}); '
+           f'on clean images: {show_difference(here)} ({show_side(here, "better", "worse")}).')
     by = {s: show_paired(corrupt[corrupt.source == s], 'bn', 'stored') for s in CORRUPTIONS if (corrupt.source == s).any()}
     low, high = (f(by, key=lambda s: by[s].mean) for f in (min, max))
     yield f'BN loses most against None under {low.replace("_", " ")} ({show_difference(by[low])}) and least under {high.replace("_", " ")} ({show_difference(by[high])}).'
     mended = paired_effect(corrupt[corrupt.norm == 'bn'].assign(batch_size=pd.NA), 'reading', 'batch', 'stored')
     price = paired_effect(clean[clean.norm == 'bn'].assign(batch_size=pd.NA), 'reading', 'batch', 'stored')
-    yield (f'Statistics of the test batch {show_side(mended, "raise", "lower", "do not measurably change")} BN on corrupted images: {show_difference(mended, " points")}; '
-           f'on clean images {show_difference(price)}; against None {show_difference(show_paired(corrupt, "bn", "batch"))}.')
+    left = show_paired(corrupt, 'bn', 'batch')
+    yield (f'Statistics of the test batch instead of the stored ones change BN on corrupted images by {show_difference(mended, " points")} ({show_side(mended, "better", "worse")}), '
+           f'on clean images by {show_difference(price)}; then BN − None is {show_difference(left)} ({show_side(left, "better", "worse")}).')
     yield from show_attack_reading(rows[rows.metric == 'robust_accuracy'])
 
 def show_attack_reading(rows): # robust accuracy
@@ -245,8 +254,8 @@ def show_attack_reading(rows): # robust accuracy
     bn, none = rows[rows.norm == 'bn'].assign(batch_size=pd.NA), rows[rows.norm == 'none'].value.mean()
     gain = {w: paired_effect(bn, 'source', w, 'stored') for w in ('unaware', 'aware')}
     yield (f'Under attack BN keeps {show_number(bn[bn.source == "stored"].value.mean())} % (None {show_number(none)} %). Batch statistics change that by '
-           f'{show_difference(gain["unaware"], " points")} where the attack does not know of them, by {show_difference(gain["aware"], " points")} where it does: '
-           f'{show_side(gain["aware"], "a gain that remains", "no defence, a loss", "no measurable defence")}.')
+           f'{show_difference(gain["unaware"], " points")} where the attack does not know of them, by {show_difference(gain["aware"], " points")} where it does '
+           f'({show_side(gain["aware"], "better", "worse")}).')
 
 # %% ../nbs/15_consequences.ipynb #92967755
 def show_corruptions(rows):
