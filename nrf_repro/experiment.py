@@ -46,7 +46,7 @@ class Study(NamedTuple):
     settings: tuple = ()   # names of its own settings, all required
 
 STUDIES = {
-    'testbed': Study('order', settings=('epochs',)),
+    'testbed': Study('order', settings=('sources',)),
     'features': Study('feature_datasets', uses=('standard', 'adversarial'), settings=('attack',)),
     'regularization': Study('regularization', uses=('standard',), settings=('lams', 'attack')),
     'transfer': Study('transfer', uses=('standard',), settings=('attack', 'early')),
