@@ -36,11 +36,11 @@ from .schema import COUNT, FLAG, NUMBER, TEXT, VALUE, closed, each, maybe, one_o
 
 # %% ../nbs/16_results.ipynb #33e9802a
 FIELDS = tuple('''experiment metric dataset arch norm width regime epoch attack eps steps step_size reading sigma draws
-    lam source target label_route severity batch_size seed value n profile config_hash source_hash git_commit torch
+    lam source target label_route severity batch_size lr seed value n profile config_hash source_hash git_commit torch
     device threads seconds'''.split())
 IDENTITY = FIELDS[:FIELDS.index('value')] + ('profile',)  # what was measured; the rest is the answer and its origin
 WHOLE = frozenset('epoch steps draws batch_size seed n threads'.split())
-REAL = frozenset('width eps step_size sigma lam severity value seconds'.split())
+REAL = frozenset('width eps step_size sigma lam severity lr value seconds'.split())
 
 # %% ../nbs/16_results.ipynb #efcf5f2a
 def typed(name,   # one of FIELDS
