@@ -48,8 +48,8 @@ class Study(NamedTuple):
 STUDIES = {
     'testbed': Study('order', settings=('sources',)),
     'features': Study('feature_datasets', uses=('standard', 'adversarial'), settings=('attack',)),
-    'regularization': Study('regularization', uses=('standard',), settings=('lams', 'attack')),
-    'transfer': Study('transfer', uses=('standard',), settings=('attack', 'early')),
+    'regularization': Study('regularization', uses=('standard', 'adversarial'), settings=('lams', 'sweep', 'attack', 'margin', 'checks')),
+    'transfer': Study('transfer', uses=('standard',), settings=('attack', 'eps', 'images', 'early')),
     'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
     'medical': Study('consequences', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
     'adequacy': Study('adequacy', uses=('standard',), settings=('images', 'attacks', 'effort'))}
