@@ -627,8 +627,11 @@ def download(name, split, root):
 # %% ../nbs/05_data.ipynb #9f093c39
 def from_files(name, split, root):
     "A data set of `LAYOUTS`: found or fetched, read once, kept."
-    if not find_files(name, split, root): download(name, split, root)
-    files, reader = find_files(name, split, root)
+    if not (found := find_files(name, split, root)):
+        download(name, split, root)
+        found = find_files(name, split, root)
+    if not found: raise FileNotFoundError(f'{name} ({split}) is not in what was downloaded to {root}: empty that folder and try again.')
+    files, reader = found
     d = cached(f'{name}-{split}-{_digest(files)}', lambda: reader(files, split, CLASSES[name]))
     want = SIZES[name][split == 'test']
     if len(d['y']) != want: _say_once(f'{name} ({split}): {len(d["y"]):,} images here, {want:,} as published.')

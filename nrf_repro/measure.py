@@ -209,8 +209,9 @@ def decode(file, size=None):  # side of the image; None: short side 256, centre 
     "An image file as uint8, h w 3, or a sentence that names it."
     from PIL import Image
     from torchvision.transforms.functional import center_crop, resize
+    from nrf_repro.data import FORMATS
     try:
-        with Image.open(file) as im: return np.asarray(center_crop(resize(im.convert('RGB'), size or 256), size or 224))
+        with Image.open(file, formats=FORMATS) as im: return np.asarray(center_crop(resize(im.convert('RGB'), size or 256), size or 224))
     except Exception as e: raise ValueError(f'{file}: not a readable image ({type(e).__name__}).') from e
 
 def class_folders(path, limit=None, size=None):
