@@ -47,7 +47,8 @@ class Study(NamedTuple):
 
 STUDIES = {
     'testbed': Study('order', settings=('sources',)),
-    'features': Study('feature_datasets', uses=('standard', 'adversarial'), settings=('attack',)),
+    'features': Study('feature_datasets', uses=('standard', 'adversarial'),
+                      settings=('attack', 'images', 'makers', 'invert', 'push', 'learn', 'sweep')),
     'regularization': Study('regularization', uses=('standard', 'adversarial'), settings=('lams', 'sweep', 'attack', 'margin', 'checks')),
     'transfer': Study('transfer', uses=('standard',), settings=('attack', 'eps', 'images', 'early')),
     'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
