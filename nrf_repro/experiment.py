@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ARCHS', 'JOB_FIELDS', 'PARTS', 'ATTACK', 'FIELDS_OF_RECIPE', 'CHANGES', 'RECIPE', 'NETWORKS', 'STUDIES',
-           'BLOCK', 'UNKNOWN', 'NOTES', 'Study', 'profile_schema', 'check_profile', 'among', 'check_controls',
-           'check_grid', 'profiles', 'load_profile', 'Cell', 'grid_cells', 'planned', 'jobs', 'study_cells',
-           'check_study', 'absent', 'study_jobs', 'trained_by', 'unmeasured', 'train_settings', 'attack_settings',
-           'attack_of', 'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder', 'one_cell', 'run_config',
-           'monitor_of', 'attack_fields', 'cell_fields', 'history_rows', 'write_json', 'read_json', 'trained', 'alone',
-           'keeper', 'train_cell', 'in_blocks', 'measure_cell', 'keep_values', 'attack_cell', 'run_cells',
-           'study_lines', 'plan_table', 'time_limit', 'machine', 'data_facts', 'report_meta']
+           'BLOCK', 'UNKNOWN', 'NOTES', 'Cell', 'grid_cells', 'planned', 'Study', 'study_cells', 'check_study',
+           'profile_schema', 'check_profile', 'among', 'check_controls', 'check_grid', 'profiles', 'load_profile',
+           'jobs', 'absent', 'study_jobs', 'trained_by', 'unmeasured', 'train_settings', 'attack_settings', 'attack_of',
+           'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder', 'one_cell', 'run_config', 'monitor_of',
+           'attack_fields', 'cell_fields', 'history_rows', 'write_json', 'read_json', 'trained', 'alone', 'keeper',
+           'train_cell', 'in_blocks', 'measure_cell', 'keep_values', 'attack_cell', 'run_cells', 'study_lines',
+           'plan_table', 'time_limit', 'machine', 'data_facts', 'report_meta']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import fcntl
@@ -43,6 +43,40 @@ CHANGES = closed(optional=FIELDS_OF_RECIPE, **FIELDS_OF_RECIPE)
 RECIPE = closed(optional=['base', 'archs', *FIELDS_OF_RECIPE], base=TEXT, archs=table(CHANGES) | dict(propertyNames=one_of(*ARCHS)), **FIELDS_OF_RECIPE)
 NETWORKS = dict(dataset=TEXT, archs=table(POSITIVE) | dict(propertyNames=one_of(*ARCHS)), norms=each(one_of(*NORMS)), seeds=each(NATURAL))
 
+# %% ../nbs/17_experiment.ipynb #eb901f37
+@dataclass(frozen=True, order=True)
+class Cell:
+    "One network to train."
+    dataset: str
+    arch: str
+    width: float
+    norm: str
+    regime: str
+    seed: int
+
+    @property
+    def id(self):
+        "Name of its folder."
+        return f'{self.dataset}-{self.arch}-w{self.width:g}-{self.norm}-{self.regime}-s{self.seed}'
+
+# %% ../nbs/17_experiment.ipynb #d0877763
+def grid_cells(grid):
+    "The product of a grid, as cells."
+    return [Cell(grid['dataset'], arch, float(width), norm, regime, seed) for arch, width in grid['archs'].items()
+            for regime in grid['regimes'] for norm in grid['norms'] for seed in grid['seeds']]
+
+def planned(
+    profile,         # of `load_profile`
+    parts=('core',), # which parts of it
+) -> dict:           # Cell -> the names of the attacks to run on it, in the order of the profile
+    "Every cell once, with all attacks that any grid asks for."
+    plan = {}
+    for grid in profile['grids']:
+        if grid['part'] not in PARTS: raise ValueError(f'Unknown part {grid["part"]!r} in profile {profile["name"]}: choose one of {", ".join(PARTS)}.')
+        if grid['part'] in parts:
+            for cell in grid_cells(grid): plan.setdefault(cell, []).extend(a for a in grid['attacks'] if a not in plan.get(cell, []))
+    return plan
+
 # %% ../nbs/17_experiment.ipynb #e21f33cc
 class Study(NamedTuple):
     "Where an experiment of its own is written, which trained networks it takes, which settings it has."
@@ -59,6 +93,21 @@ STUDIES = {
     'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
     'medical': Study('consequences', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
     'adequacy': Study('adequacy', uses=('standard',), settings=('images', 'attacks', 'effort'))}
+
+# %% ../nbs/17_experiment.ipynb #d88ce58c
+def study_cells(profile, name, seed=None): # None: all seeds
+    "The trained networks that a study takes."
+    s = profile['studies'][name]
+    return [Cell(s['dataset'], arch, float(width), norm, regime, own) for own in (s['seeds'] if seed is None else [seed])
+            for regime in STUDIES[name].uses for arch, width in s['archs'].items() for norm in s['norms']]
+
+def check_study(profile, name, given, where):
+    "A study may only speak of what is there, and take networks that some grid trains."
+    among(given['dataset'], profile['data'], 'dataset', where / 'dataset')
+    check_controls(given, where)
+    if a := given.get('attack'): among(a, profile['data'][given['dataset']]['attacks'], 'attack', where / 'attack')
+    lost = [c.id for c in study_cells(profile, name) if c not in planned(profile, PARTS)]
+    if lost: raise ValueError(f'{where}: takes {lost[0]}, which no grid trains: add it to a grid, or take it out here.')
 
 # %% ../nbs/17_experiment.ipynb #e44e9c76
 def profile_schema():
@@ -118,40 +167,6 @@ def load_profile(
     check_profile(profile, place)
     return profile | dict(name=path.stem)
 
-# %% ../nbs/17_experiment.ipynb #eb901f37
-@dataclass(frozen=True, order=True)
-class Cell:
-    "One network to train."
-    dataset: str
-    arch: str
-    width: float
-    norm: str
-    regime: str
-    seed: int
-
-    @property
-    def id(self):
-        "Name of its folder."
-        return f'{self.dataset}-{self.arch}-w{self.width:g}-{self.norm}-{self.regime}-s{self.seed}'
-
-# %% ../nbs/17_experiment.ipynb #d0877763
-def grid_cells(grid):
-    "The product of a grid, as cells."
-    return [Cell(grid['dataset'], arch, float(width), norm, regime, seed) for arch, width in grid['archs'].items()
-            for regime in grid['regimes'] for norm in grid['norms'] for seed in grid['seeds']]
-
-def planned(
-    profile,         # of `load_profile`
-    parts=('core',), # which parts of it
-) -> dict:           # Cell -> the names of the attacks to run on it, in the order of the profile
-    "Every cell once, with all attacks that any grid asks for."
-    plan = {}
-    for grid in profile['grids']:
-        if grid['part'] not in PARTS: raise ValueError(f'Unknown part {grid["part"]!r} in profile {profile["name"]}: choose one of {", ".join(PARTS)}.')
-        if grid['part'] in parts:
-            for cell in grid_cells(grid): plan.setdefault(cell, []).extend(a for a in grid['attacks'] if a not in plan.get(cell, []))
-    return plan
-
 # %% ../nbs/17_experiment.ipynb #7eb94060
 def jobs(
     profile,
@@ -166,21 +181,6 @@ def jobs(
             if cell not in seen: groups.setdefault(name, []).append(asdict(cell))
             seen.add(cell)
     return groups
-
-# %% ../nbs/17_experiment.ipynb #d88ce58c
-def study_cells(profile, name, seed=None): # None: all seeds
-    "The trained networks that a study takes."
-    s = profile['studies'][name]
-    return [Cell(s['dataset'], arch, float(width), norm, regime, own) for own in (s['seeds'] if seed is None else [seed])
-            for regime in STUDIES[name].uses for arch, width in s['archs'].items() for norm in s['norms']]
-
-def check_study(profile, name, given, where):
-    "A study may only speak of what is there, and take networks that some grid trains."
-    among(given['dataset'], profile['data'], 'dataset', where / 'dataset')
-    check_controls(given, where)
-    if a := given.get('attack'): among(a, profile['data'][given['dataset']]['attacks'], 'attack', where / 'attack')
-    lost = [c.id for c in study_cells(profile, name) if c not in planned(profile, PARTS)]
-    if lost: raise ValueError(f'{where}: takes {lost[0]}, which no grid trains: add it to a grid, or take it out here.')
 
 # %% ../nbs/17_experiment.ipynb #66094161
 def absent(profile, parts):

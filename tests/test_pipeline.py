@@ -95,7 +95,7 @@ def test_the_large_profiles_are_planned_without_being_run(name):
                           '--nolock', '--scheduler', 'greedy'], capture_output=True, text=True, env=os.environ | dict(PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}'))
     shutil.rmtree(ROOT / 'reports/build' / f'dry-{name}', ignore_errors=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert 'rule train' in run.stdout + run.stderr and 'rule report' in run.stdout + run.stderr
+    assert 'rule network' in run.stdout + run.stderr and 'rule report' in run.stdout + run.stderr
 
 
 @pytest.mark.parametrize('template', TEMPLATES, ids=lambda p: p.stem)
