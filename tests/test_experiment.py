@@ -113,3 +113,19 @@ def test_a_gpu_that_is_not_there_is_an_error_not_a_cpu():
     if torch.cuda.is_available(): pytest.skip('there is a GPU')
     with pytest.raises(RuntimeError, match='asks for a GPU and there is none'): experiment.device_of(TINY | dict(device='cuda'))
     assert experiment.device_of(TINY | dict(device='auto')) == 'cpu'
+
+
+def test_a_control_has_a_grid_of_its_own_and_a_recipe_may_differ_by_arch(tmp_path):
+    file = tmp_path / 'mine.yaml'
+    def loaded(p):
+        file.write_text(yaml.safe_dump({k: v for k, v in p.items() if k != 'name'}))
+        return load_profile(str(file))
+    mixed = edited(['grids', 0, 'archs'], {'vgg11': .0625, 'vgg11_nf': .0625})
+    with pytest.raises(ValueError, match=r'vgg11_nf is made to do without norm: give it a grid of its own, with norms: \[none\]'): loaded(mixed)
+    with pytest.raises(ValueError, match="unknown key 'epoch'"):
+        loaded(edited(['data', 'digits', 'recipes', 'standard', 'archs'], {'vgg11': {'epoch': 3}}))
+    own = edited(['grids'], [*TINY['grids'], TINY['grids'][0] | dict(archs={'vgg11_nf': .0625}, norms=['none'], regimes=['standard'])])
+    own['data']['digits']['recipes']['standard']['archs'] = {'vgg11_nf': {'epochs': 7}}
+    kept = loaded(own)
+    cells = [c for c in planned(kept) if c.regime == 'standard']
+    assert {c.arch: experiment.recipe_of(kept, c).epochs for c in cells} == dict(vgg11=2, vgg11_nf=7)

@@ -32,7 +32,7 @@ from nrf_repro.attacks import BALLS, LOSSES, Attack, l2_norm, robust_correct
 from nrf_repro.data import Images, load
 from nrf_repro.features import NOISES, ligs
 from nrf_repro.measure import class_folders, read_weights
-from nrf_repro.models import ARCHS, build_model, load_model, save_model
+from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
 from nrf_repro.norms import NORMS, count_norms, make_norm, moments, normalize
 from nrf_repro.results import FIELDS, REAL, WHOLE, hierarchical_bootstrap, load_claims, make_row, read_rows, t_interval, wilson, write_rows
 from nrf_repro.training import RECIPES, Recipe, fit, load_state, save_state, sgd
@@ -391,6 +391,9 @@ def test_a_norm_divides_its_groups_or_says_so(norm, n, c, h, w, groups, dtype, s
 @given(arch=st.sampled_from(ARCHS), norm=st.sampled_from(NORMS), width=st.sampled_from([1/32, 1/16, 1/20, 0., -1/8, 3/32]), channels=st.integers(1, 4),
        k=st.integers(2, 12), size=st.sampled_from([8, 16, 28, 32]), n=st.integers(1, 3))
 def test_a_network_of_any_size_gives_logits_or_a_sentence(arch, norm, width, channels, k, size, n):
+    if arch in CONTROLS and norm != 'none':
+        with pytest.raises(ValueError, match='made to do without norm'): build_model(arch, norm, width=width)
+        return
     if (32 * width) % 1 or width <= 0:
         with pytest.raises(ValueError, match='multiple of 1/32'): build_model(arch, norm, width=width)
         return

@@ -3,13 +3,22 @@ import pytest
 import torch
 from torch import nn
 
-from nrf_repro.models import ARCHS, build_model, load_model, save_model
+from nrf_repro.attacks import Attack
+from nrf_repro.features import ligs
+from nrf_repro.models import (ARCHS, CONTROLS, SLOW, Residual, Scale, Scalar, Shift, StandardWeights, build_model,
+                              load_model, save_model)
 from nrf_repro.norms import NORMS, count_norms
+from nrf_repro.results import CONTROLS as NAMED_CONTROLS
 
 CONVS = dict(vgg11=8, vgg16=13, vgg19=16, resnet18=20, resnet50=53)
+PLAIN = tuple(CONVS)
+BUILDS = [(arch, norm) for arch in ARCHS for norm in (('none',) if arch in CONTROLS else NORMS)]
 
 
-@pytest.mark.parametrize('arch', ARCHS)
+def convs_of(model): return [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+
+
+@pytest.mark.parametrize('arch', PLAIN)
 @pytest.mark.parametrize('norm', NORMS)
 def test_every_convolution_has_the_norm_it_was_asked_for(arch, norm):
     model = build_model(arch, norm, width=1/8)
@@ -21,7 +30,7 @@ def test_every_convolution_has_the_norm_it_was_asked_for(arch, norm):
     assert len(list(model.buffers())) == 2 + statistics     # and the two of layer 0
 
 
-@pytest.mark.parametrize('arch', ARCHS)
+@pytest.mark.parametrize('arch', PLAIN)
 def test_one_seed_gives_all_norms_the_same_weights(arch):
     def weights(norm): return [m.weight for m in build_model(arch, norm, width=1/16, seed=5).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for norm in NORMS:
@@ -38,8 +47,7 @@ def test_the_seed_leaves_the_callers_generator_alone():
     assert torch.rand(1) == expected
 
 
-@pytest.mark.parametrize('arch', ARCHS)
-@pytest.mark.parametrize('norm', NORMS)
+@pytest.mark.parametrize('arch, norm', BUILDS)
 def test_trains_and_evaluates_at_28_and_32_pixels(arch, norm):
     for size in (28, 32):
         model = build_model(arch, norm, width=1/16, in_channels=1, seed=0)
@@ -54,8 +62,8 @@ def test_trains_and_evaluates_at_28_and_32_pixels(arch, norm):
 def test_activations_of_a_network_without_norm_keep_their_scale(arch):
     model = build_model(arch, 'none', width=1/4, seed=0, mean=(.5,) * 3, std=(.25,) * 3)
     g = torch.Generator().manual_seed(0)
-    with torch.no_grad(): z = model(torch.rand(32, 3, 32, 32, generator=g))
-    assert .05 < z.std(0).mean() < 20
+    with torch.no_grad(): z = model.features(torch.rand(32, 3, 32, 32, generator=g))
+    assert .05 < z.pow(2).mean().sqrt() < 20
 
 
 def test_standardisation_is_in_the_model():
@@ -94,3 +102,110 @@ def test_bad_words_get_a_sentence(words, sentence):
 
 def test_norm_is_required():
     with pytest.raises(TypeError): build_model('vgg11')
+
+
+# Controls: no norm, and as well trained
+
+def test_the_controls_are_known_where_torch_is_not():
+    assert NAMED_CONTROLS == {name: plain for name, (plain, _) in CONTROLS.items()} and set(CONTROLS) < set(ARCHS)
+
+
+@pytest.mark.parametrize('arch', CONTROLS)
+def test_a_control_takes_no_norm(arch):
+    model = build_model(arch, 'none', width=1/8)
+    assert count_norms(model) == {} and len(list(model.buffers())) == 2 and len(convs_of(model)) == CONVS[CONTROLS[arch][0]]
+    for norm in NORMS[1:]:
+        with pytest.raises(ValueError, match=f"{arch} is made to do without norm: give norm 'none', or arch '{CONTROLS[arch][0]}' for '{norm}'"):
+            build_model(arch, norm, width=1/8)
+
+
+@pytest.mark.parametrize('arch, shifts, scales', [('resnet18_fixup', 20 + 1 + 17, 8), ('resnet50_fixup', 53 + 1 + 49, 16)])
+def test_fixup_has_a_bias_before_each_convolution_linear_layer_and_relu_and_a_multiplier_a_branch(arch, shifts, scales):
+    model, plain = (build_model(a, 'none', width=1/8, seed=1) for a in (arch, arch.removesuffix('_fixup')))
+    count = {kind: sum(type(m) is kind for m in model.modules()) for kind in (Shift, Scale)}
+    assert count == {Shift: shifts, Scale: scales}
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters()) + shifts + scales
+
+
+@pytest.mark.parametrize('arch, L, m', [('resnet18_fixup', 8, 2), ('resnet50_fixup', 16, 3)])
+def test_fixup_starts_as_its_paper_says(arch, L, m):
+    model, plain = (build_model(a, 'none', width=1/4, seed=1) for a in (arch, arch.removesuffix('_fixup')))
+    blocks, others = ([b for b in net.modules() if isinstance(b, Residual)] for net in (model, plain))
+    assert len(blocks) == L
+    for block, other in zip(blocks, others):
+        *first, last = [convs_of(layer)[0].weight for layer in block.branch]
+        assert last.eq(0).all() and len(first) == m - 1
+        for w, layer in zip(first, other.branch): torch.testing.assert_close(w, layer[0].weight * L ** (-1 / (2 * m - 2)))
+        x = torch.rand(2, convs_of(block.branch[0])[0].in_channels, 8, 8)
+        assert block.branch(x).eq(0).all()                                     # a branch adds nothing at first
+    assert model.head[-1].weight.eq(0).all() and model.head[-1].bias.eq(0).all()
+    for scalar in (s for s in model.modules() if isinstance(s, Scalar)): assert scalar.value == (1 if type(scalar) is Scale else 0)
+    shortcuts = [(convs_of(b.shortcut)[0].weight, convs_of(o.shortcut)[0].weight) for b, o in zip(blocks, others) if convs_of(b.shortcut)]
+    assert len(shortcuts) == (3 if L == 8 else 4) and all(a.equal(b) for a, b in shortcuts)
+
+
+def test_every_scalar_of_fixup_is_used_where_it_stands():
+    model = build_model('resnet18_fixup', 'none', width=1/8, seed=0).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 4 and p.eq(0).all() or p.ndim == 2: p.normal_(0, .1)     # away from the start, where gradients are zero
+    model(torch.rand(2, 3, 32, 32).double()).square().sum().backward()
+    assert all(s.stored.grad.abs() > 0 for s in model.modules() if isinstance(s, Scalar))
+
+
+def test_a_scalar_learns_a_tenth_as_fast():
+    for scalar, gradient in ((Shift(), 1.), (Scale(), .5)):
+        before = scalar.value.item()
+        scalar(torch.full((3, 2), .5)).mean().backward()                        # d/db = 1, d/ds = mean of x
+        torch.optim.SGD(scalar.parameters(), lr=.4).step()
+        assert scalar.value.item() - before == pytest.approx(-SLOW * .4 * gradient, rel=1e-5)
+
+
+def test_a_fresh_control_can_be_attacked_and_has_no_ligs():
+    model, x = build_model('resnet18_fixup', 'none', width=1/16, seed=0), torch.rand(3, 3, 32, 32)
+    y = torch.tensor([0, 1, 2])
+    assert Attack('l2', 1., 'ce', steps=2, step_size=.5)(model, x, y).isfinite().all()
+    assert ligs(model, x, y, sigma=.01).isnan().all()                           # a zero classifier has no gradient
+
+
+def test_standardised_weights_have_the_moments_that_are_claimed():
+    torch.manual_seed(0)
+    standard, w = StandardWeights(6), torch.randn(6, 4, 3, 3, dtype=torch.float64)
+    v = standard(w)
+    torch.testing.assert_close(v.mean((1, 2, 3)), torch.zeros(6, dtype=torch.float64))
+    z = torch.randn(10**6, dtype=torch.float64).relu()
+    torch.testing.assert_close(v.var((1, 2, 3), correction=0) * 36 * z.var(), torch.ones(6, dtype=torch.float64), rtol=.01, atol=0)
+    torch.testing.assert_close(standard(3 * w - 2), v)
+    with torch.no_grad(): standard.gain[2] = 5.
+    torch.testing.assert_close(standard(w)[2], 5 * v[2])
+
+
+def test_every_convolution_of_a_normaliser_free_network_is_standardised():
+    model = build_model('vgg11_nf', 'none', width=1/8, seed=0)
+    for conv in convs_of(model):
+        assert conv.weight.mean((1, 2, 3)).abs().max() < 1e-6 and conv.bias is not None
+    for conv in convs_of(model): conv.parametrizations.weight.original.data.mul_(3)
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), build_model('vgg11_nf', 'none', width=1/8, seed=0)(x))
+
+
+@pytest.mark.parametrize('arch', ['resnet18_fixup', 'vgg11_nf'])
+def test_a_trained_control_comes_back_from_its_file(arch, tmp_path):
+    model = build_model(arch, 'none', width=1/8, seed=0)
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(.01 * torch.randn_like(p))
+    save_model(model.eval(), tmp_path / 'net.safetensors')
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_model(tmp_path / 'net.safetensors')(x), model(x)) and model(x).std() > 0
+
+
+@pytest.mark.parametrize('arch', ['resnet18_fixup', 'vgg11_nf'])
+def test_a_control_learns_a_handful_of_images(arch):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.rand(16, 3, 16, 16, generator=g), torch.randint(10, (16,), generator=g)
+    model = build_model(arch, 'none', width=1/8, seed=0)
+    opt = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(x), y)
+        opt.zero_grad(); loss.backward(); opt.step()
+    assert loss < .5
