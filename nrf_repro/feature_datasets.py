@@ -8,14 +8,14 @@ __all__ = ['SETS', 'ELSEWHERE', 'READ_BY_EYE', 'SHOWN', 'WAYS', 'approach', 'Rep
            'draw_triptychs', 'draw_label', 'Kind', 'routes', 'with_statistics_of', 'has_bn', 'made_set', 'stored_set',
            'make', 'learned', 'share_right', 'clean_rows', 'attack_rows', 'set_rows', 'sweep_rows', 'swept',
            'measure_features', 'check_settings', 'show_mean', 'show_effect', 'show_side', 'show_ways', 'show_learned',
-           'show_sets', 'show_rand_reading', 'show_rate_reading', 'show_conflict_reading', 'draw_lines', 'draw_looks',
-           'draw_rates', 'draw_pushes', 'show_features', 'show_sweeps']
+           'show_sets', 'show_rand_reading', 'show_rate_reading', 'show_conflict_reading', 'draw_lines', 'draw_ticks',
+           'draw_looks', 'draw_rates', 'draw_pushes', 'show_features', 'show_sweeps']
 
-# %% ../nbs/12_feature_datasets.ipynb #0115e02e
+# %% ../nbs/12_feature_datasets.ipynb #4df47845
 import hashlib
 import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ from .models import save_whole
 from .results import paired_effect, t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
-from .training import correct
+from .training import Recipe, correct
 
 # %% ../nbs/12_feature_datasets.ipynb #9f0fbedd
 def approach(g, x, goal, steps, step_size): # g: images -> n d; x, goal: n ... in [0, 1]
@@ -164,7 +164,7 @@ def push(
 def next_labels(images): return (images.y + 1) % len(images.classes)
 def random_labels(images, seed): return torch.tensor(np.random.RandomState([seed, 1]).randint(0, len(images.classes), len(images)))
 
-# %% ../nbs/12_feature_datasets.ipynb #fb960528
+# %% ../nbs/12_feature_datasets.ipynb #8c10c5ea
 @styled
 def draw_triptychs(made, which=range(6), gain=None): # which: indices; gain: of the difference; None: to full contrast
     "Start, made image and magnified difference, a column an image; for inversions the image that was copied on top."
@@ -176,7 +176,7 @@ def draw_triptychs(made, which=range(6), gain=None): # which: indices; gain: of 
     fig = Figure(figsize=(1.15 * len(which) + .6, 1.25 * len(lines) + .5), layout='constrained')
     for axes, (name, line) in zip(fig.subplots(len(lines), len(which), squeeze=False), lines.items()):
         for ax, i, image in zip(axes, which, line):
-            ax.imshow(image.permute(1, 2, 0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
+            ax.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap='gray', vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[], title=draw_label(made, name, i)); ax.grid(False)
         axes[0].set_ylabel(name)
     return fig
@@ -302,7 +302,7 @@ def swept(run, made, cell, maker, eps, **change):
     net, fields = learned(run, made, cell, maker.norm, **change)
     yield from clean_rows(run, net, cell, 'swept_accuracy', eps=eps, **fields)
 
-# %% ../nbs/12_feature_datasets.ipynb #7135eb39
+# %% ../nbs/12_feature_datasets.ipynb #7a4b12ad
 def measure_features(run):
     "Rows of every set, and of the networks with each norm that were trained on it."
     check_settings(run.settings)
@@ -324,6 +324,7 @@ def check_settings(s):
         if name not in SETS: raise ValueError(f'makers: unknown set {name!r}; known are {", ".join(SETS)}.')
         if lost := sorted(set(norms) - set(s['norms'])): raise ValueError(f'makers of {name}: {lost[0]!r} is not among the norms of the study.')
         if name not in s['learn']: raise ValueError(f'learn: says nothing of {name}; give its lr.')
+        if unknown := sorted(set(s['learn'][name]) - {f.name for f in fields(Recipe)}): raise ValueError(f'learn, {name}: unknown key {unknown[0]!r}.')
 
 # %% ../nbs/12_feature_datasets.ipynb #3880780a
 READ_BY_EYE = {  # ResNet18 on CIFAR-10, the ends of the paper's curves: set, route -> none, BN
@@ -368,7 +369,7 @@ def show_learned(rows): # of the learners, one arch
         lines.append(line | {'Paper None / BN': f'{100 * paper[0]:.1f} / {100 * paper[1]:.1f}' if paper else ''})
     return pd.DataFrame(lines).fillna('')
 
-# %% ../nbs/12_feature_datasets.ipynb #17c0d8e0
+# %% ../nbs/12_feature_datasets.ipynb #da3433fc
 def show_sets(rows): # of the sets, one arch
     "A line for each set: what its maker and robust networks of another norm see in it."
     lines = []
@@ -376,13 +377,13 @@ def show_sets(rows): # of the sets, one arch
         def of(metric): return here[here.metric == metric]
         others = here[here.norm != target]
         fits = {f'{norm_name(n)} fits': show_mean(of('train_accuracy')[of('train_accuracy').norm == n]) for n in LOOKS if (of('train_accuracy').norm == n).any()}
-        lines.append({'Set': SHOWN[source], 'Made by': norm_name(target), 'Images': f'{int(of("moved").n.iloc[0]):,}', 'Moved, ℓ2': f'{of("moved").value.mean():.2f}',
-                      'Maker reads label': show_mean(of('maker_accuracy')),
+        lines.append({'Set': SHOWN[source], 'Made by': norm_name(target), 'Images': ', '.join(f'{n:,}' for n in sorted(set(here.n))),
+                      'Moved, ℓ2': show_mean(of('moved'), 1), 'Maker reads label': show_mean(of('maker_accuracy')),
                       'Robust judge: label': show_mean(others[others.metric == 'judged_label_accuracy']),
                       'Robust judge: start': show_mean(others[others.metric == 'judged_start_accuracy'])} | fits)
     return pd.DataFrame(lines).fillna('')
 
-# %% ../nbs/12_feature_datasets.ipynb #c6de8b7f
+# %% ../nbs/12_feature_datasets.ipynb #713682e9
 def show_rand_reading(rows): # one arch
     "Sentences on D_rand: who learns from it, and does the answer depend on statistics, maker or learning rate."
     clean = rows[(rows.source == 'd_rand') & (rows.metric == 'clean_accuracy')]
@@ -391,8 +392,10 @@ def show_rand_reading(rows): # one arch
     yield (f'D_rand, over all makers: BN − None {show_effect(apart)} points ({show_side(apart, "BN learns more", "None learns more")}); the network without norm '
            f'reaches {100 * none.mean:.1f} %, the paper reads {100 * READ_BY_EYE["d_rand", None][0]:.1f}.')
     anew = rows[(rows.source == 'd_rand') & (rows.metric == 'clean_accuracy_recomputed')].assign(metric='clean_accuracy')
-    both = paired_effect(pd.concat([clean[clean.norm == 'none'], anew]))
+    fair = pd.concat([clean[clean.norm == 'none'], anew])
+    both, kin = paired_effect(fair), fair.assign(kin=fair.norm == fair.target).groupby(['kin', 'seed']).value.mean().unstack('kin')
     yield f'With BN statistics taken anew on clean images BN − None is {show_effect(both)} ({show_side(both, "BN learns more", "None learns more")}).'
+    if kin.shape[1] == 2: yield f'Then a learner of the maker\'s norm minus one of the other: {show_effect(t_interval((kin[True] - kin[False]).dropna()))} points.'
     yield from show_rate_reading(rows[(rows.source == 'd_rand') & (rows.metric == 'swept_accuracy')])
 
 def show_rate_reading(swept):
@@ -404,13 +407,14 @@ def show_rate_reading(swept):
     yield (f'Over {swept.lr.nunique()} learning rates from {swept.lr.min():g} to {swept.lr.max():g} the best clean accuracies are '
            + ', '.join(f'{norm_name(n)} {100 * best[n]:.1f} %' for n in LOOKS if n in best) + f'; BN is ahead in {int(ahead.values.sum())} of {ahead.size} pairs of maker and rate.')
 
-# %% ../nbs/12_feature_datasets.ipynb #912c1a41
+# %% ../nbs/12_feature_datasets.ipynb #642304b3
 def show_conflict_reading(rows): # one arch
     "Sentences on which label networks follow, and whether a stronger push changes that."
     clean = rows[(rows.source == 'conflicting') & (rows.metric == 'clean_accuracy')]
     for norm in (n for n in LOOKS if (clean.norm == n).any()):
         iv = paired_effect(clean[clean.norm == norm], 'label_route', 'nrf', 'rf')
-        yield f'Conflicting, {norm_name(norm)}: NRF − RF answer {show_effect(iv)} points: follows {show_side(iv, "the non-robust", "the robust", "neither clearly the")} feature.'
+        side = show_side(iv, 'follows the non-robust feature', 'follows the robust feature', 'neither clearly')
+        yield f'Conflicting, {norm_name(norm)}: NRF − RF answer {show_effect(iv)} points ({side}).'
     swept = rows[(rows.source == 'conflicting') & rows.metric.str.startswith('swept_accuracy')]
     if swept.eps.nunique() < 2: return
     mean = swept[swept.eps == swept.eps.max()].groupby(['metric', 'norm', 'label_route']).value.mean().unstack('label_route')
@@ -418,7 +422,7 @@ def show_conflict_reading(rows): # one arch
             for (m, n), v in mean.iterrows()]
     yield f'At the strongest push, eps {swept.eps.max():g}, % right: {"; ".join(said)}.'
 
-# %% ../nbs/12_feature_datasets.ipynb #78a4b263
+# %% ../nbs/12_feature_datasets.ipynb #4b9ee1fe
 def draw_lines(ax, rows, by, looks): # looks: (metric, norm) -> name and look
     "Mean over seeds and its interval against `by`, in per cent."
     for (metric, norm), (name, look) in looks.items():
@@ -428,12 +432,17 @@ def draw_lines(ax, rows, by, looks): # looks: (metric, norm) -> name and look
         ax.plot(points.x, 100 * points['mean'], label=name, **look)
         ax.fill_between(points.x, 100 * points.low, 100 * points.high, color=look['color'], alpha=.15, linewidth=0)
 
+def draw_ticks(ax, values):
+    "A tick for each value that was measured."
+    ax.set_xticks(sorted(values.unique()), [f'{v:g}' for v in sorted(values.unique())])
+    ax.set_xticks([], minor=True)
+
 def draw_looks(rows):
     "A line for each norm, and a hollow one for BN with statistics anew."
     norms = {('swept_accuracy', n): (norm_name(n), LOOKS[n]) for n in LOOKS if (rows.norm == n).any()}
     return norms | {('swept_accuracy_recomputed', 'bn'): ('BN, statistics anew', LOOKS['bn'] | dict(linestyle=':', markerfacecolor='white'))}
 
-# %% ../nbs/12_feature_datasets.ipynb #c5c7d9ef
+# %% ../nbs/12_feature_datasets.ipynb #d69d513f
 @styled
 def draw_rates(rows): # swept D_rand, one arch
     "Clean accuracy after D_rand against the learning rate, a panel for each maker."
@@ -442,6 +451,7 @@ def draw_rates(rows): # swept D_rand, one arch
     for ax, target in zip(fig.subplots(1, len(targets), squeeze=False, sharey=True)[0], targets):
         draw_lines(ax, rows[rows.target == target], 'lr', draw_looks(rows))
         ax.set(title=f'D_rand made by {norm_name(target)}', xlabel='learning rate', ylim=(0, 100), xscale='log')
+        draw_ticks(ax, rows.lr)
     fig.axes[0].set_ylabel('clean accuracy, %')
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     return fig
@@ -455,6 +465,7 @@ def draw_pushes(rows): # swept conflicting, one arch
         for ax, way in zip(axes, ('rf', 'nrf')):
             draw_lines(ax, rows[(rows.target == target) & (rows.label_route == way)], 'eps', draw_looks(rows))
             ax.set(title=f'Made by {norm_name(target)}: follows the {way.upper()}', xlabel='eps of the push', ylim=(-2, 100))
+            draw_ticks(ax, rows.eps)
         axes[0].set_ylabel('share of test images, %')
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     return fig
