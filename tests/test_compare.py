@@ -142,3 +142,25 @@ def test_comparing_needs_no_torch():
 def test_measurements_compare_by_their_rows():
     class Measured: name, rows = 'net', frame([one(.5)])
     assert c.side(Measured()).name == 'net' and isinstance(c.compare(Measured(), Measured()), pd.DataFrame)
+
+
+# --- in a browser ---
+
+@pytest.fixture(scope='module')
+def page_url(rows, tmp_path_factory):
+    "Verdicts that changed, differences with and without an interval, measurements on one side alone."
+    worse = rows.assign(value=(rows.value - .1 - .001 * rows.seed.astype(float)).clip(0, 1), source_hash='b')
+    b = worse[~((worse.norm == 'gn') & (worse.metric == 'ligs'))]
+    return c.render_compare(rows, b, tmp_path_factory.mktemp('compare') / 'page.html', claims=CLAIMS, names=('old', 'new')).as_uri()
+
+
+@pytest.mark.parametrize('width', [1280, 390, 320])
+def test_page_fits(opened, width): assert opened(width).evaluate('document.documentElement.scrollWidth') <= width
+
+
+@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'light')])
+def test_page_is_legible(opened, faint_of, width, scheme): assert not faint_of(opened(width, color_scheme=scheme))
+
+
+@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'dark')])
+def test_no_serious_accessibility_fault(faults_of, opened, width, scheme): assert not faults_of(opened(width, color_scheme=scheme))

@@ -1,9 +1,7 @@
 """The living figures: what is recorded is what the attack does, and the page in a real browser says the same as the record."""
 import base64
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,8 +18,6 @@ from nrf_repro.data import Images
 from nrf_repro.results import frame, make_row
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = os.environ.get('NRF_CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-ARGS = ['--no-sandbox', '--headless=new', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--no-first-run']
 ATTACK = Attack('l2', .5, 'ce', steps=10, step_size=.125)
 
 
@@ -130,38 +126,10 @@ def test_template_takes_its_parameters():
 # --- in a browser ---
 
 @pytest.fixture(scope='module')
-def browser():
-    if not CHROMIUM: pytest.skip('no chromium: install it (Debian: apt-get install chromium) or name it in NRF_CHROMIUM to test the page in a browser')
-    api = pytest.importorskip('playwright.sync_api', reason='no playwright: pip install playwright to test the page in a browser')
-    with api.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope='module')
 def page_url(data, tmp_path_factory):
     path = tmp_path_factory.mktemp('living') / 'living.html'
     path.write_text(living.living_html(data, standalone='Living figures'), encoding='utf-8')
     return path.as_uri()
-
-
-@pytest.fixture
-def opened(browser, page_url):
-    "A function that opens the page; afterwards nothing may have gone wrong."
-    seen, contexts = [], []
-
-    def visit(width=1280, **more):
-        contexts.append(context := browser.new_context(viewport=dict(width=width, height=800), **more))
-        page = context.new_page()
-        page.on('console', lambda m: seen.append(m.text) if m.type in ('error', 'warning') else None)
-        page.on('pageerror', lambda e: seen.append(str(e)))
-        page.on('request', lambda r: seen.append(f'asked for {r.url}') if not r.url.startswith(('data:', page_url)) else None)
-        page.goto(page_url)
-        return page
-    yield visit
-    for context in contexts: context.close()
-    assert not seen
 
 
 def column(page, m):
@@ -244,21 +212,14 @@ def test_without_script_the_same_picture_stands_still(opened, recorded):
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_contrast_names_and_focus(opened, scheme):
+def test_contrast_names_and_focus(opened, faint_of, scheme):
     page = opened(color_scheme=scheme)
-    poor = page.evaluate(r'''() => {
-      const rgb = s => (s.match(/[\d.]+/g) || []).map(Number);
-      const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-      const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
-      return [...document.querySelectorAll('body *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()) && e.getClientRects().length
-          && !['SCRIPT', 'STYLE', 'OPTION'].includes(e.tagName)).map(e => {
-        const style = getComputedStyle(e), a = light(rgb(e instanceof SVGElement ? style.fill : style.color)), b = light(behind(e));
-        return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.tagName, e.textContent.slice(0, 40)];
-      }).filter(([ratio]) => ratio < 4.5);
-    }''')
-    assert not poor
+    assert not faint_of(page)
     assert page.evaluate('[...document.querySelectorAll("input, select")].every(e => e.labels.length && (e.labels[0].textContent.trim() || e.labels[0].querySelector("img").alt))')
     assert page.evaluate('[...document.querySelectorAll("svg[role=img], canvas")].every(s => s.getAttribute("aria-label").length > 10)')
     page.keyboard.press('Tab')
     assert page.evaluate('getComputedStyle(document.querySelector("input[type=radio]:focus + img")).outlineStyle') == 'solid'
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_no_serious_accessibility_fault(faults_of, opened, scheme): assert not faults_of(opened(color_scheme=scheme))

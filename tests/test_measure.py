@@ -247,3 +247,23 @@ def test_command_line_on_a_model_of_ours(tmp_path, capsys):
     assert '✗ look' in capsys.readouterr().out and (tmp_path / 'page.html').is_file()
     rows = read_rows(tmp_path / 'rows.jsonl')
     assert set(rows.arch) == {'net'} and rows.eps.dropna().isin([1, 8 / 255, .5, 16]).all()
+
+
+# --- in a browser ---
+
+@pytest.fixture(scope='module')
+def page_url(images, tmp_path_factory):
+    "A model that fails some checks."
+    return measured(Rounded(Linear()), images).to_html(tmp_path_factory.mktemp('measure') / 'page.html').as_uri()
+
+
+@pytest.mark.parametrize('width', [1280, 390, 320])
+def test_page_fits(opened, width): assert opened(width).evaluate('document.documentElement.scrollWidth') <= width
+
+
+@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'light')])
+def test_page_is_legible(opened, faint_of, width, scheme): assert not faint_of(opened(width, color_scheme=scheme))
+
+
+@pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'dark')])
+def test_no_serious_accessibility_fault(faults_of, opened, width, scheme): assert not faults_of(opened(width, color_scheme=scheme))
