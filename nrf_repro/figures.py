@@ -208,7 +208,7 @@ def eps_curves(rows,       # of `eps_rows`' kind, one network
     fig.axes[-1].legend()
     return fig
 
-# %% ../nbs/21_figures.ipynb #797a5a9d
+# %% ../nbs/21_figures.ipynb #ea1edb3e
 def course(rows, # history of one network
            norm):
     "Mean clean and robust accuracy after each epoch that was looked at."
@@ -231,11 +231,10 @@ def clean_robust(rows): # of one profile
     return fig
 
 def path(ax, c, norm): # of `course`
-    "The pairs as a line; the last one large, with its epoch."
-    ax.plot(100 * c.clean, 100 * c.robust, label=norm_name(norm), **LOOKS[norm] | dict(markersize=4))
-    if len(c):
-        ax.plot(100 * c.clean.iloc[-1], 100 * c.robust.iloc[-1], marker=LOOKS[norm]['marker'], color=LOOKS[norm]['color'], markersize=9)
-        ax.annotate(f'epoch {c.index[-1]}', (100 * c.clean.iloc[-1], 100 * c.robust.iloc[-1]), xytext=(-6, 8), textcoords='offset points', ha='right')
+    "The pairs as a line; the last one large."
+    if not len(c): return
+    ax.plot(100 * c.clean, 100 * c.robust, label=f'{norm_name(norm)}, epochs {c.index[0]} to {c.index[-1]}', **LOOKS[norm] | dict(markersize=4))
+    ax.plot(100 * c.clean.iloc[-1], 100 * c.robust.iloc[-1], marker=LOOKS[norm]['marker'], color=LOOKS[norm]['color'], markersize=9)
 
 # %% ../nbs/21_figures.ipynb #39a53cf9
 def svg_text(fig):
