@@ -6,19 +6,22 @@
 __all__ = ['META', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves', 'range_text', 'reading_1', 'reading_2', 'reading_3', 'reading_effects',
            'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds', 'words', 'data_text', 'network_texts',
            'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download', 'downloads', 'trend_parts',
-           'effect_part', 'curve_parts', 'figure_parts', 'study_parts', 'tally', 'all_tables', 'table_parts',
-           'small_tables', 'more_figures', 'page', 'source_text', 'linked', 'render']
+           'effect_part', 'curve_parts', 'reading_against', 'against_parts', 'figure_parts', 'study_parts', 'tally',
+           'all_tables', 'table_parts', 'small_tables', 'more_figures', 'hangs_on', 'page', 'source_text', 'linked',
+           'render']
 
-# %% ../nbs/22_report.ipynb #51aaeac8
+# %% ../nbs/22_report.ipynb #1c07134a
 import gzip
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from . import tables
 from .results import FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, typed, write_whole
+from .sensitivity import all_cells, reading, reading_cells, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)
 
@@ -208,13 +211,13 @@ def download(name, text, mime, limit=1_000_000): # bytes above which the file is
     if len(data) > limit: name, data, mime = f'{name}.gz', gzip.compress(data, mtime=0), 'application/gzip'
     return dict(name=name, href=data_uri(data, mime), size=f'{max(1, round(len(data) / 1e3))} kB')
 
-# %% ../nbs/22_report.ipynb #6af12dc0
+# %% ../nbs/22_report.ipynb #633a8678
 def downloads(rows, frames): # frames: name -> (frame of strings, caption)
     "The rows as CSV and JSON lines, each table as Markdown and LaTeX."
     files = dict(rows=[download('rows.csv', rows.to_csv(index=False), 'text/csv'),
                        download('rows.jsonl', jsonl(rows), 'application/x-ndjson')])
     for name, (frame, caption) in frames.items():
-        files[name] = [download(f'{name}.md', tables.to_markdown(frame), 'text/markdown'),
+        files[name] = [download(f'{name}.md', tables.to_markdown(frame, caption), 'text/markdown'),
                        download(f'{name}.tex', tables.to_latex(frame, caption, f'tab:{name}'), 'application/x-tex')]
     return files
 
@@ -231,13 +234,13 @@ def trend_parts(rows): # of one profile
         title = f'Figure 3: training, {name_of(part, regime=False)}'
         yield _part('figure-3', figure_3(part), title, caption(part), list(reading_3(part)))
 
-# %% ../nbs/22_report.ipynb #c0df0956
-def effect_part(rows, cells): # rows of the final evaluation, cells of table 1
+# %% ../nbs/22_report.ipynb #dcf2d752
+def effect_part(rows, cells): # rows of the final evaluation, cells of `all_cells`
     "The forest of effects."
     from nrf_repro.figures import caption, forest
-    about = 'Filled: the 95 % interval of the paired differences leaves zero out. Crosses: the paper. '
-    drawn = rows[rows.norm.isin(['none', 'bn'])]
-    return _part('effects', forest(cells), 'Effects of BN', about + caption(drawn), reading_effects(cells))
+    about = ('Filled: the 95 % interval of the paired differences leaves zero out. Crosses: the paper. Right: the probability, given the seeds, '
+             'that the norm has the lower value. ')
+    return _part('effects', forest(cells), 'Every cell: each norm against none', about + caption(rows), [*reading_effects(cells), *reading_cells(cells)])
 
 def curve_parts(rows): # of the final evaluation
     "Robust accuracy against eps, for each network that was attacked at three eps or more."
@@ -246,11 +249,29 @@ def curve_parts(rows): # of the final evaluation
         title = f'Robust accuracy against eps, {name_of(part)}'
         if fig := eps_curves(part): yield _part('eps', fig, title, caption(eps_rows(part)))
 
-def figure_parts(rows, cells): # rows of one profile, cells of table 1
+def reading_against(rows): # history of one network
+    "Robust accuracy of both where their clean accuracy is the same: the highest that both reach."
+    from nrf_repro.figures import course
+    none, bn = (course(rows, norm).sort_values('clean') for norm in ('none', 'bn'))
+    if not len(none) or not len(bn): return []
+    here = min(none.clean.max(), bn.clean.max())
+    levels = [number(np.interp(here, c.clean, c.robust), 'clean') for c in (none, bn)]
+    return [f'{name_of(rows, regime=False)}: at {number(here, "clean")} % clean accuracy, the highest that both reach, {levels[0]} % without norm '
+            f'and {levels[1]} % with BN are right under attack (between epochs interpolated).']
+
+def against_parts(rows): # of one profile
+    "Robust against clean accuracy along the training."
+    from nrf_repro.figures import caption, clean_robust
+    past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
+    if fig := clean_robust(past):
+        said = [line for _, part in past.groupby(['dataset', 'arch', 'width'], dropna=False) for line in reading_against(part)]
+        yield _part('against', fig, 'Robust against clean accuracy', 'Means over seeds, epoch by epoch. ' + caption(past[past.metric == 'robust_accuracy']), said)
+
+def figure_parts(rows, cells): # rows of one profile, cells of `all_cells`
     "Id, figure, title, caption, reading and alternative text of each figure for which there are rows."
     final = rows[(rows.experiment == 'final') & (rows.regime == 'standard')]
     effects = [effect_part(final, cells)] if cells[cells.base.notna()].value.notna().any() else []
-    return [*trend_parts(rows), *effects, *curve_parts(final)]
+    return [*effects, *trend_parts(rows), *against_parts(rows), *curve_parts(final)]
 
 # %% ../nbs/22_report.ipynb #40ccf7b8
 def study_parts(rows): # of one profile
@@ -316,21 +337,29 @@ def more_figures(given): # of meta['figures']
         yield dict(id=f'more-{i}', title=f['title'], caption=f.get('caption', ''), alt=f.get('alt') or f['title'],
                    src=data_uri(data, mime))
 
-# %% ../nbs/22_report.ipynb #1b10db1c
+# %% ../nbs/22_report.ipynb #977693cb
+def hangs_on(rows, claims, verdicts, paper): # rows of one profile
+    "The sensitivity of the verdicts: a reading and a table."
+    found = sensitivity(claims, rows, paper)
+    frame = sensitivity_table(found, claims, verdicts)
+    about = 'The same rules on fewer rows, and on one attack at a time; the range of the effects in brackets.'
+    return dict(reading=reading(found), html=tables.plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
+
+# %% ../nbs/22_report.ipynb #a7883758
 def page(rows, claims, profile, paper, meta):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.figures import inline_svg
     warnings, rows = warnings_of(rows, profile), of_profile(rows, profile)
     verdicts, found = decide(claims, rows, paper), all_tables(rows, paper, claims)
     frames = dict(verdicts=(tables.verdict_table(verdicts, claims), f'Verdicts of profile {profile}'))
-    files = downloads(rows, frames | {id: (tables.wide(cells), caption) for id, (cells, caption) in found.items()})
-    drawn = figure_parts(rows, found['table-1'][0] if 'table-1' in found else table_1(rows.iloc[:0]))
-    drawn += study_parts(rows)
+    files = downloads(rows, frames | {id: (tables.wide(cells), f'{caption} {tables.notes_text(cells)}'.strip()) for id, (cells, caption) in found.items()})
+    drawn = figure_parts(rows, all_cells(rows, paper, claims.get('C1'))) + study_parts(rows)
     for i, p in enumerate(drawn): p |= dict(id=f'{p["id"]}-{i}') | (dict(svg=inline_svg(p['fig'], p['alt'], f'f{i}')) if p['fig'] else {})
     rule = 'Each claim of the paper, decided by a rule that was fixed before the rows existed.'
     return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
-                tables=list(table_parts(found, files)), figures=drawn, more=list(more_figures(meta['figures'] or [])),
+                hangs=hangs_on(rows, claims, verdicts, paper), forest=[p for p in drawn if p['id'].startswith('effects')],
+                tables=list(table_parts(found, files)), figures=[p for p in drawn if not p['id'].startswith('effects')], more=list(more_figures(meta['figures'] or [])),
                 gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta), living=meta['living']) | small_tables(rows, paper)
 
 # %% ../nbs/22_report.ipynb #05bc8696
