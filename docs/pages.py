@@ -20,7 +20,7 @@ claim. It opens from a disk, offline.
 
 Their rules are in [claims.yaml]({url}/reports/claims.yaml), written before any row was measured.
 
-| | claim | in a sentence |
+| no. | claim | in a sentence |
 | --- | --- | --- |
 {claims}
 """

@@ -87,9 +87,11 @@ def table(docs, nodes):
     said = {name: d.docment for name, d in docs.items() if name not in ('self', 'return')}
     if not any(said.values()) and not (docs.get('return') and docs['return'].docment): return ''
     def words(text): return safe(' '.join((text or '').split()))
-    rows = [f'| `{name}` | {code(nodes.get(name))} | {words(text)} |' for name, text in said.items()]
-    if 'return' in docs and docs['return'].docment: rows.append(f'| *returns* |  | {words(docs["return"].docment)} |')
-    return '\n'.join(['| | default | |', '| --- | --- | --- |', *rows])
+    rows = [(f'`{name}`', code(nodes.get(name)), words(text)) for name, text in said.items()]
+    if 'return' in docs and docs['return'].docment: rows.append(('*returns*', '', words(docs['return'].docment)))
+    rows = [('parameter', 'default', 'what it is'), ('---',) * 3, *rows]
+    if not any(default for _, default, _ in rows[2:]): rows = [(name, what) for name, _, what in rows]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def code(text): return f'`{text}`'.replace('|', r'\|') if text else ''
@@ -173,9 +175,10 @@ def command_line(page):
     "What `nrf-repro --help` says, before the reference of the module `cli`."
     if not page: return None
     from nrf_repro.cli import parser
-    words = parser()
-    subs = next(a for a in words._actions if hasattr(a, 'choices') and isinstance(a.choices, dict)).choices
-    helps = [f'```text\n{p.format_help().strip()}\n```' for p in (words, *subs.values())]
+    def commands_of(words): return next(a for a in words._actions if isinstance(getattr(a, 'choices', None), dict)).choices
+    subs = commands_of(parser())
+    whole = (parser(), *(commands_of(parser(name))[name] for name in subs))     # a command knows its own words once it is meant
+    helps = [f'```text\n{p.format_help().strip()}\n```' for p in whole]
     heads = ['## The command', *(f'## nrf-repro {name}' for name in subs)]
     title, rest = page.split('\n\n', 1)
     commands = '\n\n'.join(f'{h}\n\n{t}' for h, t in zip(heads, helps))

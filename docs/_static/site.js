@@ -11,10 +11,20 @@ function setFormulas() {
 // What is wider than the page scrolls by itself, also by the keyboard.
 function letScroll() {
   for (const e of document.querySelectorAll('span.tex'))
-    e.classList.toggle('wide', e.firstChild.getBoundingClientRect().width > e.parentElement.clientWidth);
+    e.classList.toggle('wide', e.firstChild.getBoundingClientRect().width > e.closest('p, li, td, th, dd, figcaption, h1, h2, h3, div').clientWidth);
   for (const e of document.querySelectorAll('.tex, div.cell_output .output, div.cell_output pre, div.highlight pre'))
     if (e.scrollWidth > e.clientWidth && !e.hasAttribute('tabindex')) e.tabIndex = 0;
 }
 
-document.addEventListener('DOMContentLoaded', () => { setFormulas(); letScroll(); });
+// What can be read on a button or a fold is its name; the theme's labels say less.
+function nameByWords() {
+  for (const e of document.querySelectorAll('details.hide > summary[aria-label], .search-button-field[aria-label]')) e.removeAttribute('aria-label');
+}
+
+// The page's contents, opened over the page, go when one was chosen.
+function closeContents() {
+  document.getElementById('pst-secondary-sidebar-modal')?.addEventListener('click', e => e.target.closest('a[href^="#"]') && e.currentTarget.close());
+}
+
+document.addEventListener('DOMContentLoaded', () => { nameByWords(); closeContents(); setFormulas(); letScroll(); });
 window.addEventListener('resize', letScroll);
