@@ -27,7 +27,7 @@ CHECKS = {
     'large ball': Limit('robust_accuracy', .05, '{value} withstand a ball in which any image can turn grey'),
     'zero gradient': Limit('zero_gradient', .01, '{value} give no gradient to climb')}
 
-# %% ../nbs/27_checks.ipynb #faded0d6
+# %% ../nbs/27_checks.ipynb #ef1e41b1
 NETWORK = ['dataset', 'arch', 'width', 'regime', 'norm']
 
 def judged(rows): # of `read_rows`
@@ -38,10 +38,10 @@ def judged(rows): # of `read_rows`
     found = rows.groupby(by, dropna=False, sort=False).agg(value=('value', 'mean'), attack=('attack', 'first'), n=('n', 'min'),
         steps=('steps', 'first'), draws=('draws', 'first'), seeds=('seed', 'nunique')).reset_index()
     found['most'] = [CHECKS[check].most for check in found.source]
-    found['verdict'] = (found.value > found.most).map({True: 'fails', False: 'passes'}).where(found.value.notna(), 'open')
+    found['verdict'] = (found.value > found.most + 1e-9).map({True: 'fails', False: 'passes'}).where(found.value.notna(), 'open')
     return found.rename(columns=dict(source='check'))
 
-# %% ../nbs/27_checks.ipynb #21122280
+# %% ../nbs/27_checks.ipynb #1e649111
 def reason(line, # of `judged`
            names={}): # attack -> how to call it
     "A failed check in words."
@@ -56,6 +56,7 @@ def doubts(rows,      # of `read_rows`
     for key, net in judged(rows).groupby(NETWORK, dropna=False, sort=False):
         for attack in net.target.dropna().unique():
             mine = net[(net.target == attack) | net.target.isna()]
-            failed = [reason(line, names) for line in mine[mine.verdict == 'fails'].itertuples()]
+            order = mine.check.map(list(CHECKS).index).sort_values(kind='stable').index
+            failed = [reason(line, names) for line in mine.loc[order].itertuples() if line.verdict == 'fails']
             found[(*map(str, key), attack)] = '; '.join(failed)
     return found
