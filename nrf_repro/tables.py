@@ -19,7 +19,7 @@ from functools import cache
 import pandas as pd
 
 from .checks import doubts
-from .results import NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note, probability_below, t_interval, wilson
+from .results import CONTROLS, NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note, probability_below, t_interval, wilson
 
 # %% ../nbs/20_tables.ipynb #495acd9b
 MADE_UP = {'none': (.975, .82, .80), 'bn': (.988, .58, .60), 'in': (.96, .72, .72),  # clean, PGD l2, LIGS
@@ -136,6 +136,7 @@ def grid_of(rows, norms, columns, base):
     lines = pd.DataFrame(lines, columns=['norm', 'base'], dtype=object)
     eps = rows.drop_duplicates(['dataset', 'column'])[['dataset', 'column', 'eps']]
     grid = networks.merge(lines, how='cross').merge(pd.DataFrame(dict(column=list(columns))), how='cross')
+    grid = grid[grid.norm.eq('none') | ~grid.arch.isin(CONTROLS)]  # what is made to do without norm lacks none
     return grid.merge(eps, on=['dataset', 'column'], how='left')
 
 # %% ../nbs/20_tables.ipynb #adc38aba
@@ -198,7 +199,7 @@ def network_name(cell, regime=True):
 
 def name_of(lines, regime=True): return network_name(next(lines.itertuples()), regime)  # a frame about one network
 
-def arch_name(arch): return str(arch).replace('vgg', 'VGG').replace('resnet', 'ResNet').replace('fixup', 'Fixup')
+def arch_name(arch): return str(arch).replace('vgg', 'VGG').replace('resnet', 'ResNet').replace('_fixup', ' Fixup').replace('_nf', ' NF')
 def norm_name(norm): return 'None' if norm == 'none' else str(norm).upper()
 def line_name(cell): return ' − '.join(norm_name(m) for m in (cell.norm, cell.base) if isinstance(m, str))
 
