@@ -7,9 +7,9 @@ __all__ = ['NAMES', 'HEADS', 'BOUNDS_LOOKS', 'missed', 'harder', 'noisy', 'answe
            'no_gradient', 'Effort', 'Calm', 'square', 'by_gradient', 'in_ball', 'withstand', 'autoattack', 'Second',
            'Case', 'case', 'how', 'look_again', 'look_elsewhere', 'noise_ratio', 'rows_of', 'blindness', 'curves',
            'strongest', 'second_look', 'measure_adequacy', 'show_cell', 'show_checks', 'draw_bounds', 'show_strongest',
-           'show_marks', 'show_adequacy']
+           'show_marks', 'show_caption', 'show_adequacy']
 
-# %% ../nbs/10_vulnerability.ipynb #39355381
+# %% ../nbs/10_vulnerability.ipynb #1ffd5278
 import math
 import time
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from .attacks import BALLS, image_noise, input_gradient, l2_norm, prepared, robust_correct, vanished
+from .attacks import BALLS, frozen, image_noise, input_gradient, l2_norm, prepared, robust_correct, vanished
 from .checks import CHECKS, NETWORK, judged
 from .data import balanced
 from .figures import INK, LOOKS, caption, eps_curves, styled
@@ -77,16 +77,17 @@ class Effort:
         return (f'AutoAttack and Square on {self.few} images; APGD in {self.steps} steps and FAB in {self.fab} (published: 100), '
                 f'Square with {self.queries} queries (published: 5000)')
 
-# %% ../nbs/10_vulnerability.ipynb #90e862ea
+# %% ../nbs/10_vulnerability.ipynb #2a1375b5
 class Calm(nn.Module):
     "A network with its logits scaled down to ordinary size, by a power of two."
-    def __init__(self, net, x, top=5.):
+    def __init__(self, net, x, top=10.):
         super().__init__()
         with torch.no_grad(): high = net(x).abs().max().item()
         self.net, self.scale = net, 2. ** -max(0, math.ceil(math.log2(max(high, top) / top)))
+        self.train(net.training)   # torchattacks puts a model back into the mode it came in, and its parts with it
     def forward(self, x): return self.scale * self.net(x)
 
-# %% ../nbs/10_vulnerability.ipynb #c5ebf4cd
+# %% ../nbs/10_vulnerability.ipynb #2921486d
 NAMES = dict(l2='L2', linf='Linf')   # of the balls in torchattacks
 
 def square(net, ball, eps, effort, seed=0):
@@ -94,11 +95,11 @@ def square(net, ball, eps, effort, seed=0):
     from torchattacks import Square
     return Square(net, norm=NAMES[ball], eps=eps, n_queries=effort.queries, seed=seed)
 
-def by_gradient(net, ball, eps, classes, effort, seed=0):
+def by_gradient(net, x, ball, eps, classes, effort, seed=0):
     "AutoAttack's other three; the targeted margin only where there are four classes."
     import torchattacks as ta
-    common = dict(norm=NAMES[ball], eps=eps, seed=seed)
-    found = [ta.APGD(net, steps=effort.steps, **common)]
+    common, calm = dict(norm=NAMES[ball], eps=eps, seed=seed), Calm(net, x)
+    found = [ta.APGD(n, steps=effort.steps, **common) for n in ([net, calm] if calm.scale < 1 else [net])]
     if classes >= 4: found.append(ta.APGDT(net, steps=effort.steps, n_classes=classes, **common))
     return [*found, ta.FAB(net, steps=effort.fab, n_classes=classes, multi_targeted=True, **common)]
 
@@ -115,10 +116,10 @@ def withstand(net, x, y, attack, ball, eps):
     fooled = ~answers(net, adv, y[ok]) & in_ball(adv - x[ok], ball, eps)
     return ok.index_put((ok.nonzero()[:, 0],), ~fooled)
 
-# %% ../nbs/10_vulnerability.ipynb #3ef228fc
+# %% ../nbs/10_vulnerability.ipynb #e845e442
 def autoattack(net, x, y, ball, eps, classes, effort, left): # left: bool n, right after Square
     "bool n: right after all four, each on what the others left."
-    for attack in by_gradient(net, ball, eps, classes, effort):
+    for attack in by_gradient(net, x, ball, eps, classes, effort):
         if left.any(): left = left.index_put((left.nonzero()[:, 0],), withstand(net, x[left], y[left], attack, ball, eps))
     return left
 
@@ -147,7 +148,7 @@ def case(net, x, y, classes, attacks, effort):
     first = {'clean': answers(net, x, y)} | {name: robust_correct(net, x, y, a) for name, a in attacks.items()}
     return Case(net, x, y, classes, attacks, first, effort)
 
-# %% ../nbs/10_vulnerability.ipynb #3a0dfa47
+# %% ../nbs/10_vulnerability.ipynb #1f680f0f
 def how(a, **more): return dict(eps=a.eps, steps=a.steps, step_size=a.step_size, reading='any') | more
 
 def look_again(c):
@@ -166,14 +167,11 @@ def look_elsewhere(c):
     few, e = (c.x[:c.effort.few], c.y[:c.effort.few]), c.effort
     for (ball, eps), names in balls.items():
         def second(check, right, **more): return Second(check, f'{check}_{ball}', dict(eps=eps, reading='any') | more, ball, tuple(names), right)
-        with prepared(c.net, c.x) as fast:
-            net = Calm(fast, c.x)
-            noise = withstand_noise(net, c.x, c.y, ball, eps, e.draws)
+        with prepared(c.net, c.x) as net:
+            yield second('noise', withstand_noise(net, c.x, c.y, ball, eps, e.draws), draws=e.draws)
             left = withstand(net, *few, square(net, ball, eps, e), ball, eps)
-            last = autoattack(net, *few, ball, eps, c.classes, e, left)
-        yield second('noise', noise, draws=e.draws)
-        yield second('square', left, steps=e.queries)
-        yield second('autoattack', last, steps=e.steps)
+            yield second('square', left, steps=e.queries)
+            yield second('autoattack', autoattack(net, *few, ball, eps, c.classes, e, left), steps=e.steps)
 
 # %% ../nbs/10_vulnerability.ipynb #7e5312eb
 def noise_ratio(clean, first, second, least=.02): # bool m each; least: share of images
@@ -206,7 +204,7 @@ def curves(c):
             b = replace(a, eps=k * a.eps, step_size=k * a.step_size, steps=2 * a.steps)
             yield dict(metric='robust_accuracy', value=robust_correct(c.net, c.x, c.y, b).double().mean().item(), source='eps', attack=name, n=len(c.y), **how(b))
 
-# %% ../nbs/10_vulnerability.ipynb #1489d8e4
+# %% ../nbs/10_vulnerability.ipynb #a2fb07af
 def strongest(c, seconds):
     "Per ball, the few images that withstand every attack."
     for ball in dict.fromkeys(a.ball for a in c.attacks.values()):
@@ -217,16 +215,16 @@ def strongest(c, seconds):
 
 def second_look(net, x, y, classes, attacks, effort):
     "Every row of one network, as dicts of fields."
-    c = case(net, x, y, classes, attacks, effort)
-    yield dict(metric='clean_accuracy', value=c.first['clean'].double().mean().item(), n=len(y))
-    for name, a in attacks.items():
-        yield dict(metric='robust_accuracy', value=c.first[name].double().mean().item(), source='table', attack=name, n=len(y), **how(a))
-    seconds = []
-    for look in (look_again, look_elsewhere):
-        for s in look(c):
-            seconds.append(s)
-            yield from rows_of(s, c.first)
-    for more in (blindness(c), curves(c), strongest(c, seconds)): yield from more
+    with frozen(net):
+        c, seconds = case(net, x, y, classes, attacks, effort), []
+        yield dict(metric='clean_accuracy', value=c.first['clean'].double().mean().item(), n=len(y))
+        for name, a in attacks.items():
+            yield dict(metric='robust_accuracy', value=c.first[name].double().mean().item(), source='table', attack=name, n=len(y), **how(a))
+        for look in (look_again, look_elsewhere):
+            for s in look(c):
+                seconds.append(s)
+                yield from rows_of(s, c.first)
+        for more in (blindness(c), curves(c), strongest(c, seconds)): yield from more
 
 # %% ../nbs/10_vulnerability.ipynb #a2885f22
 def measure_adequacy(run):
@@ -242,27 +240,25 @@ def measure_adequacy(run):
             yield run.row(cell=cell, epoch=run.recipe(cell).epochs, seconds=now - start, **fields)
             start = now
 
-# %% ../nbs/10_vulnerability.ipynb #d023ea10
+# %% ../nbs/10_vulnerability.ipynb #beba95b2
 HEADS = {'more steps': 'More steps', 'restarts': 'Restarts', 'two losses': 'Other loss', 'autoattack': 'AutoAttack', 'square': 'Square',
-         'noise': 'Noise', 'large ball': 'Large ball', 'zero gradient': 'Zero gradient'}
+         'noise': 'Noise', 'large ball': 'Large ball', 'zero gradient': 'No gradient'}
 
 def show_cell(lines): # of `judged`, at most one
     "Its value in per cent, with a mark if it fails."
     if not len(lines) or pd.isna(lines.value.iloc[0]): return 'open'
     return f'{100 * lines.value.iloc[0]:.1f}' + ' ⚠' * (lines.verdict.iloc[0] == 'fails')
 
-def show_checks(rows):
+def show_checks(rows): # of one network
     "The table of all checks as a frame of strings."
-    first, lines = rows[rows.source == 'table'], []
-    for key, net in judged(rows).groupby(NETWORK, dropna=False, sort=False):
-        for attack in net.target.dropna().unique():
-            mine = net[(net.target == attack) | net.target.isna()]
-            here = first[(first.attack == attack) & (first[NETWORK].astype(str).agg(tuple, axis=1) == tuple(map(str, key)))]
-            lines.append([name_of(net), norm_name(key[-1]), COLUMNS.get(attack, attack), number(here.value.mean(), 'clean'),
-                          *(show_cell(mine[mine.check == check]) for check in HEADS)])
-    return pd.DataFrame(lines, columns=['Network', 'Norm', 'Attack', 'Table', *HEADS.values()])
+    j, first, lines = judged(rows), rows[rows.source == 'table'], []
+    for norm, attack in ((m, a) for m in LOOKS for a in COLUMNS if ((first.norm == m) & (first.attack == a)).any()):
+        mine = j[(j.norm == norm) & ((j.target == attack) | j.target.isna())]
+        here = first[(first.norm == norm) & (first.attack == attack)].value.mean()
+        lines.append([f'{norm_name(norm)}, {COLUMNS[attack]}', number(here, 'clean'), *(show_cell(mine[mine.check == check]) for check in HEADS)])
+    return pd.DataFrame(lines, columns=['Norm, attack', 'Table', *HEADS.values()])
 
-# %% ../nbs/10_vulnerability.ipynb #ec5c055e
+# %% ../nbs/10_vulnerability.ipynb #d951b8b9
 BOUNDS_LOOKS = {'table': ('o', 'as in the table'), 'more steps': ('>', 'more steps'), 'restarts': ('s', 'restarts'), 'noise': ('x', 'noise'),
                 'square': ('D', 'Square'), 'autoattack': ('v', 'AutoAttack'), 'strongest': ('|', 'all together')}
 
@@ -277,22 +273,22 @@ def draw_bounds(rows): # of one network and profile
         means = rows[(rows.ball == b) & (rows.norm == m)].groupby('source').value.mean() * 100
         ax.plot([means.min(), means.max()], [i, i], color=LOOKS[m]['color'], linewidth=1)
         for source, (marker, label) in BOUNDS_LOOKS.items():
-            if source in means: ax.plot(means[source], i, marker, color=LOOKS[m]['color'], markersize=11 if marker == '|' else 6,
-                                        markerfacecolor='white' if marker in 'sD' else None, markeredgewidth=1.8, label=label if i == 0 else None)
+            if source in means: ax.plot(means[source], i, marker, color=LOOKS[m]['color'], markersize=12 if marker in '|s' else 6, label=label if i == 0 else None,
+                                        markerfacecolor='none' if marker in 'sD' else None, markeredgewidth=1.5)
     ax.set_yticks(range(len(lines)), [f'{norm_name(m)}, {COLUMNS[f"pgd_{b}"].split()[-1]}' for b, m in lines])
     ax.set(xlabel='accuracy under attack, %', xlim=(-2, 102), ylim=(len(lines) - .5, -.5), title=f'Upper bounds: {name_of(rows)}')
     legend = fig.legend(loc='outside lower center', ncols=4)
     for h in legend.legend_handles: h.set_color(INK)
     return fig
 
-# %% ../nbs/10_vulnerability.ipynb #5a3df036
-def show_strongest(rows):
-    "BN against none under everything together, a sentence per network and ball."
-    for (_, attack), net in rows[rows.source == 'strongest'].groupby([rows[NETWORK[:-1]].astype(str).agg(' '.join, axis=1), 'attack'], sort=False):
+# %% ../nbs/10_vulnerability.ipynb #2d304027
+def show_strongest(rows): # of one network
+    "BN against none under everything together, a sentence per ball."
+    for attack, net in rows[rows.source == 'strongest'].groupby('attack'):
         by = net.pivot_table(index='seed', columns='norm', values='value')
-        if not {'none', 'bn'} <= set(by): continue
+        if not {'none', 'bn'} <= set(by.columns): continue
         iv, ball = t_interval((by.bn - by.none).dropna()), COLUMNS[attack.replace('strongest', 'pgd')].split()[-1]
-        text = f'{name_of(net)}: {number(by.none.mean(), "clean")} % without norm and {number(by.bn.mean(), "clean")} % with BN withstand all attacks together in {ball} ({int(net.n.min())} images)'
+        text = f'{number(by.none.mean(), "clean")} % without norm and {number(by.bn.mean(), "clean")} % with BN withstand all attacks together in {ball} ({int(net.n.min())} images)'
         ends = 'no interval on one seed' if pd.isna(iv.low) else f'95 % interval {number(iv.low, "clean", True)} to {number(iv.high, "clean", True)}'
         yield f'{text}; BN − None {number(iv.mean, "clean", True)} points, {ends}.'
 
@@ -300,21 +296,26 @@ def show_marks(j): # of `judged`
     "How many numbers stay without a mark, and which checks fail."
     per = j[j.target.notna()].groupby([*NETWORK, 'target'], dropna=False).verdict.apply(lambda v: (v == 'fails').any())
     failed = j[j.verdict == 'fails'].check.value_counts()
-    yield (f'{int((~per).sum())} of {len(per)} robust accuracies pass all checks' +
-           (f'; {", ".join(f"{HEADS[k]} fails for {v}" for k, v in failed.items())}.' if len(failed) else '.'))
+    found = ', '.join(f'{HEADS[k]} {v}' for k, v in failed.items())
+    yield f'{int((~per).sum())} of {len(per)} robust accuracies pass all checks' + (f'; marks by {found}.' if found else '.')
 
-# %% ../nbs/10_vulnerability.ipynb #db5d193e
+# %% ../nbs/10_vulnerability.ipynb #fed840e7
+def show_caption(rows): # of one network
+    "What the numbers of the table mean, and what was capped."
+    first, few, asked = (rows[rows.source == s] for s in ('table', 'autoattack', 'square'))
+    return (f'Per cent of {int(first.n.min())} images (AutoAttack and Square: {int(few.n.min())}) that withstand the attack of the table and fall to a second one. '
+            'Noise: fooled by chance for a hundred fooled by the attack. Large ball: right where any image can turn grey. ⚠ above the limit. '
+            f'AutoAttack with {int(few.steps.min())} steps (published: 100), Square with {int(asked.steps.min())} queries (published: 5000). Means over {first.seed.nunique()} seeds.')
+
 def show_adequacy(rows):
     "Checks of every robust accuracy of table 1, the bounds they give, and accuracy against eps."
     rows = rows[(rows.experiment == 'adequacy') & (rows.source.notna() | (rows.metric == 'clean_accuracy'))]
-    if not (rows.source == 'table').any(): return
-    few, tab = rows[rows.source == 'autoattack'], rows[rows.source == 'table']
-    about = (f'Per cent of images (n = {int(tab.n.min())}; AutoAttack and Square {int(few.n.min())}) that withstand the attack of the table and fall to a second one; '
-             'noise: fooled by chance for a hundred fooled by the attack; large ball: right where every image can turn grey. ⚠ above the limit. '
-             f'AutoAttack with {int(few.steps.min())} steps (published: 100), Square with {int(rows[rows.source == "square"].steps.min())} queries (published: 5000). Means over {tab.seed.nunique()} seeds.')
-    yield part('Are the attacks strong enough?', about, [*show_marks(judged(rows)), *show_strongest(rows)], table=show_checks(rows))
     for _, net in rows.groupby(NETWORK[:-1], dropna=False):
-        yield part(f'How far the bounds come down: {name_of(net)}', 'Means over seeds; ' + caption(tab[tab.arch == net.arch.iloc[0]]), fig=draw_bounds(net))
-        curve = net[(net.source == 'eps') | (net.metric == 'clean_accuracy')]
-        if fig := eps_curves(curve, mark=tab.groupby('attack').eps.first().to_dict()):
-            yield part(f'Robust accuracy against eps: {name_of(net)}', 'Dashed: the eps of table 1. ' + caption(curve[curve.source == 'eps']), fig=fig)
+        first, curve, name = net[net.source == 'table'], net[net.source == 'eps'], name_of(net)
+        if not len(first): continue
+        yield part(f'Are the attacks strong enough? {name}', show_caption(net), [*show_marks(judged(net)), *show_strongest(net)], table=show_checks(net))
+        few = int(net[net.source == 'strongest'].n.min())
+        yield part(f'How far the bounds come down: {name}', f'AutoAttack, Square and all together on {few} of the images. {caption(first)}', fig=draw_bounds(net))
+        if fig := eps_curves(net, mark=first.groupby('attack').eps.first().to_dict()):
+            about = f'Dashed: the eps of table 1. In {int(curve.steps.min())} steps, each the same share of eps as there; {caption(curve.assign(attack=None))}'
+            yield part(f'Robust accuracy against eps: {name}', about, fig=fig)
