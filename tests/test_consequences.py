@@ -33,6 +33,7 @@ def test_a_corruption_moves_every_image_by_itself(source, levels, channels):
         out = c.corrupted(im, source, severity, levels)
         assert out.x.dtype == torch.uint8 and out.x.shape == im.x.shape and out.y.equal(im.y)
         assert (out.x != im.x).flatten(1).any(1).all()
+        if source in ("brightness", "darkness"): assert ((out.x >= im.x) if source == "brightness" else (out.x <= im.x)).all()   # nothing wraps round
         assert out[2:4].x.equal(c.corrupted(im[2:4], source, severity, levels).x)    # whatever else is in the batch
 
 
@@ -212,7 +213,7 @@ def test_readings_follow_the_rows(corruptions):
     for shift, word in ((-.2, 'worse'), (.2, 'better')):
         figure, table = c.show_corruptions(seeds_of(rows, shift))
         assert len(figure['fig'].axes) == 8 and all(ax.lines for ax in figure['fig'].axes)
-        assert f'({word}); on clean images' in figure['reading'][0]
+        assert f'severities: {"−" if shift < 0 else "+"}20.' in figure['reading'][0] and f'({word}); on clean images' in figure['reading'][0]
         assert table['table'].set_index('Network').loc['BN', 'Mean − None'].startswith('−20.' if shift < 0 else '+20.')
     same = seeds_of(rows, 0)
     same['value'] += [.02 * (i % 2) * (-1) ** k for i, k in enumerate(same.seed)]
