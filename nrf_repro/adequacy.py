@@ -6,13 +6,13 @@
 __all__ = ['NAMES', 'HEADS', 'BOUNDS_LOOKS', 'missed', 'harder', 'noisy', 'answers', 'withstand_noise', 'grey_ball',
            'no_gradient', 'Effort', 'Calm', 'square', 'by_gradient', 'in_ball', 'withstand', 'autoattack', 'Second',
            'Case', 'case', 'how', 'look_again', 'look_elsewhere', 'noise_ratio', 'rows_of', 'blindness', 'curves',
-           'strongest', 'second_look', 'measure_adequacy', 'show_cell', 'show_checks', 'draw_bounds', 'show_strongest',
-           'show_marks', 'show_caption', 'show_adequacy']
+           'strongest', 'second_look', 'asked_for', 'measure_adequacy', 'show_cell', 'show_checks', 'draw_bounds',
+           'show_strongest', 'show_marks', 'show_caption', 'show_adequacy']
 
-# %% ../nbs/10_vulnerability.ipynb #1ffd5278
+# %% ../nbs/10_vulnerability.ipynb #f5710550
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -226,18 +226,26 @@ def second_look(net, x, y, classes, attacks, effort):
                 yield from rows_of(s, c.first)
         for more in (blindness(c), curves(c), strongest(c, seconds)): yield from more
 
-# %% ../nbs/10_vulnerability.ipynb #a2885f22
+# %% ../nbs/10_vulnerability.ipynb #63d7fdcb
+def asked_for(run):
+    "The attacks to look behind and the effort, or one sentence on what of the settings means nothing."
+    known, given = run.data['attacks'], run.settings
+    for name in given['attacks']:
+        if name not in known: raise ValueError(f'study adequacy: unknown attack {name!r}; {run.dataset} has {", ".join(known)}.')
+    if odd := sorted(set(given['effort']) - {f.name for f in fields(Effort)}):
+        raise ValueError(f'study adequacy: unknown effort {odd[0]!r}; known are {", ".join(f.name for f in fields(Effort))}.')
+    return {name: run.attack(name) for name in given['attacks']}, Effort(**given['effort'])
+
 def measure_adequacy(run):
     "Second looks at the networks of table 1."
-    s, images, effort = run.settings, run.images('test'), Effort(**run.settings['effort'])
-    images = images[balanced(images.y, s['images'])]
+    (attacks, effort), images = asked_for(run), run.images('test')
+    images = images[balanced(images.y, run.settings['images'])]
     print(f'{len(images)} images; {effort}.', flush=True)
     x, y, start = images.pixels(run.device), images.y.to(run.device), time.perf_counter()
     for cell in run.cells():
-        attacks = {name: run.attack(name) for name in s['attacks']}
-        for fields in second_look(run.network(cell), x, y, len(images.classes), attacks, effort):
+        for row in second_look(run.network(cell), x, y, len(images.classes), attacks, effort):
             now = time.perf_counter()
-            yield run.row(cell=cell, epoch=run.recipe(cell).epochs, seconds=now - start, **fields)
+            yield run.row(cell=cell, epoch=run.recipe(cell).epochs, seconds=now - start, **row)
             start = now
 
 # %% ../nbs/10_vulnerability.ipynb #beba95b2

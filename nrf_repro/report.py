@@ -376,15 +376,15 @@ def more_figures(given): # of meta['figures']
         yield dict(id=f'more-{i}', title=f['title'], caption=f.get('caption', ''), alt=f.get('alt') or f['title'],
                    src=data_uri(data, mime))
 
-# %% ../nbs/22_report.ipynb #977693cb
-def hangs_on(rows, claims, verdicts, paper): # rows of one profile
+# %% ../nbs/22_report.ipynb #3a0de54e
+def hangs_on(rows, claims, verdicts): # rows of one profile
     "The sensitivity of the verdicts: a reading and a table."
-    found = sensitivity(claims, rows, paper)
+    found = sensitivity(claims, rows)
     frame = sensitivity_table(found, claims, verdicts)
     about = 'The same rules on fewer rows, and on one attack at a time; the range of the effects in brackets.'
     return dict(reading=reading(found), html=tables.plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
 
-# %% ../nbs/22_report.ipynb #a7883758
+# %% ../nbs/22_report.ipynb #67cc2ce2
 def page(rows, claims, profile, paper, meta):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.figures import inline_svg
@@ -397,7 +397,7 @@ def page(rows, claims, profile, paper, meta):
     rule = 'Each claim of the paper, decided by a rule that was fixed before the rows existed.'
     return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
-                hangs=hangs_on(rows, claims, verdicts, paper), forest=[p for p in drawn if p['id'].startswith('effects')],
+                hangs=hangs_on(rows, claims, verdicts), forest=[p for p in drawn if p['id'].startswith('effects')],
                 tables=list(table_parts(found, files)), figures=[p for p in drawn if not p['id'].startswith('effects')], more=list(more_figures(meta['figures'] or [])),
                 gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta), living=meta['living']) | small_tables(rows, paper)
 
