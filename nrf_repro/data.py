@@ -7,7 +7,8 @@ __all__ = ['LOW', 'HIGH', 'FORMATS', 'ARRAYS', 'LARGEST', 'MATRIX', 'PACKED', 'K
            'FORMAT', 'FETCH', 'KNOWN', 'Images', 'channel_stats', 'digits', 'balanced', 'patterns', 'Synthetic',
            'synthetic', 'reliance', 'testbed', 'decode_all', 'checked_labels', 'read_parquet', 'NumpyUnpickler',
            'read_pickles', 'read_binary', 'mat_elements', 'mat_arrays', 'read_mat', 'read_npz', 'data_folder',
-           'find_files', 'cache_folder', 'cached', 'download', 'from_files', 'from_folder', 'is_here', 'load']
+           'find_files', 'cache_folder', 'cached', 'download', 'from_files', 'from_folder', 'Decoded', 'OnDisk',
+           'on_disk', 'is_here', 'load']
 
 # %% ../nbs/05_data.ipynb #86c715a1
 import hashlib
@@ -695,6 +696,44 @@ def from_folder(path,         # with train/ and test/ (or val/)
     files, y = _listed(path, split, limit)
     stats = STATS.get(path.name) or channel_stats(_folder_pixels(path, _listed(path, 'train', 1000)[0], size))
     return Images(_folder_pixels(path, files, size), y, classes, *stats, path.name, split)
+
+# %% ../nbs/05_data.ipynb #83c9ed39
+class Decoded:
+    "Pixels of image files, decoded when they are asked for: x[i] is uint8, n c h w."
+    dtype, device, ndim = torch.uint8, torch.device('cpu'), 4
+    def __init__(self, files, size): self.files, self.size, self.shape = files, size, (len(files), 3, size or 224, size or 224)
+    def __len__(self): return len(self.files)
+
+    def __getitem__(self, i):  # a tensor of indices
+        short, crop = (self.size, self.size) if self.size else (256, 224)
+        return decode_all(lambda f: _decode_file(f, short, crop), [self.files[j] for j in i.tolist()], 'images')
+
+# %% ../nbs/05_data.ipynb #42750941
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    "Labelled images that stay on the disk, with the face of `Images`: enough to train on."
+    x: Decoded
+    y: torch.Tensor   # int64, n
+    classes: tuple
+    mean: tuple
+    std: tuple
+    name: str
+    split: str
+
+    def __len__(self): return len(self.y)
+
+    @property
+    def fingerprint(self):
+        "A short hash of the files' names and sizes, and of the labels: their contents would take hours."
+        files = '\n'.join(f'{"/".join(f.parts[-2:])} {f.stat().st_size}' for f in self.x.files)
+        return hashlib.sha256(f'{files} {self.x.size}'.encode() + self.y.numpy().data).hexdigest()[:12]
+
+def on_disk(path, split, *, size=None) -> OnDisk:  # as in `from_folder`
+    "Class folders too large for memory."
+    path = Path(path).resolve()
+    classes, (files, y) = _same_classes(path, split), _listed(path, split)
+    stats = STATS.get(path.name) or channel_stats(_folder_pixels(path, _listed(path, 'train', 1000)[0], size))
+    return OnDisk(Decoded(files, size), y, classes, *stats, path.name, split)
 
 # %% ../nbs/05_data.ipynb #05b3317d
 KNOWN = ('digits', 'synthetic', *LAYOUTS, 'imagenet')

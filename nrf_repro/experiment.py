@@ -7,10 +7,11 @@ __all__ = ['NORMS', 'ARCHS', 'JOB_FIELDS', 'PARTS', 'ATTACK', 'FIELDS_OF_RECIPE'
            'BLOCK', 'UNKNOWN', 'NOTES', 'Cell', 'grid_cells', 'planned', 'Study', 'study_cells', 'check_study',
            'profile_schema', 'check_profile', 'among', 'check_controls', 'check_grid', 'profiles', 'load_profile',
            'jobs', 'absent', 'study_jobs', 'trained_by', 'unmeasured', 'train_settings', 'attack_settings', 'attack_of',
-           'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder', 'one_cell', 'run_config', 'monitor_of',
-           'attack_fields', 'cell_fields', 'history_rows', 'write_json', 'read_json', 'trained', 'alone', 'keeper',
-           'train_cell', 'in_blocks', 'measure_cell', 'keep_values', 'attack_cell', 'run_cells', 'study_lines',
-           'plan_table', 'time_limit', 'machine', 'data_facts', 'report_meta']
+           'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder', 'one_cell', 'run_config',
+           'batch_statistics', 'monitor_of', 'attack_fields', 'cell_fields', 'history_rows', 'write_json', 'read_json',
+           'trained', 'alone', 'keeper', 'train_cell', 'processes_of', 'train_run', 'in_blocks', 'measure_cell',
+           'keep_values', 'attack_cell', 'run_cells', 'study_lines', 'plan_table', 'time_limit', 'machine',
+           'data_facts', 'report_meta']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import fcntl
@@ -92,7 +93,8 @@ STUDIES = {
     'transfer': Study('transfer', uses=('standard',), settings=('attack', 'eps', 'images', 'early')),
     'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
     'medical': Study('consequences', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
-    'adequacy': Study('adequacy', uses=('standard',), settings=('images', 'attacks', 'effort'))}
+    'adequacy': Study('adequacy', uses=('standard',), settings=('images', 'attacks', 'effort')),
+    'imagenet': Study('imagenet', settings=('weights', 'attacks'))}
 
 # %% ../nbs/17_experiment.ipynb #d88ce58c
 def study_cells(profile, name, seed=None): # None: all seeds
@@ -113,7 +115,8 @@ def check_study(profile, name, given, where):
 def profile_schema():
     "What a profile may say."
     watch = closed(images=COUNT, attack=TEXT, epochs=maybe(each(COUNT, minItems=0)), keep=each(COUNT, minItems=0), optional=['keep'])
-    data = closed(train=maybe(COUNT), test=maybe(COUNT), watch=watch, sigma=POSITIVE, attacks=table(ATTACK), recipes=table(RECIPE))
+    data = closed(train=maybe(COUNT), test=maybe(COUNT), watch=watch, sigma=POSITIVE, attacks=table(ATTACK), recipes=table(RECIPE),
+                  processes=COUNT, sync_bn=FLAG, optional=['processes', 'sync_bn'])
     grid = closed(part=one_of(*PARTS), **NETWORKS, regimes=each(TEXT), attacks=each(TEXT), job=each(one_of(*JOB_FIELDS), minItems=0),
                   seconds=POSITIVE, optional=['seconds'])
     studies = {name: closed(**NETWORKS, **{s: {} for s in study.settings}, seconds=POSITIVE, job=TEXT, if_here=FLAG,
@@ -254,9 +257,10 @@ def device_of(profile):
 
 def images_of(profile, dataset, split):
     "Images of a split at the profile's size; split 'watch' is the slice of the test images that training looks at."
-    from nrf_repro.data import load
+    from nrf_repro.data import data_folder, is_here, load, on_disk
     data = profile['data'][dataset]
     limit = data['watch']['images'] if split == 'watch' else data[split]
+    if (dataset, split, limit) == ('imagenet', 'train', None) and is_here(dataset, split): return on_disk(data_folder() / dataset, split)
     return load(dataset, 'train' if split == 'train' else 'test', limit=limit)
 
 def network_of(cell, train):
@@ -285,7 +289,12 @@ def run_config(profile, cell):
     data = profile['data'][cell.dataset]
     watched = dict(data['watch'], **{'attack': data['attacks'][data['watch']['attack']]}, sigma=data['sigma'])
     return dict(asdict(cell), recipe=asdict(recipe_of(profile, cell)), train=data['train'], watch=watched, threads=profile['threads'],
-                device=profile['device'])
+                device=profile['device'], **batch_statistics(data, cell.norm))
+
+def batch_statistics(data, norm):
+    "Over what batch norm takes its statistics, where several processes share a batch; to the other norms that is nothing."
+    if norm != 'bn' or data.get('processes', 1) == 1: return {}
+    return dict(processes=data['processes'], sync_bn=data.get('sync_bn', False))
 
 def monitor_of(profile, cell, recipe):
     "What training looks at, and when; always after the last epoch."
@@ -362,23 +371,44 @@ def train_cell(
     progress=True, # a bar per network
 ) -> str:          # 'trained' or 'kept'
     "Train a network unless it is there already; leave weights and history rows in its folder."
-    import torch
-    from nrf_repro.models import save_model
-    from nrf_repro.training import fit
     run, config = Path(folder, 'runs', cell.id), run_config(profile, cell)
     with alone(run):
         if trained(run, config_hash(config)): return 'kept'
-        torch.set_num_threads(profile['threads'])
-        device, train, recipe = device_of(profile), images_of(profile, cell.dataset, 'train'), recipe_of(profile, cell)
-        monitor = monitor_of(profile, cell, recipe)
-        model = network_of(cell, train).to(device)
-        history = fit(model, train, recipe, monitor=monitor, folder=run, on_epoch=keeper(profile, cell, run), progress=progress)
-        rows = history_rows(history, profile, cell, len(monitor.images), cell_fields(profile, cell, config_hash(config), device))
-        write_rows(run / 'history.jsonl', rows)
-        save_model(model, run / 'weights.safetensors')
-        write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint))
-        (run / 'state.safetensors').unlink(missing_ok=True)
+        if processes_of(profile, cell) == 1: train_run(profile, cell, run, progress)
+        else:
+            from nrf_repro.distributed import launch
+            launch(profile, cell, run)
     return 'trained'
+
+def processes_of(profile, cell):
+    "How many processes train a network of this data set together."
+    return profile['data'][cell.dataset].get('processes', 1)
+
+# %% ../nbs/17_experiment.ipynb #8961a794
+def train_run(
+    profile,
+    cell,
+    run,           # the cell's own folder
+    progress=True,
+    team=None,     # of `distributed`, where several processes train it together
+):
+    "Train a network, or go on where it was interrupted."
+    import torch
+    from nrf_repro.models import save_model
+    from nrf_repro.training import ALONE, fit
+    torch.set_num_threads(profile['threads'])
+    team, config = team or ALONE, run_config(profile, cell)
+    device, train, recipe = getattr(team, 'device', device_of(profile)), images_of(profile, cell.dataset, 'train'), recipe_of(profile, cell)
+    monitor = monitor_of(profile, cell, recipe)
+    model = network_of(cell, train).to(device)
+    keep = keeper(profile, cell, run) if team.lead else None
+    history = fit(model, train, recipe, monitor=monitor, folder=run, on_epoch=keep, progress=progress and team.lead, team=team)
+    if not team.lead: return
+    common = cell_fields(profile, cell, config_hash(config), torch.device(device).type)
+    write_rows(run / 'history.jsonl', history_rows(history, profile, cell, len(monitor.images), common))
+    save_model(model, run / 'weights.safetensors')
+    write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint))
+    (run / 'state.safetensors').unlink(missing_ok=True)
 
 # %% ../nbs/17_experiment.ipynb #66219e62
 BLOCK = 1000  # images; the same whether killed or not, so that the numbers are the same to the last bit
