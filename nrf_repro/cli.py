@@ -8,7 +8,6 @@ __all__ = ['LATE', 'SENTENCES', 'check_template', 'run_notebook', 'collect', 'sn
 
 # %% ../nbs/23_cli.ipynb #342fc951
 import argparse
-import fcntl
 import json
 import logging
 import os
@@ -96,14 +95,14 @@ def collect(
     return rows
 
 # %% ../nbs/23_cli.ipynb #a4c2ad10
-def snakemake(profile, parts, folder, jobs, target, *more):
+def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_fds: locks that it holds as long as it lives
     "Run the DAG up to a target; returns the exit status."
     import snakemake  # noqa: F401  (said here, in words, if it is not installed)
     from nrf_repro.results import in_checkout
     words = [sys.executable, '-m', 'snakemake', target, '--snakefile', in_checkout('reports/Snakefile'), '--directory', folder,
              '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={jobs}', '--scheduler', 'greedy', '--nolock', '--rerun-incomplete',
              '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
-    return subprocess.run([str(w) for w in words], env=job_environment()).returncode
+    return subprocess.run([str(w) for w in words], env=job_environment(), pass_fds=pass_fds).returncode
 
 def job_environment():
     "The environment of the jobs: this Python first, data by an absolute path, notebooks that find the package."
@@ -118,22 +117,23 @@ def report(
     cores=None,      # jobs at once; None: as the profile says
     jobs='*',        # a pattern of job names, to run a part of the grid
     dry_run=False,   # say what would be run
+    cluster=None,    # a folder with a Snakemake profile, such as reports/slurm: run the jobs there
 ) -> int:            # exit status
     "Run what is missing and render the report of what is there."
-    from nrf_repro.experiment import build_folder, load_profile
+    from nrf_repro.experiment import alone, build_folder, load_profile
+    from nrf_repro.results import in_checkout
     settings = load_profile(profile)
     folder = build_folder(settings)
     check_jobs(settings, parts, jobs)
-    folder.mkdir(parents=True, exist_ok=True)
     name = Path(profile).resolve() if profile.endswith('.yaml') else profile
-    cores = ['--cores', cores or settings.get('cores', 2)]
-    with open(folder / '.lock', 'w') as lock:
-        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise RuntimeError(f'Another run is at work in {folder}: wait for it to end.') from None
+    how = ['--cores', cores or settings.get('cores', 2)]
+    if cluster: how = ['--workflow-profile', in_checkout(cluster).resolve(), *(['--jobs', cores] if cores else [])]
+    with alone(folder, wait=False) as lock:
         print(plan_text(settings, parts), flush=True)
-        if dry_run: return snakemake(name, parts, folder, jobs, 'measure', *cores, '--dry-run')
-        failed = snakemake(name, parts, folder, jobs, 'measure', *cores)
-        rendered = snakemake(name, parts, folder, jobs, 'report.html', *cores)
+        def make(target, *more): return snakemake(name, parts, folder, jobs, target, *how, *more, pass_fds=[lock.fileno()])
+        if dry_run: return make('measure', '--dry-run')
+        failed = make('measure')
+        rendered = make('report.html')
     if not rendered: print(f'{folder / "report.html"}')
     if failed: print(f'Some jobs failed: their notebooks, with the traceback, are in {folder / "notebooks"}.', file=sys.stderr)
     return failed or rendered
@@ -204,6 +204,7 @@ def parser(word=None): # the command that is meant, if known
     c.add_argument('--cores', type=int, help='jobs at once')
     c.add_argument('--jobs', default='*', help="a pattern of job names, such as 'vgg11-*-standard-0': a part of the grid")
     c.add_argument('--dry-run', action='store_true', help='only say what would be run')
+    c.add_argument('--cluster', help='a folder with a Snakemake profile, such as reports/slurm: run the jobs there')
     c.add_argument('--data', help='folder of the data sets; the same as NRF_DATA')
     command('plan', 'say what a profile would run')
     command('publish', 'copy report, rows and executed notebooks to reports/published')
@@ -238,7 +239,7 @@ def run(a):
     if a.data: os.environ['NRF_DATA'] = a.data
     if (data := os.environ.get('NRF_DATA')) and not Path(data).is_dir():
         raise FileNotFoundError(f'The data folder {data} is not there: mend NRF_DATA or --data, or leave it out.')
-    return report(a.profile, parts, a.cores, a.jobs, a.dry_run)
+    return report(a.profile, parts, a.cores, a.jobs, a.dry_run, a.cluster)
 
 def parameters_of(text):
     "Parameters given as JSON."
