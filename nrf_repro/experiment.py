@@ -10,15 +10,17 @@ __all__ = ['NORMS', 'ARCHS', 'JOB_FIELDS', 'PARTS', 'ATTACK', 'FIELDS_OF_RECIPE'
            'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder', 'one_cell', 'run_config',
            'batch_statistics', 'monitor_of', 'attack_fields', 'cell_fields', 'history_rows', 'write_json', 'read_json',
            'trained', 'alone', 'keeper', 'train_cell', 'processes_of', 'train_run', 'in_blocks', 'measure_cell',
-           'keep_values', 'attack_cell', 'run_cells', 'study_lines', 'plan_table', 'time_limit', 'machine',
-           'data_facts', 'report_meta']
+           'keep_values', 'attack_cell', 'run_cells', 'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table',
+           'time_limit', 'machine', 'data_facts', 'report_meta']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import fcntl
 import json
 import math
 import os
+import sys
 import time
+import traceback
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -492,14 +494,30 @@ def run_cells(
     folder,
     do=train_cell,    # called with (profile, cell, folder)
 ):                    # id -> what was done
-    "Do something with each cell, saying what and how long it took and is likely to take."
+    "Do something with each cell, saying what and how long it took and is likely to take; one that fails does not keep the others from it."
     done, start = {}, time.perf_counter()
     for i, cell in enumerate(cells, 1):
         cell = Cell(**cell) if isinstance(cell, dict) else cell
-        done[cell.id] = do(profile, cell, Path(folder))
+        try: done[cell.id] = word = do(profile, cell, Path(folder))
+        except Exception as e:
+            traceback.print_exc(file=sys.stdout)
+            done[cell.id], word = Failed(f'{cell.id}: {type(e).__name__}: {e}'), 'failed'
         passed = time.perf_counter() - start
-        print(f'{i}/{len(cells)}  {cell.id}  {done[cell.id]}  {passed:.0f} s, about {passed / i * (len(cells) - i):.0f} s to go', flush=True)
+        print(f'{i}/{len(cells)}  {cell.id}  {word}  {passed:.0f} s, about {passed / i * (len(cells) - i):.0f} s to go', flush=True)
     return done
+
+class Failed(str): "What went wrong with a cell, in a sentence."
+
+def whole(cells, done):
+    "The cells with which nothing went wrong; an error if none is left."
+    left = [c for c in cells if not isinstance(done[c.id], Failed)]
+    if not left: all_went_well(done)
+    return left
+
+def all_went_well(*dones): # of `run_cells`
+    "One error for all cells that failed: said at the end, when the others are done."
+    failed = [what for done in dones for what in done.values() if isinstance(what, Failed)]
+    if failed: raise RuntimeError(f'{len(failed)} of {len({k for d in dones for k in d})} networks failed, the others are done: {"; ".join(failed)}')
 
 # %% ../nbs/17_experiment.ipynb #e01c32b0
 def study_lines(profile, parts):
