@@ -6,7 +6,7 @@
 __all__ = ['by_library', 'direction', 'unremembered', 'turn', 'regularized', 'epoch_cost', 'lams_of', 'regularized_network',
            'network_rows', 'check_rows', 'cost_rows', 'measure_regularization', 'show_interval', 'draw_line',
            'show_only', 'draw_figure_4', 'show_effect', 'show_gain', 'show_mean', 'show_training', 'show_checks',
-           'show_costs', 'show_suspicion', 'show_regularization']
+           'show_costs', 'show_suspicion', 'show_competitor', 'show_regularization']
 
 # %% ../nbs/13_regularization.ipynb #625a828a
 from contextlib import contextmanager
@@ -166,12 +166,12 @@ def measure_regularization(run):
         yield from cost_rows(run, cell)
     for cell in run.cells('adversarial'): yield from network_rows(run, run.network(cell), cell, None)
 
-# %% ../nbs/13_regularization.ipynb #6c76f8ba
+# %% ../nbs/13_regularization.ipynb #59dfa1be
 def show_interval(ax, x, values, look, scale): # values: one for each seed
     "Mean with its interval over seeds; a hollow marker where there is one seed."
     iv = t_interval(values)
-    if iv.n > 1: ax.plot([x, x], [scale * iv.low, scale * iv.high], color=look['color'], linewidth=1.2)
-    ax.plot(x, scale * iv.mean, marker=look['marker'], color=look['color'], markerfacecolor=look['color'] if iv.n > 1 else 'white', markersize=6)
+    if iv.n > 1: ax.plot([x, x], [scale * iv.low, scale * iv.high], color=look['color'], linewidth=1.2, zorder=3)
+    ax.plot(x, scale * iv.mean, marker=look['marker'], color=look['color'], markerfacecolor=look['color'] if iv.n > 1 else 'white', markersize=6, zorder=3)
     return scale * iv.mean
 
 def draw_line(ax, of, ticks, norm, shift, scale): # rows of one metric and norm
@@ -237,37 +237,47 @@ def show_checks(rows): # of one arch
                       'LIGS, stable': show_mean(of[of.metric == 'ligs'].value, 1), 'LIGS, plain': show_mean(of[of.metric == 'ligs_plain'].value, 1)})
     return pd.DataFrame(lines)
 
-# %% ../nbs/13_regularization.ipynb #c578eae6
+# %% ../nbs/13_regularization.ipynb #6c9e2590
 def show_costs(rows): # of one arch
     "A line for each way to train: forward passes of a step, seconds of an epoch, times plain training."
     lines = []
-    for norm, of in rows[rows.metric == 'forward_passes'].groupby('norm', sort=False):
+    rows = rows[rows.metric == 'forward_passes'].assign(norm=lambda d: pd.Categorical(d.norm, list(LOOKS)))
+    for norm, of in rows.groupby('norm', observed=True):
         seconds = {lam: part.seconds.median() for lam, part in of.groupby('lam', dropna=False)}
         lines += [{'Network': norm_name(norm), 'Training': show_training(r), 'Forward passes of a step': f'{r.value:g}', 'Seconds of an epoch': f'{s:.3g}',
-                   'Times standard': f'{s / seconds[0.]:.1f}'} for r in of.drop_duplicates('lam').itertuples()
+                   'Times standard': f'{s / seconds[0.]:.1f}'} for r in of.drop_duplicates('lam').sort_values('lam').itertuples()
                   for s in [next(v for k, v in seconds.items() if k == r.lam or pd.isna(k) and pd.isna(r.lam))]]
     return pd.DataFrame(lines)
 
-# %% ../nbs/13_regularization.ipynb #41272673
+# %% ../nbs/13_regularization.ipynb #459aacec
 def show_suspicion(rows): # of one arch
-    "What the checks say, in a sentence."
-    last = rows[(rows.reading == 'last') & (rows.lam > 0)]
+    "What the checks say, in sentences."
+    last, gone = rows[(rows.reading == 'last') & (rows.lam > 0)], rows[(rows.metric == 'vanished') & (rows.lam > 0)]
     means = last.assign(kind=last.attack.str.extract('(library|square)', expand=False).fillna('ours')).groupby(['norm', 'lam', 'kind']).value.mean().unstack('kind')
     more, less = (means.library - means.ours).max(), (means.square - means.ours).min()
-    yield (f"The library's float32 PGD leaves at most {100 * more:+.1f} points more than the stable one: "
-           + ('its number is not to be believed.' if more > .05 else 'its gradients have not vanished.'))
-    yield ('Square finds ' + ('what PGD does not: the gradient is masked.' if less < -.05 else 'no more than PGD does: no sign of a masked gradient.')).replace('-', '−')
+    yield (f"With the term up to {100 * gone.groupby(['norm', 'lam']).value.mean().max():.0f} % of the images have no float32 gradient, and the library's PGD leaves up to "
+           f'{100 * more:+.1f} points more than the stable one' + (': its number is not to be believed.' if more > .05 else '.'))
+    yield ('Square finds ' + ('what PGD does not: the gradient is masked.' if less < -.05 else 'no more than PGD does: no sign of a masked gradient.'))
+
+def show_competitor(rows): # of one arch
+    "Adversarial training beside the claim's lambda, norm by norm."
+    lam = rows.lam[rows.lam > 0].mode().max()
+    for norm in (n for n in LOOKS if (rows.norm == n).any()):
+        of = rows[rows.norm == norm]
+        (robust, straight), (theirs, turned) = ([show_only(part, kind).value.mean() for kind in ('robust', 'ligs')] for part in (of[of.lam == lam], of[of.lam.isna()]))
+        if pd.notna(theirs): yield (f'{norm_name(norm)}, adversarially trained: robust accuracy {100 * theirs:.1f} % at LIGS {turned:.3f}; with the term at lambda {lam:g}: '
+                                    f'{100 * robust:.1f} % at LIGS {straight:.3f}' + ('. The more robust one is not the straighter one.' if (theirs > robust) != (turned > straight) else '.'))
 
 def show_regularization(rows):
     "For each arch figure 4 and two tables."
     for _, of in rows.groupby([n for n in NETWORK if n != 'regime'], dropna=False):
         name, seeds = name_of(of, regime=False), sorted(of.seed.unique())
         n, few = int(of[of.metric == 'clean_accuracy'].n.max()), int(of[of.reading == 'last'].n.max())
-        attack = of[(of.metric == 'robust_accuracy') & (of.reading == 'any')].iloc[0]
+        attack = show_only(of, 'robust').iloc[0]
         about = f'seed{"s" * (len(seeds) > 1)} {several(seeds)}'
         yield part(f'Figure 4: LIGS regularised, {name}',
                    f'{n} test images, {about}; bars: 95 % t interval over seeds, hollow: one seed. Robust: {attack.attack} with eps {attack.eps:g} in {attack.steps} steps. '
-                   'adv.: adversarial training, without the term.', list(show_gain(of)), fig=draw_figure_4(of))
+                   'adv.: adversarial training, without the term.', [*show_gain(of), *show_competitor(of)], fig=draw_figure_4(of))
         yield part(f'Is the gain real? {name}', f'Per cent still right, mean over seeds; PGD (both, last step) and Square on {few} images, the rest on {n}.',
                    list(show_suspicion(of)), table=show_checks(of))
         yield part(f'What it costs: {name}', 'One training epoch, from its first batches, the ways taken in turns and the best of three; median over seeds.', table=show_costs(of))
