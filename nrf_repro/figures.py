@@ -283,7 +283,7 @@ def plane(rows): # of a final evaluation, one profile
         ax.margins(.12)
     handles = {l: h for ax in fig.axes for h, l in zip(*ax.get_legend_handles_labels())}
     names = [name for name in map(kind_name, MARKS) if name in handles]
-    fig.legend([handles[k] for k in names], names, loc='outside lower center', ncols=len(names))
+    fig.legend([handles[k] for k in names], names, loc='outside lower center', ncols=min(len(names), 4 * len(parts)))
     return fig
 
 # %% ../nbs/21_figures.ipynb #39a53cf9
