@@ -260,11 +260,12 @@ def show_rank(rows): # of one arch
 # %% ../nbs/14_transfer.ipynb #5ddd848f
 def show_transfer(rows):
     "The matrix of all networks; for each arch the course with the angles, and the boosts."
-    first = rows[rows.metric == 'transfer_success'].iloc[0]
-    seeds, n = sorted(rows.seed.unique()), sorted(rows[rows.metric == 'transfer_success'].n.unique())
+    success = rows[rows.metric == 'transfer_success'].dropna(subset=['eps', 'steps', 'target', 'n'])
+    if not len(success): return
+    first, seeds, n = success.iloc[0], sorted(rows.seed.unique()), sorted(success.n.unique())
     about = (f'Images that all networks get right: {several(n)}; seed{"s" * (len(seeds) > 1)} {several(seeds)}, source and target of the same seed. '
              f'{first.attack} with eps {first.eps:g} in {first.steps} steps.')
-    yield part('Transfer: who fools whom', f'Mean share over seeds. {about}', fig=draw_matrices(rows[(rows.metric == 'transfer_success') & (rows.source == 'final')]))
+    yield part('Transfer: who fools whom', f'Mean share over seeds. {about}', fig=draw_matrices(success[success.source == 'final']))
     for arch, of in rows.groupby('arch'):
         if not len(shared_targets(of[of.metric == 'transfer_success'])): continue
         bars = ' Bars and brackets: 95 % t interval over seeds.' if len(seeds) > 1 else ' One seed, no interval.'

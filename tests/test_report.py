@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from nrf_repro import report, tables
+from nrf_repro.experiment import STUDIES
 from nrf_repro.results import FIELDS, frame, load_claims, make_row, paper_rows
 from nrf_repro.tables import made_up_rows
 
@@ -62,7 +63,7 @@ def test_undertrained_networks_are_marked_where_they_stand(claims):
 
 @pytest.mark.parametrize('odd', [
     dict(seeds=(0,)), dict(norms=['none']), dict(norms=['bn', 'gn']), dict(regime='adversarial'), dict(n=None), dict(width=None), dict(experiment='history'),
-    dict(experiment='transfer')], ids=str)
+    *(dict(experiment=study) for study in STUDIES)], ids=str)
 def test_odd_rows_still_give_a_report(odd, claims, tmp_path):
     html = render(frame(made_up_rows(**odd)), claims, tmp_path).read_text()
     assert html.count('<tbody class="nrf-verdict">') == len(claims) and '>nan' not in html.lower() and ' nan' not in html.lower()
