@@ -526,14 +526,15 @@ def test_runs_under_autocast():
 # the benchmark's rivals do the same work
 
 @pytest.mark.parametrize('key', ATTACKS)
-def test_the_benchmark_compares_like_with_like(net, x, key):
+def test_the_benchmark_compares_like_with_like(net, x, key, monkeypatch):
     path = Path(__file__).parents[1] / 'bench' / 'attacks.py'
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location('bench_attacks', path)
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
     y, a = answers(net, x), ATTACKS[key]
     torch.testing.assert_close(bench.plain_loop(net, x, y, a), a(net, x, y), rtol=0, atol=1e-7)
-    options = argparse.Namespace(batch_size=9, repeats=2, clock=time.perf_counter)
+    options = argparse.Namespace(batch_size=9, repeats=2, clock=time.perf_counter, device='cpu')
     rows = bench.compare(net, x, y, a, options)
     assert {r['rival'] for r in rows} >= {'plain'} and all(r['robust'][r['rival']] == r['robust']['last'] for r in rows)
     assert all(r['robust']['any'] <= r['robust']['last'] and len(r['early_exit']) == 2 for r in rows)
