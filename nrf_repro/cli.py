@@ -130,6 +130,7 @@ def report(
     if cluster: how = ['--workflow-profile', in_checkout(cluster).resolve(), *(['--jobs', cores] if cores else [])]
     with alone(folder, wait=False) as lock:
         print(plan_text(settings, parts), flush=True)
+        for draft in (folder / 'notebooks').glob('.*.ipynb'): draft.unlink()    # of notebooks that were killed
         def make(target, *more): return snakemake(name, parts, folder, jobs, target, *how, *more, pass_fds=[lock.fileno()])
         if dry_run: return make('measure', '--dry-run')
         failed = make('measure')
@@ -170,7 +171,9 @@ def publish(
     to,          # folder of the published profiles; the profile's own is below it
 ) -> Path:
     "Copy report, rows, executed notebooks and small networks of a finished run, all or nothing."
+    from nrf_repro.experiment import write_json
     from nrf_repro.published import pack_runs
+    from nrf_repro.verify import origin_of
     if not Path(folder, 'report.html').is_file(): raise FileNotFoundError(f'{folder} has no report.html: run `nrf-repro report --profile {profile["name"]}` first.')
     out = Path(to, profile['name'])
     new, old = (out.with_name(f'.{out.name}.{word}') for word in ('new', 'old'))
@@ -180,6 +183,7 @@ def publish(
     (new / 'notebooks').mkdir()
     for notebook in sorted(Path(folder, 'notebooks').glob('*.ipynb')): (new / 'notebooks' / notebook.name).write_text(portable(notebook), encoding='utf-8')
     pack_runs(folder, new / 'networks')
+    write_json(new / 'origin.json', origin_of(profile, folder))
     if out.exists(): out.rename(old)
     new.rename(out)
     shutil.rmtree(old, ignore_errors=True)
@@ -188,7 +192,8 @@ def publish(
 # %% ../nbs/23_cli.ipynb #ae9ed1d2
 LATE = {  # commands of other chapters; their modules are imported only when they are meant
     'measure': 'how accurate, how robust, how much of it non-robust features: your own model on your own images',
-    'compare': 'two runs side by side: what moved, and by how much'}
+    'compare': 'two runs side by side: what moved, and by how much',
+    'verify': 'train a sample of published networks again and compare every row'}
 
 def parser(word=None): # the command that is meant, if known
     "The words of the command line."

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ARCHS', 'JOB_FIELDS', 'PARTS', 'ATTACK', 'FIELDS_OF_RECIPE', 'CHANGES', 'RECIPE', 'NETWORKS', 'STUDIES',
-           'BLOCK', 'UNKNOWN', 'NOTES', 'Cell', 'grid_cells', 'planned', 'Study', 'study_cells', 'check_study',
-           'profile_schema', 'check_profile', 'among', 'check_controls', 'check_grid', 'profiles', 'load_profile',
-           'jobs', 'absent', 'study_jobs', 'trained_by', 'unmeasured', 'train_settings', 'attack_settings', 'attack_of',
-           'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder', 'one_cell', 'run_config',
-           'batch_statistics', 'monitor_of', 'attack_fields', 'cell_fields', 'history_rows', 'write_json', 'read_json',
-           'trained', 'alone', 'keeper', 'train_cell', 'processes_of', 'train_run', 'in_blocks', 'measure_cell',
-           'keep_values', 'attack_cell', 'run_cells', 'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table',
-           'time_limit', 'machine', 'data_facts', 'report_meta']
+           'BLOCK', 'UNKNOWN', 'NOTES', 'Cell', 'grid_cells', 'planned', 'Study', 'next_seed', 'study_cells',
+           'check_study', 'profile_schema', 'check_profile', 'among', 'check_controls', 'check_grid', 'profiles',
+           'load_profile', 'jobs', 'absent', 'study_jobs', 'trained_by', 'unmeasured', 'train_settings',
+           'attack_settings', 'attack_of', 'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder',
+           'one_cell', 'run_config', 'batch_statistics', 'monitor_of', 'attack_fields', 'cell_fields', 'history_rows',
+           'write_json', 'read_json', 'trained', 'alone', 'machine', 'keeper', 'train_cell', 'processes_of',
+           'train_run', 'in_blocks', 'measure_cell', 'keep_values', 'attack_cell', 'run_cells', 'Failed', 'whole',
+           'all_went_well', 'study_lines', 'plan_table', 'time_limit', 'off_the_lock', 'lock_text', 'data_facts',
+           'report_meta']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -86,24 +88,27 @@ class Study(NamedTuple):
     module: str            # of nrf_repro; holds measure_<study> and show_<study>
     uses: tuple = ()       # regimes; of each, the networks archs x norms of the same seed must be in a grid
     settings: tuple = ()   # names of its own settings, all required
+    next_too: bool = False # takes the networks of the next seed as well, which began elsewhere
 
 STUDIES = {
     'testbed': Study('order', settings=('sources',)),
     'features': Study('feature_datasets', uses=('standard', 'adversarial'),
                       settings=('attack', 'images', 'makers', 'invert', 'push', 'learn', 'sweep')),
     'regularization': Study('regularization', uses=('standard', 'adversarial'), settings=('lams', 'sweep', 'attack', 'margin', 'checks')),
-    'transfer': Study('transfer', uses=('standard',), settings=('attack', 'eps', 'images', 'early')),
+    'transfer': Study('transfer', uses=('standard',), settings=('attack', 'eps', 'images', 'early'), next_too=True),
     'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
     'medical': Study('consequences', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
     'adequacy': Study('adequacy', uses=('standard',), settings=('images', 'attacks', 'effort')),
     'imagenet': Study('imagenet', settings=('weights', 'attacks'))}
 
 # %% ../nbs/17_experiment.ipynb #d88ce58c
+def next_seed(seeds, seed): return seeds[(seeds.index(seed) + 1) % len(seeds)] # of a study
+
 def study_cells(profile, name, seed=None): # None: all seeds
     "The trained networks that a study takes."
     s = profile['studies'][name]
-    return [Cell(s['dataset'], arch, float(width), norm, regime, own) for own in (s['seeds'] if seed is None else [seed])
-            for regime in STUDIES[name].uses for arch, width in s['archs'].items() for norm in s['norms']]
+    seeds = s['seeds'] if seed is None else dict.fromkeys([seed, next_seed(s['seeds'], seed)]) if STUDIES[name].next_too else [seed]
+    return [Cell(s['dataset'], arch, float(width), norm, regime, own) for own in seeds            for regime in STUDIES[name].uses for arch, width in s['archs'].items() for norm in s['norms']]
 
 def check_study(profile, name, given, where):
     "A study may only speak of what is there, and take networks that some grid trains."
@@ -357,6 +362,17 @@ def alone(
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
 
+# %% ../nbs/17_experiment.ipynb #43bdbb82
+def machine():
+    "Processor, cores, memory and Python, in a sentence."
+    import platform
+    model = [line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')]
+    memory = [int(line.split()[1]) / 2**20 for line in _lines('/proc/meminfo') if line.startswith('MemTotal')]
+    parts = [model[0] if model else platform.processor() or platform.machine(), f'{os.cpu_count()} cores', *(f'{m:.0f} GiB' for m in memory)]
+    return f'{", ".join(parts)}; {platform.system()}, Python {platform.python_version()}'
+
+def _lines(path): return Path(path).read_text(errors='ignore').splitlines() if Path(path).is_file() else []
+
 # %% ../nbs/17_experiment.ipynb #b028d4b5
 def keeper(profile, cell, run):
     "Called after each epoch: weights of the epochs to keep go into the run's folder."
@@ -409,7 +425,7 @@ def train_run(
     common = cell_fields(profile, cell, config_hash(config), torch.device(device).type)
     write_rows(run / 'history.jsonl', history_rows(history, profile, cell, len(monitor.images), common))
     save_model(model, run / 'weights.safetensors')
-    write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint))
+    write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint, machine=machine()))
     (run / 'state.safetensors').unlink(missing_ok=True)
 
 # %% ../nbs/17_experiment.ipynb #66219e62
@@ -554,16 +570,24 @@ def time_limit(
     given = [max(of(c), key=lambda s: s or math.inf) for c in cells] + [profile['studies'][study].get('seconds') for _ in seeds]
     return UNKNOWN if None in given else math.ceil(5 + 4 * sum(given) / 60)
 
-# %% ../nbs/17_experiment.ipynb #43bdbb82
-def machine():
-    "Processor, cores, memory and Python, in a sentence."
-    import platform
-    model = [line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')]
-    memory = [int(line.split()[1]) / 2**20 for line in _lines('/proc/meminfo') if line.startswith('MemTotal')]
-    parts = [model[0] if model else platform.processor() or platform.machine(), f'{os.cpu_count()} cores', *(f'{m:.0f} GiB' for m in memory)]
-    return f'{", ".join(parts)}; {platform.system()}, Python {platform.python_version()}'
+# %% ../nbs/17_experiment.ipynb #831e3406
+def off_the_lock(text): # of a lock file
+    "What is installed in another version than it says, or not at all: name, version here."
+    from importlib.metadata import PackageNotFoundError, version
+    from packaging.requirements import Requirement
+    for wanted in (Requirement(line) for line in text.splitlines() if line.strip()):
+        if wanted.marker and not wanted.marker.evaluate(): continue
+        try: here = version(wanted.name)
+        except PackageNotFoundError: here = None
+        if here is None or not wanted.specifier.contains(here, prereleases=True): yield f'{wanted.name} {here or "missing"}'
 
-def _lines(path): return Path(path).read_text(errors='ignore').splitlines() if Path(path).is_file() else []
+def lock_text(name='requirements.lock'):
+    "The hash of the lock file, and whether it is what is installed."
+    try: text = in_checkout(name).read_text(encoding='utf-8')
+    except FileNotFoundError: return f'no {name} at hand'
+    off = list(off_the_lock(text))
+    others = f'{", ".join(off[:3])}{f" and {len(off) - 3} more" if len(off) > 3 else ""}'
+    return f'{hashlib.sha256(text.encode()).hexdigest()[:12]}, ' + (f'but for {others}' if off else 'installed as it says')
 
 # %% ../nbs/17_experiment.ipynb #aeb5e295
 def data_facts(profile, folder):
@@ -586,5 +610,6 @@ def report_meta(
     notebooks = {p.stem.replace('_', ' '): f'notebooks/{p.name}' for p in sorted(Path(folder, 'notebooks').glob('*.ipynb')) if p.stem != 'report'}
     plan = [asdict(cell) | dict(attacks=attacks) for cell, attacks in planned(profile, parts).items()]
     lost = absent(profile, parts) + [f'planned and not run: study {n}' for n in unmeasured(profile, parts, folder)]
-    return dict(about=profile['about'], machine=machine(), data=list(data_facts(profile, folder)), plan=plan, notebooks=notebooks,
-                missing=lost)
+    where = {read_json(p).get('machine') for p in Path(folder, 'runs').glob('*/config.json')} - {None}
+    return dict(about=profile['about'], machine='; '.join(sorted(where)) or machine(), settings=config_hash(profile), lock=lock_text(),
+                data=list(data_facts(profile, folder)), plan=plan, notebooks=notebooks, missing=lost)

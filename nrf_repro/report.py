@@ -120,6 +120,8 @@ def warnings_of(rows,     # all rows given
 # %% ../nbs/22_report.ipynb #3bfca01b
 META = {'about': 'what the profile is, a sentence',
         'machine': 'processor, memory and the like, a sentence',
+        'settings': 'hash of the profile',
+        'lock': 'hash of the lock file, and whether it is what is installed',
         'data': 'list of dicts with name, and of train, test, fingerprint, note what is known',
         'seconds': 'wall time of the whole run',
         'plan': 'dicts of planned cells: dataset, arch, width, norm, regime, seed, attacks; what has no row is listed',
@@ -180,7 +182,8 @@ def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
             'Networks': words(network_texts(rows)), 'Norms': words(norm_name(m) for m in NAMED_NORMS if m in set(rows.norm)),
             'Training': seen('regime'), 'Seeds': seen('seed'), 'Images behind a number': seen('n'),
             'Machine': words(machine_texts(rows, meta['machine'])), 'torch': seen('torch'),
-            'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
+            'Settings': words([f'profile {meta["settings"]}'] * bool(meta['settings']) + [f'{rows.config_hash.nunique()} hashes in the rows']),
+            'Lock file': meta['lock'] or 'not stated', 'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
             'Time': words(time_texts(rows, meta['seconds']))}
 
 # %% ../nbs/22_report.ipynb #a578edd9

@@ -85,7 +85,7 @@ def check_row(row): # a dict whose fields are already typed
 
 # %% ../nbs/16_results.ipynb #33e11263
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
-SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity', 'smoothness', 'tables'}
+SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity', 'smoothness', 'tables', 'costs', 'verify'}
 
 def computing(text): # of a module
     "The source without its functions draw_... and show_..., which only show what was computed."

@@ -98,7 +98,7 @@ def test_rows_are_those_of_a_local_run_through_a_killed_job_and_a_lost_node(clus
         node('resume')
         assert run.wait(900) == 0
     except BaseException:
-        print(file.with_suffix('.log').read_text()[-4000:])
+        for log in (file.with_suffix('.log'), cluster / 'slurmctld.log', cluster / 'slurmd.log', *build.glob('.snakemake/slurm_logs/*/*/*.log')): print(log, log.read_text()[-3000:])
         raise
     finally:
         if run.poll() is None: os.killpg(run.pid, signal.SIGKILL)

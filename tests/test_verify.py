@@ -1,0 +1,121 @@
+"""Published rows are found again, and what was touched is caught: a value, a number of images, a row more or less, other settings, other images."""
+import json
+import shutil
+
+import pytest
+
+from nrf_repro.cli import main, publish
+from nrf_repro.experiment import Cell, attack_cell, load_profile, planned, train_cell
+from nrf_repro.results import read_rows, write_rows
+from nrf_repro.verify import allowed, cells_of, drawn, origin_of, published, verify
+
+CELLS = [Cell('digits', 'vgg11', .0625, norm, 'standard', 0) for norm in ('bn', 'none')]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "Two networks, as `make report` leaves them."
+    build, profile = tmp_path_factory.mktemp('build'), load_profile('tiny')
+    for cell in CELLS: train_cell(profile, cell, build, progress=False), attack_cell(profile, cell, planned(profile)[cell], build)
+    write_rows(build / 'rows.jsonl', read_rows(build / 'runs'))
+    (build / 'report.html').write_text('<p>')
+    (build / 'notebooks').mkdir()
+    return build
+
+
+@pytest.fixture
+def folder(run, tmp_path): return publish(load_profile('tiny'), run, tmp_path)
+
+
+def change(folder, i=0, **fields):
+    lines = (folder / 'rows.jsonl').read_text().splitlines()
+    row = json.loads(lines[i])
+    lines[i] = json.dumps(row | {k: v(row[k]) for k, v in fields.items()})
+    (folder / 'rows.jsonl').write_text('\n'.join(lines) + '\n')
+
+
+def said(folder, capsys, *words):
+    status = main(['verify', str(folder), *words])
+    return status, capsys.readouterr()
+
+
+def test_what_was_published_here_is_found_again_to_the_last_bit(folder, capsys):
+    status, out = said(folder, capsys, '--all')
+    n = len(read_rows(folder / 'rows.jsonl'))
+    assert status == 0 and out.out.splitlines()[-1] == f'2 of 2 networks trained again, {n} rows compared: all equal.'
+
+
+@pytest.mark.parametrize('fields, word', [(dict(value=lambda v: v + 1e-9), 'beyond'), (dict(n=lambda n: n + 1), 'other n'), (dict(epoch=lambda e: e + 1), 'not found again')])
+def test_a_touched_row_is_caught(fields, word, folder, capsys):
+    change(folder, **fields)
+    status, out = said(folder, capsys, '--all')
+    assert status == 1 and word in out.out and 'NOT verified' in out.out.splitlines()[-1]
+
+
+def test_elsewhere_a_rounding_passes_and_a_lie_does_not(folder, capsys, monkeypatch):
+    origin = json.loads((folder / 'origin.json').read_text())
+    (folder / 'origin.json').write_text(json.dumps(origin | dict(processors=['abacus'])))
+    monkeypatch.setattr('nrf_repro.verify.drawn', lambda cells, *a: cells[:1])
+    change(folder, value=lambda v: v - 1e-3)
+    status, out = said(folder, capsys)
+    assert status == 0 and 'processor abacus then' in out.out and 'all within their limits' in out.out
+    change(folder, value=lambda v: v - .5 if v > .5 else v + .5)
+    assert said(folder, capsys)[0] == 1
+
+
+def test_a_missing_row_is_caught(folder, capsys):
+    lines = (folder / 'rows.jsonl').read_text().splitlines()
+    (folder / 'rows.jsonl').write_text('\n'.join(lines[1:]) + '\n')
+    status, out = said(folder, capsys, '--all')
+    assert status == 1 and 'not published' in out.out
+
+
+def test_what_cannot_be_checked_is_a_sentence(folder, run, tmp_path, capsys):
+    def error(*words):
+        status, out = said(folder, capsys, *words)
+        assert status == 2 and out.err.count('\n') == 1 and 'Traceback' not in out.err
+        return out.err
+    assert 'draw at least one network' in error('--sample', '0')
+    origin = json.loads((folder / 'origin.json').read_text())
+    def replaced(**new): (folder / 'origin.json').write_text(json.dumps(origin | new))
+    replaced(data=dict(digits=['0123']))
+    assert 'are not those of the rows' in error()
+    recipes = origin['profile']['data']['digits']['recipes']
+    recipes['standard'] |= dict(lr=.1234)
+    replaced(profile=origin['profile'])
+    assert 'it has changed since' in error()
+    recipes['standard'] |= dict(lr='quick')
+    replaced(profile=origin['profile'])
+    assert 'origin.json' in error() and "'quick'" in error()
+    (folder / 'origin.json').write_text('{"half')
+    assert 'origin.json is damaged' in error()
+    replaced()
+    change(folder, profile=lambda p: 'other')
+    assert 'is of 2 profiles' in error()
+    (folder / 'rows.jsonl').unlink()
+    assert 'has no rows.jsonl' in error()
+    shutil.rmtree(folder)
+    assert 'not there' in error()
+
+
+def test_rows_of_studies_alone_are_nothing_to_train_again(folder):
+    rows = read_rows(folder / 'rows.jsonl')
+    write_rows(folder / 'rows.jsonl', rows[rows.experiment == 'final'].assign(experiment='transfer'))
+    with pytest.raises(ValueError, match='no rows of networks'): published(folder)
+
+
+def test_limits_shrink_with_images_and_are_never_nothing():
+    widths = [allowed('robust_accuracy', .4, .4, n) for n in (10, 100, 1000)]
+    assert widths == sorted(widths, reverse=True) and allowed('clean_accuracy', 1., 1., 100) > 0 and allowed('ligs_plain', .9, .9, 100) == .05
+
+
+def test_every_network_can_be_drawn(run):
+    cells = cells_of(read_rows(run / 'rows.jsonl'))
+    assert cells == CELLS and drawn(cells, 9) == cells and len(drawn(cells, 1)) == 1 and origin_of(load_profile('tiny'), run)['data']['digits']
+
+
+def test_an_interrupted_check_goes_on(folder, tmp_path):
+    verify(folder, None, build=tmp_path / 'kept')
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'kept').rglob('weights.safetensors')}
+    assert len(before) == 2 and set(verify(folder, None, build=tmp_path / 'kept').verdict) == {'equal'}
+    assert before == {p: p.stat().st_mtime_ns for p in before}
