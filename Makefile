@@ -64,11 +64,11 @@ book: setup
 site: setup
 	$(PY) docs/make_site.py
 
-# Attacks against torchattacks, foolbox (installed for this alone) and a plain loop, in one run; BENCH= takes the script's words.
-BENCH ?= --quick
+# Speed against the known libraries (foolbox is installed for this alone): rewrites docs/benchmarks.md, 3 to 6 minutes.
+# BENCH=--full for every case (hours), BENCH='--device cuda' for a GPU.
 bench: setup
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target bench/.site foolbox==3.3.4 eagerpy==0.30.0
-	PYTHONPATH=bench/.site $(PY) bench/attacks.py $(BENCH)
+	for b in attacks ligs training report; do PYTHONPATH=bench/.site $(PY) bench/$$b.py $(BENCH) || exit 1; done
 
 # Refresh the lock: newest versions that fit requirements.in, for Python 3.11 to 3.13 on Linux and macOS.
 lock:

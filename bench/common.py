@@ -133,7 +133,7 @@ def command(o):
 def publish(title, body, o, *packages):
     "Rewrite one section of the page, whole; the others stay."
     text = o.page.read_text(encoding='utf-8') if o.page.is_file() else ''
-    found = {t: b.strip() for t, b in re.findall(r'^## (.+)\n(.*?)(?=^## |\Z)', text, re.M | re.S)}
+    found = {t: b.strip() for t, b in re.findall(r'^## ([^\n]+)\n(.*?)(?=^## |\Z)', text, re.M | re.S)}
     found[title] = f'Run by `{command(o)}`\n\nOn: {machine(o, *packages)}\n\n{body.strip()}'
     parts = [f'## {t}\n\n{found[t]}' for t in SECTIONS if t in found]
     draft = o.page.with_suffix('.part')

@@ -1,0 +1,91 @@
+"""What the benchmarks say must be worth saying: same work for all, honest arithmetic, sections that leave each other alone."""
+import argparse
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nrf_repro.data import load
+from nrf_repro.models import build_model
+from nrf_repro.training import RECIPES, fit
+
+BENCH = Path(__file__).parents[1] / 'bench'
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    def module(name):
+        monkeypatch.delitem(importlib.sys.modules, name, raising=False)
+        return importlib.import_module(name)
+    yield module
+    for name in ('common', 'ligs', 'training', 'report'): importlib.sys.modules.pop(name, None)
+
+
+def test_a_section_is_rewritten_whole_and_alone(bench, tmp_path, monkeypatch):
+    common = bench('common')
+    monkeypatch.setattr(common.sys, 'argv', ['bench/ligs.py', '--repeats', '2'])
+    o = argparse.Namespace(page=tmp_path / 'page.md', data='digits', device='cpu', cpu_time=False, repeats=2, load=0.)
+    common.publish('LIGS', 'first\n\n### Inner\n\nstale', o)
+    common.publish('Attacks', 'second', o)
+    before = o.page.read_text()
+    assert before.index('## Attacks') < before.index('## LIGS') and 'bench/ligs.py --repeats 2`' in before
+    common.publish('LIGS', 'third', o)
+    after = o.page.read_text()
+    assert after.count('## ') == 2 and 'third' in after and 'second' in after and 'first' not in after and 'stale' not in after
+    assert before.split('## LIGS')[0] == after.split('## LIGS')[0] and [p.name for p in tmp_path.iterdir()] == ['page.md']
+
+
+def test_every_repeat_runs_each_once_and_the_order_rotates(bench):
+    common, seen = bench('common'), []
+    ticks = iter(range(100))
+    o = argparse.Namespace(repeats=3, device='cpu', clock=lambda: next(ticks))
+    out = common.turns({m: lambda r, m=m: seen.append((r, m)) for m in 'abc'}, o)
+    assert seen == [(r, m) for r, order in enumerate(('abc', 'bca', 'cab')) for m in order]
+    assert all([s for s, _ in run] == [1, 1, 1] for run in out.values())
+    assert common.spread([3., 1., 2.]) == '2.00 (1.00-3.00)' and common.ratios([4, 9], [2, 3]) == [2, 3]
+
+
+def test_each_way_to_train_makes_the_same_steps_of_the_same_network(bench):
+    training = bench('training')
+    train = load('digits', 'train', limit=64)
+    r = replace(RECIPES['digits'], epochs=2, batch_size=24, schedule='multistep', milestones=(1.,), clip=None)
+    def model(): return build_model('vgg11', 'none', num_classes=10, in_channels=1, width=1/16, mean=train.mean, std=train.std, seed=0)
+    same = train[torch.zeros(64, dtype=torch.long)]            # one image alone: no order, no augmentation to differ by
+    ways = [lambda m: fit(m, same, r, progress=False), lambda m: training.tutorial(m, same, r, 0), lambda m: training.limit(m, same, r)]
+    ends = []
+    for way in ways:
+        net = model()
+        way(net)
+        ends.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    start = torch.cat([p.detach().flatten() for p in model().parameters()])
+    assert all((e - ends[0]).abs().max() < 1e-4 for e in ends) and (ends[0] - start).abs().max() > 1e-3
+
+
+def notebook(folder, name, begin, end, cells):
+    made = [dict(cell_type='code', source=[s], metadata=dict(papermill=dict(duration=d))) for s, d in cells]
+    stamp = '2026-01-01T00:{:02d}:{:02d}+00:00'
+    about = dict(start_time=stamp.format(*divmod(begin, 60)), end_time=stamp.format(*divmod(end, 60)), duration=end - begin)
+    (folder / name).write_text(json.dumps(dict(cells=made, metadata=dict(papermill=about))))
+
+
+def test_the_time_of_a_build_is_accounted_for_whole(bench, tmp_path):
+    report, folder = bench('report'), tmp_path / 'build/notebooks'
+    folder.mkdir(parents=True)
+    notebook(folder, 'a.ipynb', 0, 20, [('import numpy as np\nfrom a import train_cell', 2), ('x = train_cell()', 10), ('attack_cell(x)', 5)])
+    notebook(folder, 'b.ipynb', 10, 30, [('run_studies()', 15), ('plot()', 1)])
+    (folder / 'c.ipynb').write_text('')
+    took, spans, broken = report.left_by(folder.parent)
+    assert took == dict(imports=2, training=10, attacks=5, kernel=7, studies=15, **{'settings, tables, figures': 1}) and broken == ['c.ipynb']
+    assert sum(took.values()) == 40 and report.busy(spans) == 30 and report.busy([(0, 10), (500, 510)]) == 20
+    assert 'wall / pure compute = 2.00' in report.anatomy(folder.parent, 2, None)
+    assert 'no executed notebook' in report.anatomy(tmp_path, 2, None)
+
+
+def test_the_power_of_a_growth(bench):
+    report = bench('report')
+    assert report.exponent([1, 2, 4], [[3.], [6.], [12.]]) == pytest.approx(1)
+    assert report.exponent([1, 2, 4], [[1., 9.], [4., 36.], [16., 144.]]) == pytest.approx(2)
