@@ -48,7 +48,7 @@ class Run:
 
     def cells(self, regime='standard', norms=None):
         "The networks archs x norms of this seed."
-        return [c for c in study_cells(self.profile, self.study, self.seed) if c.regime == regime and (norms is None or c.norm in norms)]
+        return [c for c in study_cells(self.profile, self.study, self.seed) if c.seed == self.seed and c.regime == regime and (norms is None or c.norm in norms)]
 
 # %% ../nbs/19_studies.ipynb #d0610e18
 @patch

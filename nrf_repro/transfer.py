@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'all_right', 'fooled', 'transfer_matrix', 'draw_matrix', 'alignment', 'unit_gradients', 'momentum',
-           'target_name', 'scaled_attack', 'sources_of', 'shared_images', 'attack_rows', 'alignment_rows',
+           'target_name', 'scaled_attack', 'sources_of', 'shared_images', 'judges_of', 'attack_rows', 'alignment_rows',
            'accuracy_rows', 'measure_transfer', 'show_name', 'matrix_of', 'draw_matrices', 'shared_targets', 'per_seed',
            'epochs_of', 'draw_epochs', 'draw_angles', 'draw_course', 'show_points', 'show_told', 'show_boosts',
            'show_readings', 'show_rank', 'show_transfer']
 
-# %% ../nbs/14_transfer.ipynb #b2ef0bea
+# %% ../nbs/14_transfer.ipynb #cad47497
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from .attacks import input_gradient
+from .experiment import next_seed
 from .features import unit
 from .figures import INK, LOOKS, several, styled
 from .results import paired_effect, t_interval
@@ -26,7 +28,7 @@ from .studies import part
 from .tables import arch_name, norm_name
 from .training import correct
 
-# %% ../nbs/14_transfer.ipynb #741cf68d
+# %% ../nbs/14_transfer.ipynb #996845eb
 def all_right(nets, x, y): # several networks
     "The images that every one of them classifies correctly: bool[n]."
     return torch.stack([correct(net, x, y) for net in nets]).all(0)
@@ -43,7 +45,7 @@ def transfer_matrix(
 ):            # sources x targets; NaN where a network would meet itself
     "Transfer success: the share of images that the target gets wrong."
     made = {name: attack(net, x, y) for name, net in sources.items()}
-    return pd.DataFrame({t: {s: np.nan if s == t else fooled(net, made[s], y) for s in sources} for t, net in targets.items()}, dtype=float)
+    return pd.DataFrame({t: {s: np.nan if sources[s] is net else fooled(net, made[s], y) for s in sources} for t, net in targets.items()}, dtype=float)
 
 # %% ../nbs/14_transfer.ipynb #c645d133
 def draw_matrix(ax, table): # of `transfer_matrix`
@@ -103,7 +105,7 @@ def sources_of(run):
         found[f'epoch {epoch}'] = {c: run.network(c, epoch) for c in run.cells(norms=('none', 'bn'))}
     return found
 
-# %% ../nbs/14_transfer.ipynb #252f0f8c
+# %% ../nbs/14_transfer.ipynb #c9ae951d
 def shared_images(run, nets):
     "Pixels and labels of the images that all the networks get right, at most as many as the study says."
     images = run.images('test')
@@ -111,22 +113,27 @@ def shared_images(run, nets):
     ok = all_right(nets, x, y).nonzero()[:run.settings['images'], 0]
     return x[ok], y[ok]
 
-def attack_rows(run, metric, source, nets, finals, x, y, attack, how):
-    "One kind of source against all others: its own error, and the success at every target but itself."
+def judges_of(run):
+    "The targets: the finished networks of the next seed, which began elsewhere. With one seed, those of the same, which began alike."
+    seed = next_seed(run.settings['seeds'], run.seed)
+    return {c: run.network(c) for c in (replace(c, seed=seed) for c in run.cells())}
+
+def attack_rows(run, metric, source, nets, judges, x, y, attack, how):
+    "One kind of source against all targets: its own error, and the success at every target but itself."
     for cell, net in nets.items():
         adv = attack(net, x, y)
         def row(metric, value, **more): return run.row(metric, value, cell, source=source, n=len(y), **how, **more)
         yield row(f'own_{metric}', fooled(net, adv, y))
-        for other, judge in finals.items():
+        for other, judge in judges.items():
             if other != cell: yield row(metric, fooled(judge, adv, y), target=target_name(other))
 
-# %% ../nbs/14_transfer.ipynb #734bb294
-def alignment_rows(run, finals, x, y):
-    "The mean cosine of the gradients of every two networks."
-    g = {cell: unit_gradients(net, x, y) for cell, net in finals.items()}
+# %% ../nbs/14_transfer.ipynb #5b78a477
+def alignment_rows(run, finals, judges, x, y):
+    "The mean cosine of the gradients of a source and a target."
+    g, h = ({cell: unit_gradients(net, x, y) for cell, net in nets.items()} for nets in (finals, judges))
     for a in finals:
-        for b in finals:
-            if a != b: yield run.row('alignment', alignment(g[a], g[b]), a, source='final', target=target_name(b), n=len(y))
+        for b in judges:
+            if a != b: yield run.row('alignment', alignment(g[a], h[b]), a, source='final', target=target_name(b), n=len(y))
 
 def accuracy_rows(run, sources):
     "How accurate each source is, and after which epoch it was taken."
@@ -139,14 +146,14 @@ def accuracy_rows(run, sources):
 
 def measure_transfer(run):
     "All rows of one seed."
-    sources, (attack, how) = sources_of(run), scaled_attack(run)
-    x, y = shared_images(run, [*sources['final'].values(), *sources['early'].values()])
+    sources, judges, (attack, how) = sources_of(run), judges_of(run), scaled_attack(run)
+    x, y = shared_images(run, [*sources['final'].values(), *sources['early'].values(), *judges.values()])
     for name, nets in sources.items():
-        yield from attack_rows(run, 'transfer_success', name, nets, sources['final'], x, y, attack, how)
+        yield from attack_rows(run, 'transfer_success', name, nets, judges, x, y, attack, how)
     for name in ('final', 'early') if attack.ball == 'linf' else ():
         few = {c: net for c, net in sources[name].items() if c.norm in ('none', 'bn')}
-        yield from attack_rows(run, 'momentum_success', name, few, sources['final'], x, y, momentum(attack), how)
-    yield from alignment_rows(run, sources['final'], x, y)
+        yield from attack_rows(run, 'momentum_success', name, few, judges, x, y, momentum(attack), how)
+    yield from alignment_rows(run, sources['final'], judges, x, y)
     yield from accuracy_rows(run, sources)
 
 # %% ../nbs/14_transfer.ipynb #c4853719
@@ -254,16 +261,16 @@ def show_readings(rows): # of one arch
 def show_rank(rows): # of one arch
     "How far alignment orders the pairs."
     both = rows[rows.source == 'final'].pivot_table(index=['seed', 'norm', 'target'], columns='metric', values='value').dropna(subset=['alignment', 'transfer_success'])
-    ranks = [spearmanr(of.alignment, of.transfer_success).statistic for _, of in both.groupby('seed') if len(of) > 2]
+    ranks = [spearmanr(of.alignment, of.transfer_success).statistic for _, of in both.groupby('seed') if of.nunique().min() > 1]
     if ranks: yield f'Rank correlation of alignment and success over the pairs, mean over seeds: {np.mean(ranks):.2f}.'.replace('-', '−')
 
-# %% ../nbs/14_transfer.ipynb #5ddd848f
+# %% ../nbs/14_transfer.ipynb #aa8c062f
 def show_transfer(rows):
     "The matrix of all networks; for each arch the course with the angles, and the boosts."
     success = rows[rows.metric == 'transfer_success'].dropna(subset=['eps', 'steps', 'target', 'n'])
     if not len(success): return
     first, seeds, n = success.iloc[0], sorted(rows.seed.unique()), sorted(success.n.unique())
-    about = (f'Images that all networks get right: {several(n)}; seed{"s" * (len(seeds) > 1)} {several(seeds)}, source and target of the same seed. '
+    about = (f'Images that all networks get right: {several(n)}; seed{"s" * (len(seeds) > 1)} {several(seeds)}; targets {"of the next seed, which began elsewhere" if len(seeds) > 1 else "began alike"}. '
              f'{first.attack} with eps {first.eps:g} in {first.steps} steps.')
     yield part('Transfer: who fools whom', f'Mean share over seeds. {about}', fig=draw_matrices(success[success.source == 'final']))
     for arch, of in rows.groupby('arch'):
