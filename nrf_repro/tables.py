@@ -428,9 +428,10 @@ def settings(rows):
     shown = ['eps', 'steps', 'step_size', 'reading', 'sigma', 'draws', 'n']
     def text(name, v):
         return eps_text(v) if name in ('eps', 'step_size') else f'{v:g}' if isinstance(v, (int, float)) else str(v)
+    def called(name): return names.get(name) or (name[0].upper() + name[1:]).replace('Autoattack', 'AutoAttack').replace('_linf', ' ℓ∞').replace('_l2', ' ℓ2').replace('_', ' ')
     def line(key, part):
         values = {f.replace('_', ' '): ', '.join(text(f, v) for v in sorted(part[f].dropna().unique())) for f in shown}
-        start = dict(measurement=names.get(key[2], key[2]), experiment=key[0], data=key[1])
+        start = dict(measurement=called(key[2]), experiment=key[0], data=key[1])
         return start | values | dict(rows=str(len(part)))
     return pd.DataFrame([line(*group) for group in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False)])
 
