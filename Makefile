@@ -6,7 +6,7 @@ PY      := .venv/bin/python
 SHELL   := /bin/bash
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup report report-all plan test test-notebooks test-clean book site lab bench lock clean
+.PHONY: help setup report report-all plan test test-notebooks test-clean test-faults test-slurm book site lab bench lock clean
 .DEFAULT_GOAL := report
 
 help:
@@ -14,6 +14,8 @@ help:
 	@echo 'make report-all  the same with the extension of the profile'
 	@echo 'make plan        say what a profile would run'
 	@echo 'make test        the book, its exports, the tests'
+	@echo 'make test-faults  kills, full disks, two at once (5 minutes)'
+	@echo 'make test-slurm  the grid on a Slurm of one node (needs root, slurm-wlm, munge)'
 	@echo 'make lab         open the book in JupyterLab'
 	@echo 'make book        run every notebook anew, in place, and write the README'
 	@echo 'make site        the book, the reference and the reports as pages: _site/index.html'
@@ -44,7 +46,19 @@ plan: setup
 
 # All that guards the project: the book runs, exports what is committed and is clean; then the tests.
 test: test-notebooks test-clean
-	$(PY) -m pytest -n 2 --dist loadfile
+	rm -rf $(COUNTS)
+	NRF_COUNTS=$(COUNTS) $(PY) -m pytest -n 2 --dist loadfile --ignore tests/test_faults.py
+	@$(PY) tests/counted.py $(COUNTS)
+
+# Random kills and the like, then the grid on a cluster of one node; each prints what it did. COUNTS=docs/robustness keeps the numbers for the site.
+COUNTS ?= reports/build/counts
+test-faults: setup
+	NRF_COUNTS=$(COUNTS) $(PY) -m pytest tests/test_faults.py
+	@$(PY) tests/counted.py $(COUNTS)
+
+test-slurm: setup
+	NRF_COUNTS=$(COUNTS) $(PY) -m pytest -rs tests/slurm/cluster.py
+	@$(PY) tests/counted.py $(COUNTS)
 
 test-notebooks: setup
 	.venv/bin/nbdev_test --n_workers 2 --do_print --timing

@@ -205,7 +205,7 @@ def home(nb, book, cfg, modules, reference):
     cells = prose(list(convert(nb)), nb, list(book), cfg, modules)
     titles = {name: title_of(chapter) or name for name, chapter in book.items()}
     trees = [toctree('The book', [f'{number_of(n)}  {t} <{n}>' for n, t in titles.items()]),
-             toctree('Using it', ['reports', 'benchmarks', 'add', 'cite', 'bibliography']),
+             toctree('Using it', ['reports', 'benchmarks', 'robustness', 'add', 'cite', 'bibliography']),
              toctree('Reference', [f'{m} <api/{m}>' for m in reference])]
     return notebook([*cells, new_cell('markdown', '\n\n'.join(trees))])
 

@@ -1,6 +1,7 @@
-"""The pages that are not chapters: published reports, benchmarks, how to add, how to cite, bibliography."""
+"""The pages that are not chapters: published reports, benchmarks, robustness, how to add, how to cite, bibliography."""
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import yaml
@@ -50,7 +51,7 @@ def all_pages(root, cfg):
     cff = yaml.safe_load((root / 'CITATION.cff').read_text(encoding='utf-8'))
     url = f'{cfg["git_url"]}/blob/{cfg["branch"]}'
     add = (HERE / 'pages/add.md').read_text(encoding='utf-8')
-    return dict(reports=reports(root, url), benchmarks=benchmarks(root), add=add, cite=cite(cff, cfg, url),
+    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=add, cite=cite(cff, cfg, url),
                 bibliography=bibliography(cff))
 
 
@@ -118,6 +119,14 @@ def benchmarks(root):
     if not files: return '# Benchmarks\n\nNone is published yet.\n'
     texts = [re.sub(r'^# .+\n', '', p.read_text(encoding='utf-8'), count=1) for p in files]
     return '\n\n'.join(['# Benchmarks', *texts]) + '\n'
+
+
+def robustness(root):
+    "The page on faults, with what the tests counted."
+    sys.path.insert(0, str(HERE.parent / 'tests'))
+    from counted import table
+    there = sorted(root.glob('docs/robustness/*.json'))
+    return (HERE / 'pages/robustness.md').read_text(encoding='utf-8').replace('{counts}', table(there[0].parent) if there else 'None are kept yet.')
 
 
 def names(authors):

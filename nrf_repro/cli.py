@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATE', 'SENTENCES', 'check_template', 'run_notebook', 'collect', 'snakemake', 'job_environment', 'report',
-           'check_jobs', 'plan_text', 'portable', 'publish', 'parser', 'run', 'parameters_of', 'main']
+           'check_jobs', 'plan_text', 'portable', 'publish', 'parser', 'run', 'plan', 'parameters_of', 'main']
 
 # %% ../nbs/23_cli.ipynb #342fc951
 import argparse
@@ -211,7 +211,10 @@ def parser(word=None): # the command that is meant, if known
     c.add_argument('--dry-run', action='store_true', help='only say what would be run')
     c.add_argument('--cluster', help='a folder with a Snakemake profile, such as reports/slurm: run the jobs there')
     c.add_argument('--data', help='folder of the data sets; the same as NRF_DATA')
-    command('plan', 'say what a profile would run')
+    c = command('plan', 'say what a profile would run, and what it costs')
+    c.add_argument('--speed', type=float, help='multiply-adds a second, such as 2e13; default: measured here, some seconds')
+    c.add_argument('--like', help='a file of rows, such as reports/published/demo/rows.jsonl: cost at their speed')
+    c.add_argument('--no-costs', action='store_true', help='only what would be run')
     command('publish', 'copy report, rows and executed notebooks to reports/published')
     command('rows', 'collect the rows of what is there').add_argument('--folder', help='the build folder')
     c = command('notebook', 'execute a template, checked', profile=False)
@@ -231,7 +234,7 @@ def run(a):
     if a.command == 'notebook': return run_notebook(a.template, a.out, parameters_of(a.parameters), a.done) or 0
     from nrf_repro.experiment import PARTS, build_folder, load_profile
     parts = PARTS if a.all else ('core',)
-    if a.command == 'plan': return print(plan_text(load_profile(a.profile), parts)) or 0
+    if a.command == 'plan': return plan(a, parts)
     if a.command == 'publish':
         from nrf_repro.results import in_checkout
         profile = load_profile(a.profile)
@@ -245,6 +248,17 @@ def run(a):
     if (data := os.environ.get('NRF_DATA')) and not Path(data).is_dir():
         raise FileNotFoundError(f'The data folder {data} is not there: mend NRF_DATA or --data, or leave it out.')
     return report(a.profile, parts, a.cores, a.jobs, a.dry_run, a.cluster)
+
+def plan(a, parts):
+    "Print what would be run, and the bill; returns the exit status."
+    from nrf_repro.experiment import load_profile
+    if a.speed is not None and not 0 < a.speed < float('inf'): raise ValueError(f'--speed {a.speed}: give multiply-adds a second, such as 2e13.')
+    if a.speed and a.like: raise ValueError('--speed and --like both say how fast: give one of them.')
+    print(plan_text(load_profile(a.profile), parts), flush=True)
+    if not a.no_costs:
+        from nrf_repro.costs import bill_text
+        print(bill_text(load_profile(a.profile), parts, a.speed, a.like))
+    return 0
 
 def parameters_of(text):
     "Parameters given as JSON."

@@ -90,7 +90,7 @@ def speed_like(file):
         took += epochs.seconds.sum() + final.seconds.sum()
     return done / took
 
-# %% ../nbs/34_costs.ipynb #d7538316
+# %% ../nbs/34_costs.ipynb #b00a1eb2
 ROW, NOTEBOOK = 1000, 100_000   # bytes: of a row, which is kept with its network and in rows.jsonl; of an executed notebook
 
 def bill(profile, parts=PARTS, speed=None): # speed: of all networks; None: measured for each kind
@@ -119,7 +119,7 @@ def bill_text(profile, parts=PARTS, speed=None, like=None):
     studies = ', '.join(profile.get('studies', {})) if 'extension' in parts else ''
     names = dict(work='10^15 multiply-adds', speed='10^12 a second', disk='GB')
     return (f'{table.rename(columns=names).to_string(index=False, float_format="{:.3g}".format)}\n'
-            f'Together: {total.networks:.0f} networks, {total.hours:.3g} hours on one {"GPU" if device == "cuda" else "device like this"}, '
+            f'Together: {total.networks:.0f} networks, {total.hours:.3g} hours on one device, '
             f'{total.rows:.0f} rows, {total.disk:.2g} GB.\n'
             f'It supposes {how}; a training image costs three forward passes, a gradient of an image two; no image is fooled early, which would cost less; '
             f'reading data and starting jobs cost nothing. Disk is weights, kept epochs, rows and notebooks, without data sets.'

@@ -29,7 +29,7 @@ def origin_of(
     "What a published folder says of its rows beside them."
     runs = [read_json(p) for p in sorted(Path(folder, 'runs').glob('*/config.json'))]
     return dict(profile=profile, processors=sorted({processor(r['machine']) for r in runs if 'machine' in r}),
-                data={name: sorted({r['data'] for r in runs if r['dataset'] == name and 'data' in r}) for name in profile['data']})
+                data={name: sorted({r['data'] for r in runs if r['dataset'] == name and 'data' in r}) for name in sorted({r['dataset'] for r in runs if 'data' in r})})
 
 def processor(machine): return machine.split(',')[0]   # of the sentence of `machine`
 

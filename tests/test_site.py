@@ -24,7 +24,7 @@ import pages
 import reference
 
 CFG = make_site.settings() | dict(published={'reports/published/demo/report.html'})
-OTHERS = ('reports', 'benchmarks', 'add', 'cite', 'bibliography')
+OTHERS = ('reports', 'benchmarks', 'robustness', 'add', 'cite', 'bibliography')
 CHAPTERS = sorted(p.stem for p in (ROOT / 'nbs').glob('[0-9]*.ipynb'))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from checkout import checkout
 from counted import count
 from nrf_repro.results import read_rows
 
@@ -22,7 +23,8 @@ NODE = Path(__file__).with_name('one_node.sh')
 
 
 def sh(*words): return subprocess.run([str(w) for w in words], capture_output=True, text=True)
-def queue(): return [line.split() for line in sh('squeue', '-h', '-t', 'all', '-o', '%i %T %P %l %b').stdout.splitlines()]
+def queue(): return [line.split() for line in sh('squeue', '-h', '-t', 'all', '-o', '%i %T %P %l').stdout.splitlines()]
+def gpus(job): return re.findall(r'TresPer\w+=\S*gpu[:=](\d+)', sh('scontrol', 'show', 'job', job, '-o').stdout)
 def node(state): assert sh('scontrol', 'update', f'nodename={os.uname().nodename}', f'state={state}', 'reason=test').returncode == 0
 
 
@@ -52,21 +54,20 @@ def grid(tmp_path_factory):
     profile['device'] = 'auto'     # so that a GPU is asked for
     profile['grids'][0] |= dict(job=['norm', 'regime'], seconds=5)
     for recipe in profile['data']['digits']['recipes'].values(): recipe['epochs'] = 4
-    file = tmp_path_factory.mktemp('grid') / f'slurm-{os.getpid()}.yaml'
+    root = checkout(tmp_path_factory.mktemp('grid'))
+    file = root / 'grid.yaml'
     file.write_text(yaml.safe_dump(profile))
-    build = ROOT / 'reports/build' / file.stem
-    yield file, build
-    for folder in (build, build.with_name(f'{build.name}-local')): shutil.rmtree(folder, ignore_errors=True)
+    return file, root / 'reports/build/grid'
 
 
 def rows(folder): return read_rows(folder / 'rows.jsonl').drop(columns='seconds')
 
 
 def start(file, *more):
-    log = open(file.with_suffix('.log'), 'w')
-    env = os.environ | dict(PYTHONPATH=str(ROOT))      # the jobs' too
-    return subprocess.Popen([sys.executable, '-m', 'nrf_repro', 'report', '--profile', file, *map(str, more)], cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT,
-                            start_new_session=True)
+    env = os.environ | dict(PYTHONPATH=str(file.parent))      # the jobs' too
+    with open(file.with_suffix('.log'), 'w') as log:
+        return subprocess.Popen([sys.executable, '-m', 'nrf_repro', 'report', '--profile', file, *map(str, more)], cwd=file.parent, env=env, stdout=log,
+                                stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def until(done, seconds, what):
@@ -110,8 +111,7 @@ def test_rows_are_those_of_a_local_run_through_a_killed_job_and_a_lost_node(clus
 
 def test_a_job_that_fails_is_named_and_its_notebook_kept(cluster, impatient, grid):
     file, build = grid
-    original = file.read_text()
-    profile = yaml.safe_load(original)
+    profile = yaml.safe_load(file.read_text())
     profile['grids'].append(profile['grids'][0] | dict(norms=['gn'], regimes=['standard'], archs={'vgg11': 1/64}))  # not a multiple of 1/32
     file.write_text(yaml.safe_dump(profile))
     run = start(file, '--cluster', impatient)
