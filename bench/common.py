@@ -50,6 +50,11 @@ def options(p):
     return o
 
 
+def wall_clock(o):
+    "The same options, timed by the wall: other processes' time, and that which `fit` takes down, is seen by it alone."
+    return argparse.Namespace(**vars(o) | dict(clock=time.perf_counter))
+
+
 def timed(f, o, *args):
     "Seconds, and what f returns."
     sync = torch.cuda.synchronize if o.device.startswith('cuda') else lambda: None
@@ -126,7 +131,8 @@ def machine(o, *packages):
 def command(o):
     "What anyone can run."
     words = shlex.join(w for w in sys.argv[1:] if not w.startswith('--page') and w != str(o.page))
-    where = {'NRF_DATA': '<folder>' if o.data == 'cifar10' else None, 'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS')}
+    where = {'NRF_DATA': '<folder>' if o.data == 'cifar10' else None, 'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS'),
+             'PYTHONPATH': os.environ.get('PYTHONPATH')}
     return ' '.join([*(f'{k}={v}' for k, v in where.items() if v), '.venv/bin/python', f'bench/{Path(sys.argv[0]).name}', words]).strip()
 
 

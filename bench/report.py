@@ -8,7 +8,6 @@ import ast
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime
@@ -17,7 +16,7 @@ from statistics import median
 
 import numpy as np
 
-from common import ROOT, markdown, options, parser, publish, spread, turns
+from common import ROOT, markdown, options, parser, publish, spread, turns, wall_clock
 from nrf_repro.attacks import Attack, robust_correct
 from nrf_repro.data import load
 from nrf_repro.models import build_model
@@ -108,11 +107,6 @@ def fixed_costs(o):
     modules = 'torch', 'nrf_repro.training', 'nrf_repro.experiment', 'nrf_repro.report'
     methods = {'a kernel starts and ends': kernel, 'Python starts and ends': run('pass')} | {f'... importing {m}': run(f'import {m}') for m in modules}
     return markdown(('what', 'seconds'), [(m, spread([s for s, _ in runs])) for m, runs in turns(methods, wall_clock(o)).items()])
-
-
-def wall_clock(o):
-    "Other processes' time is seen by the wall clock alone."
-    return type(o)(**vars(o) | dict(clock=time.perf_counter))
 
 
 # growth
@@ -221,7 +215,7 @@ def main():
     parts = ['### Where the time goes', anatomy(o.build, o.cores, o.wall), 'What a job pays before it begins (torch is imported by the cell that first needs it):', fixed_costs(o),
              '### How the cost grows', f'Short runs on the digits (VGG11, BN). Power of each size (1 is linear): {powers}. Training grows '
              'with seeds and width, an attack with images and steps; doubling the width quadruples the multiplications of most layers.',
-             f'![Time against size, both over their smallest](_static/{picture.name})', '### Memory',
+             f'<img src="_static/{picture.name}" width="540" alt="Time against size, both over their smallest: {powers}">', '### Memory',
              'Peak of one job on the CPU, with the data of the profile resident and its heaviest network; jobs run side by side.',
              markdown(('profile', 'network', 'width', 'peak, GiB'), [memory(name) for name in o.profiles])]
     publish('The report', '\n\n'.join(parts), o)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from common import EPS, held_out, markdown, options, parser, publish, ratios, recipe, spread, timed, turns
+from common import EPS, held_out, markdown, options, parser, publish, ratios, recipe, spread, timed, turns, wall_clock
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model
@@ -79,6 +79,7 @@ def compare(arch, norm, train, x, y, o):
     resident = train.to(o.device)
     ways = dict(ours=way(lambda m, r: fit(m, resident, r, progress=False)), limit=way(lambda m, r: limit(m, resident, r)))
     for workers in o.workers: ways[f'DataLoader, {workers} workers'] = way(lambda m, r, w=workers: tutorial(m, train, r, w))
+    way(lambda m, r: fit(m, resident[:2 * r.batch_size], replace(r, epochs=1), progress=False))(0)     # warm up
     runs = turns(ways, o)
     return {k: ([s for s, _ in run], [correct(m, x, y).float().mean().item() for _, m in run]) for k, run in runs.items()}
 
@@ -87,9 +88,9 @@ def watching(arch, norm, train, test, o):
     "Share of the time that goes into looking: clean accuracy, PGD and LIGS on 100 images after every second epoch."
     model = build_model(arch, norm, num_classes=len(train.classes), in_channels=train.x.shape[1], width=o.width,
                         mean=train.mean, std=train.std, seed=0).to(o.device)
-    eps = EPS[o.data]['l2']
-    watch = Monitor(test, Attack('l2', eps, 'ce', 10, .4 * eps), epochs=tuple(range(2, o.epochs + 1, 2)))
-    seconds, history = timed(lambda: fit(model, train.to(o.device), recipe(o), monitor=watch, progress=False), o)
+    eps, epochs = EPS[o.data]['l2'], max(o.epochs, 2)
+    watch = Monitor(test, Attack('l2', eps, 'ce', 10, .4 * eps), epochs=tuple(range(2, epochs + 1, 2)))
+    seconds, history = timed(lambda: fit(model, train.to(o.device), replace(recipe(o), epochs=epochs), monitor=watch, progress=False), wall_clock(o))
     return 1 - history.seconds.sum() / seconds
 
 
