@@ -1,4 +1,4 @@
-"""How large a grid may Snakemake plan? A dry run of 10, 100 and 1000 jobs: time and peak memory, as Markdown.
+"""How large a grid may Snakemake plan? A dry run of 10, 100 and 1000 jobs: CPU time and peak memory, as Markdown.
 
     .venv/bin/python bench/grid.py [JOBS ...] > bench/grid.md
 """
@@ -16,22 +16,21 @@ import yaml
 ROOT = Path(__file__).parent.parent
 # in a process of its own, so that the peak is that of this dry run alone
 CHILD = '''
-import resource, sys, time
+import resource, sys
 from pathlib import Path
 from nrf_repro.cli import snakemake
 folder = Path('reports/build', Path(sys.argv[1]).stem)
 folder.mkdir(parents=True, exist_ok=True)
-start = time.perf_counter()
 status = snakemake(sys.argv[1], ['core'], folder, '*', 'measure', '--cores', 2, '--dry-run', '--quiet', 'host')
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print('used', status, time.perf_counter() - start, used.ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10))
+print('used', status, used.ru_utime + used.ru_stime, used.ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10))
 '''
-PAGE = """# A grid of a thousand networks
+PAGE = """## A grid of a thousand networks
 
 A dry run of the grid: Snakemake reads the profile, builds the graph and says which jobs it would start; with `--cluster reports/slurm` at most 100
-of them wait in the queue at once. {python}, Snakemake {snakemake}. Written by `{command}`.
+of them wait in the queue at once. Of the CPU seconds some are Python's own start. {python}, Snakemake {snakemake}. Written by `{command}`.
 
-| networks, a job each | planned | seconds | peak memory, MB |
+| networks, a job each | planned | CPU seconds | peak memory, MB |
 | ---: | ---: | ---: | ---: |
 {lines}
 """
@@ -48,7 +47,7 @@ def grid(jobs, folder):
 
 
 def dry_run(file):
-    "Jobs planned, seconds, MB."
+    "Jobs planned, CPU seconds, MB."
     run = subprocess.run([sys.executable, '-c', CHILD, str(file)], cwd=ROOT, capture_output=True, text=True)
     used = run.stdout.splitlines()[-1].split() if run.stdout else ['']
     if run.returncode or used[0] != 'used' or used[1] != '0': raise SystemExit(f'The dry run of {file.name} failed: {run.stderr[-2000:]}{run.stdout[-2000:]}')
