@@ -67,6 +67,10 @@ CONF
 }
 
 stop() {
+    if [ "$(readlink /etc/slurm/slurm.conf)" = "$dir/slurm.conf" ]; then    # jobs outlive their daemons
+        scancel --user=root --full 2>/dev/null || true
+        for _ in $(seq 50); do [ -z "$(squeue -h -t running,completing 2>/dev/null)" ] && break; sleep .2; done
+    fi
     for daemon in slurmd slurmctld munged; do [ -f "$dir/$daemon.pid" ] && kill "$(cat "$dir/$daemon.pid")" 2>/dev/null; done
     for name in slurm gres cgroup; do [ "$(readlink "/etc/slurm/$name.conf")" = "$dir/$name.conf" ] && rm "/etc/slurm/$name.conf"; done
     true
