@@ -540,3 +540,31 @@ def test_the_benchmark_compares_like_with_like(net, x, key, monkeypatch):
     assert all(r['robust']['any'] <= r['robust']['last'] and len(r['early_exit']) == 2 for r in rows)
     about = dict(network='net', attack='a', steps=6)
     assert bench.table([about | r for r in rows]).count('\n') == len(rows) + 1
+
+
+# gradients in bfloat16
+
+@pytest.mark.parametrize('reading', ['any', 'last'])
+def test_gradients_in_bfloat16_change_no_verdict_but_by_chance(net, x, reading):
+    y = answers(net, x)
+    for key, a in ATTACKS.items():
+        fine, rough = (robust_correct(net, x, y, a, reading=reading, bf16=b) for b in (False, True))
+        assert (fine != rough).float().mean() <= .15, key
+        assert not any(p.dtype == torch.bfloat16 for p in net.parameters())
+        nothing = replace(a, eps=0., random_start=False, restarts=1)
+        assert robust_correct(net, x, y, nothing, reading=reading, bf16=True).all()
+
+
+class Twofold(nn.Module):
+    "Right in float32; in bfloat16 always wrong."
+    def __init__(self): super().__init__(); self.w = nn.Parameter(torch.eye(2))
+    def forward(self, x):
+        z = x.flatten(1)[:, :2] @ self.w
+        return -z if z.dtype == torch.bfloat16 else z
+
+
+def test_the_word_of_the_rough_copy_is_not_enough():
+    x = torch.tensor([[.9, .1], [.2, .8]])
+    y = torch.tensor([0, 1])
+    a = Attack('linf', .01, 'cw', steps=3, step_size=.01)
+    assert robust_correct(Twofold(), x, y, a, bf16=True).all()
