@@ -181,7 +181,7 @@ def publish(
     new.mkdir(parents=True)
     for name in ('report.html', 'rows.jsonl'): shutil.copyfile(Path(folder, name), new / name)
     (new / 'notebooks').mkdir()
-    for notebook in sorted(Path(folder, 'notebooks').glob('*.ipynb')): (new / 'notebooks' / notebook.name).write_text(portable(notebook), encoding='utf-8')
+    for notebook in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')): (new / 'notebooks' / notebook.name).write_text(portable(notebook), encoding='utf-8')
     pack_runs(folder, new / 'networks')
     write_json(new / 'origin.json', origin_of(profile, folder))
     if out.exists(): out.rename(old)

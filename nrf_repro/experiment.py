@@ -607,7 +607,7 @@ def report_meta(
     folder,        # the build folder
 ) -> dict:         # the keyword arguments of `report.render`
     "What a report says beside its rows."
-    notebooks = {p.stem.replace('_', ' '): f'notebooks/{p.name}' for p in sorted(Path(folder, 'notebooks').glob('*.ipynb')) if p.stem != 'report'}
+    notebooks = {p.stem.replace('_', ' '): f'notebooks/{p.name}' for p in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')) if p.stem != 'report'}
     plan = [asdict(cell) | dict(attacks=attacks) for cell, attacks in planned(profile, parts).items()]
     lost = absent(profile, parts) + [f'planned and not run: study {n}' for n in unmeasured(profile, parts, folder)]
     where = {read_json(p).get('machine') for p in Path(folder, 'runs').glob('*/config.json')} - {None}

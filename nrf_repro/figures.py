@@ -224,7 +224,9 @@ def clean_robust(rows): # of one profile
     nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == 'robust_accuracy').any()]
     if not nets: return None
     fig = Figure(figsize=(4.3 * min(len(nets), 3), 3.4 * math.ceil(len(nets) / 3)), layout='constrained')
-    for ax, part in zip(fig.subplots(math.ceil(len(nets) / 3), min(len(nets), 3), squeeze=False).flat, nets):
+    axes = fig.subplots(math.ceil(len(nets) / 3), min(len(nets), 3), squeeze=False).flat
+    for ax in axes[len(nets):]: ax.set_axis_off()
+    for ax, part in zip(axes, nets):
         for norm in (m for m in LOOKS if (part.norm == m).any()): path(ax, course(part, norm), norm)
         a = next(part.dropna(subset='attack').itertuples())
         ax.set(title=name_of(part), xlabel='clean accuracy, %', ylabel=f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %')

@@ -171,7 +171,7 @@ def machine_texts(rows, machine):
 def time_texts(rows, seconds):
     "Wall time, where it is known, and what the rows add up to."
     cpu = cpu_seconds(rows)
-    return ([f'{duration(seconds)} wall time'] if seconds else []) + ([f'{duration(cpu)} of computing'] if cpu else [])
+    return ([f'{duration(seconds)} wall time'] if seconds else []) + ([f'{duration(cpu)} of training epochs and measurements in the grids'] if cpu else [])
 
 # %% ../nbs/22_report.ipynb #00ba6457
 def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`

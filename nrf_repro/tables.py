@@ -428,7 +428,10 @@ def settings(rows):
     shown = ['eps', 'steps', 'step_size', 'reading', 'sigma', 'draws', 'n']
     def text(name, v):
         return eps_text(v) if name in ('eps', 'step_size') else f'{v:g}' if isinstance(v, (int, float)) else str(v)
-    def called(name): return names.get(name) or (name[0].upper() + name[1:]).replace('Autoattack', 'AutoAttack').replace('_linf', ' ℓ∞').replace('_l2', ' ℓ2').replace('_', ' ')
+    own = dict(autoattack='AutoAttack', pgd='PGD', nrf='NRF', rf='RF', l2='ℓ2', linf='ℓ∞')
+    def called(name):
+        words = ' '.join(own.get(word, word) for word in name.split('_'))
+        return names.get(name) or words[0].upper() + words[1:]
     def line(key, part):
         values = {f.replace('_', ' '): ', '.join(text(f, v) for v in sorted(part[f].dropna().unique())) for f in shown}
         start = dict(measurement=called(key[2]), experiment=key[0], data=key[1])

@@ -55,7 +55,8 @@ def draw_matrix(ax, table): # of `transfer_matrix`
         v = table.iat[i, j]
         ax.text(j, i, '–' if np.isnan(v) else f'{100 * v:.0f}', ha='center', va='center', color='white' if v > .75 else INK)
     ax.set(xticks=range(table.shape[1]), yticks=range(table.shape[0]), xlabel='target', ylabel='source')
-    ax.set_xticklabels(table.columns, rotation=45 if table.shape[1] > 5 else 0, ha='right' if table.shape[1] > 5 else 'center')
+    wide = sum(len(str(c)) for c in table.columns) > 25
+    ax.set_xticklabels(table.columns, rotation=45 if wide else 0, ha='right' if wide else 'center')
     ax.set_yticklabels(table.index)
     ax.grid(False)
     return shades
