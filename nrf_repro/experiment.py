@@ -102,7 +102,7 @@ STUDIES = {
     'imagenet': Study('imagenet', settings=('weights', 'attacks'))}
 
 # %% ../nbs/17_experiment.ipynb #d88ce58c
-def next_seed(seeds, seed): return seeds[(seeds.index(seed) + 1) % len(seeds)] # of a study
+def next_seed(seeds, seed): return min((s for s in seeds if s > seed), default=min(seeds)) # of a study; after the last comes the first
 
 def study_cells(profile, name, seed=None): # None: all seeds
     "The trained networks that a study takes."
