@@ -137,6 +137,7 @@ def test_theme_toggles_and_is_remembered(opened, scheme):
     page.focus('#theme')
     page.keyboard.press('Enter')
     assert paper() != before and page.get_attribute('#theme', 'aria-pressed') == str(scheme == 'light').lower()
+    page.wait_for_timeout(500)      # the browser writes its storage when it likes
     page.reload()
     assert paper() != before
     page.click('#theme')
