@@ -305,6 +305,7 @@ def test_the_theme_switches_and_stays(site, page):
         seen.append(look())
     assert [t for t, _ in seen] == ['light', 'dark', 'light', 'dark']
     assert seen[0] == seen[2] and seen[0][1] != seen[1][1]
+    page.wait_for_timeout(500)      # the browser writes its storage when it likes
     page.reload()
     assert look() == seen[3]
 
