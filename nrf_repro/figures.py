@@ -76,7 +76,7 @@ def paper_ends(ax, epoch, kind, regime): # kind: one of PANELS
     for (where, norm), values in FIGURE_3_ENDS.items():
         value = values[list(PANELS).index(kind)] * (1 if kind == 'ligs' else 100)
         if where == regime: ax.plot(epoch, value, 'x', color=LOOKS[norm]['color'], markersize=8, markeredgewidth=2.2,
-                                    label=f'{norm_name(norm)}, paper')
+                                    label=f'{norm_name(norm)}, paper (ResNet18)')
 
 # %% ../nbs/21_figures.ipynb #4c9edd94
 def panel(ax, rows, column, regime, ends):

@@ -175,7 +175,7 @@ def table(rows,               # of `read_rows`
     cells['seeds'] = [s if isinstance(s, tuple) else () for s in cells.seeds]
     cells['flag'] = flags(cells, rows, rule) if rule else ''
     cells['marks'] = pd.Series(marks(cells, every), dtype=object)
-    lookup = printed_lookup(paper) if paper is not None else {}
+    lookup = printed_lookup(paper) if paper is not None and regime == 'standard' else {}   # of no other training are numbers printed
     printed = [printed_value(lookup, c) for c in cells.itertuples()]
     return cells.assign(printed=pd.Series([t for t, _ in printed], dtype=object), printed_value=[v for _, v in printed])
 
