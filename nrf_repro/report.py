@@ -7,8 +7,8 @@ __all__ = ['META', 'SIDES', 'ELSEWHERE', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves',
            'reading_3', 'reading_effects', 'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds',
            'words', 'data_text', 'network_texts', 'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download',
            'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'reading_against', 'against_parts', 'figure_parts',
-           'between', 'reading_control', 'plane_parts', 'study_parts', 'tally', 'all_tables', 'table_parts',
-           'small_tables', 'more_figures', 'hangs_on', 'page', 'source_text', 'linked', 'render']
+           'between', 'reading_control', 'plane_parts', 'study_parts', 'tally', 'not_checked', 'all_tables',
+           'table_parts', 'small_tables', 'more_figures', 'hangs_on', 'page', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #1c07134a
 import gzip
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from . import tables
+from .checks import doubts
 from .results import FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, t_interval, typed, write_whole
 from .sensitivity import all_cells, reading, reading_cells, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
@@ -341,6 +342,15 @@ CAPTIONS = {
     'table-2': 'Clean and robust accuracy in per cent with five norms{}: mean over seeds, 95 % interval; '
                'difference from None paired by seed.'}
 
+def not_checked(rows, cells): # all rows; of `table`
+    "Whose attacks no study tried to beat, in a sentence; '' if it did all."
+    known = {key[:-1] for key in doubts(rows)}
+    here, lost = cells[cells.base.isna() & cells.seeds.map(bool) & ~cells.column.isin(['clean', 'ligs'])], []
+    for key, part in here.groupby(NETWORK, dropna=False, sort=False):
+        norms = [norm_name(n) for n in part.norm.unique() if (*map(str, key), n) not in known]
+        if norms: lost.append(f'{name_of(part)} ({", ".join(norms)})')
+    return f' No stronger attack was tried on {"; ".join(lost)}.' if lost else ''
+
 def all_tables(rows, paper, claims):
     "id -> (cells, caption) of the tables for which there are rows: 1 and 2, and both after adversarial training."
     found = {}
@@ -348,7 +358,9 @@ def all_tables(rows, paper, claims):
         add, after = ('', '') if regime == 'standard' else (f'-{regime}', f' after {regime} training')
         norms = set(rows[(rows.experiment == 'final') & (rows.regime == regime)].norm)
         for id, make, needed in (('table-1', table_1, {'none', 'bn'}), ('table-2', table_2, {'in', 'ln', 'gn'})):
-            if norms & needed: found[id + add] = make(rows, paper, claims.get(claim), regime), CAPTIONS[id].format(after)
+            if not norms & needed: continue
+            cells = make(rows, paper, claims.get(claim), regime)
+            found[id + add] = cells, CAPTIONS[id].format(after) + not_checked(rows, cells)
     return found
 
 # %% ../nbs/22_report.ipynb #d825e9ea
