@@ -61,6 +61,7 @@ def faults_of():
 
     def look(page):
         page.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
+        page.evaluate('Promise.allSettled(document.getAnimations().map(a => a.finished))')      # what fades in is faint for a moment
         page.add_script_tag(path=axe)
         found = page.evaluate('axe.run(document, {resultTypes: ["violations"], preload: false})')['violations']
         return [(v['id'], n['target'], n['html'][:120]) for v in found if v['impact'] in ('serious', 'critical') for n in v['nodes'][:3]]
