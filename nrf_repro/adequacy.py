@@ -213,6 +213,7 @@ def strongest(c, seconds):
         yield dict(metric='robust_accuracy', value=torch.stack(tried).all(0).double().mean().item(), source='strongest',
                    attack=f'strongest_{ball}', eps=eps, reading='any', n=len(tried[0]))
 
+# %% ../nbs/10_vulnerability.ipynb #4dcf3591
 def second_look(net, x, y, classes, attacks, effort):
     "Every row of one network, as dicts of fields."
     with frozen(net):
@@ -257,6 +258,7 @@ def show_cell(lines): # of `judged`, at most one
     if not len(lines) or pd.isna(lines.value.iloc[0]): return 'open'
     return f'{100 * lines.value.iloc[0]:.1f}' + ' ⚠' * (lines.verdict.iloc[0] == 'fails')
 
+# %% ../nbs/10_vulnerability.ipynb #8b05a0ba
 def show_checks(rows): # of one network
     "The table of all checks as a frame of strings."
     j, first, lines = judged(rows), rows[rows.source == 'table'], []
@@ -300,6 +302,7 @@ def show_strongest(rows): # of one network
         ends = 'no interval on one seed' if pd.isna(iv.low) else f'95 % interval {number(iv.low, "clean", True)} to {number(iv.high, "clean", True)}'
         yield f'{text}; BN − None {number(iv.mean, "clean", True)} points, {ends}.'
 
+# %% ../nbs/10_vulnerability.ipynb #d38aa1f0
 def show_marks(j): # of `judged`
     "How many numbers stay without a mark, and which checks fail."
     per = j[j.target.notna()].groupby([*NETWORK, 'target'], dropna=False).verdict.apply(lambda v: (v == 'fails').any())
@@ -315,6 +318,7 @@ def show_caption(rows): # of one network
             'Noise: fooled by chance for a hundred fooled by the attack. Large ball: right where any image can turn grey. ⚠ above the limit. '
             f'AutoAttack with {int(few.steps.min())} steps (published: 100), Square with {int(asked.steps.min())} queries (published: 5000). Means over {first.seed.nunique()} seeds.')
 
+# %% ../nbs/10_vulnerability.ipynb #4b47912a
 def show_adequacy(rows):
     "Checks of every robust accuracy of table 1, the bounds they give, and accuracy against eps."
     rows = rows[(rows.experiment == 'adequacy') & (rows.source.notna() | (rows.metric == 'clean_accuracy'))]

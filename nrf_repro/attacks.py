@@ -141,6 +141,7 @@ def check_values(x, y):
         raise ValueError(f'x lies in [{lo:.3g}, {hi:.3g}]: pass pixels in [0, 1] and let the model standardise')
     if y.min() < 0: raise ValueError(f'y holds {int(y.min())}: labels start at 0')
 
+# %% ../nbs/07_attacks.ipynb #96900aad
 def check_logits(z, y):
     "Stop where the model gives no logits, or a label names no class of it."
     if z.ndim != 2 or z.shape[1] < 2 or len(z) != len(y):

@@ -17,6 +17,7 @@ class Limit(NamedTuple):
     most: float   # above this mean over seeds the check fails
     says: str     # a failure in words
 
+# %% ../nbs/27_checks.ipynb #7c023aeb
 CHECKS = {
     'more steps': Limit('missed', .03, '{steps} steps fool {value} more'),
     'restarts': Limit('missed', .03, '{draws} random starts fool {value} more'),
@@ -49,6 +50,7 @@ def reason(line, # of `judged`
     if line.check in ('large ball', 'zero gradient'): value = value.replace(' of the images', '')
     return CHECKS[line.check].says.format(value=value, steps=line.steps, draws=line.draws, attack=names.get(line.attack, line.attack))
 
+# %% ../nbs/27_checks.ipynb #c9638f03
 def doubts(rows,      # of `read_rows`
            names={}): # attack -> how to call it
     "(network, norm, attack) -> the sentence for its mark; '' where all checks passed. What was not checked is not in it."

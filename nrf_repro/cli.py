@@ -104,6 +104,7 @@ def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_
              '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
     return subprocess.run([str(w) for w in words], env=job_environment(), pass_fds=pass_fds).returncode
 
+# %% ../nbs/23_cli.ipynb #36eb3bce
 def job_environment():
     "The environment of the jobs: this Python first, data by an absolute path, notebooks that find the package."
     env = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}')
@@ -195,6 +196,7 @@ LATE = {  # commands of other chapters; their modules are imported only when the
     'compare': 'two runs side by side: what moved, and by how much',
     'verify': 'train a sample of published networks again and compare every row'}
 
+# %% ../nbs/23_cli.ipynb #efb9e59d
 def parser(word=None): # the command that is meant, if known
     "The words of the command line."
     p = argparse.ArgumentParser('nrf-repro', description='Does batch normalisation learn non-robust features? Reproduce, measure, report.')
@@ -249,6 +251,7 @@ def run(a):
         raise FileNotFoundError(f'The data folder {data} is not there: mend NRF_DATA or --data, or leave it out.')
     return report(a.profile, parts, a.cores, a.jobs, a.dry_run, a.cluster)
 
+# %% ../nbs/23_cli.ipynb #10112c34
 def plan(a, parts):
     "Print what would be run, and the bill; returns the exit status."
     from nrf_repro.experiment import load_profile

@@ -45,6 +45,7 @@ def paired(a, b):  # one value per seed, the same seeds
     bound = 0. if abs(d[0]) < 1e-12 else math.nan
     return iv._replace(low=bound, high=bound)
 
+# %% ../nbs/25_compare.ipynb #96befdea
 def welch(a, b):
     "Welch's t interval of the difference of two means."
     d, n = float(np.mean(b) - np.mean(a)), min(len(a), len(b))
@@ -92,6 +93,7 @@ def measurements(rows,      # a frame of rows; undefined values are left out
         found.setdefault(key, []).append(part)
     return {key: one_per_seed(key, pd.concat(parts)) for key, parts in found.items()}
 
+# %% ../nbs/25_compare.ipynb #16f653ce
 def one_per_seed(key, part):
     "The rows, if no seed has two."
     if not part.seed.duplicated().any(): return part
@@ -112,6 +114,7 @@ def leftover(mine, theirs):
         if key not in theirs: found.setdefault(essence(key), []).append(key)
     return found
 
+# %% ../nbs/25_compare.ipynb #22ba9201
 def matched(a, b):  # of `measurements`
     "Pairs of keys: alike in everything, then in all but settings, then on one side only (the other is None)."
     one, other = leftover(a, b), leftover(b, a)
@@ -144,6 +147,7 @@ def moved(found):
     if pd.isna(found['low']): return 'open'
     return 'same' if found['low'] <= 0 <= found['high'] else 'up' if found['difference'] > 0 else 'down'
 
+# %% ../nbs/25_compare.ipynb #93d74c2a
 def line_of(ka, kb, a, b):  # keys, one of which may be None, and `measurements` they are of
     "One line of a comparison, as a dict of PAIR."
     one, other = a.get(ka), b.get(kb)
@@ -195,6 +199,7 @@ def name_of(path):
     path = path.resolve()
     return path.parent.name if path.name == 'rows.jsonl' else path.stem if path.is_file() else path.name
 
+# %% ../nbs/25_compare.ipynb #6e30b2b8
 def side(what,        # a frame of rows, something with `.rows`, a file, a folder, or the name of a profile
          name=None):  # None: where it came from
     "One half of a comparison, read."
@@ -257,6 +262,7 @@ def count_text(lines):
     parts = ', '.join(f'{count[k]} {words}' for k, words in MOVES.items() if k in count)
     return f'{len(both)} measurements are in both: {parts}.'
 
+# %% ../nbs/25_compare.ipynb #eb591eb9
 def summary(lines, verdicts=()):
     "What came out, in a few sentences."
     text = [count_text(lines)]
@@ -363,6 +369,7 @@ def add_arguments(parser):
     add('--names', nargs=2, default=(None, None), metavar=('A', 'B'), help='what to call the sides')
     return parser
 
+# %% ../nbs/25_compare.ipynb #74d2ba8e
 def run(a) -> int:  # of `add_arguments`; the exit status
     "Compare, print what moved, write the page."
     first, second = (side(s, name) for s, name in zip((a.a, a.b), a.names))

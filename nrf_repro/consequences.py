@@ -42,6 +42,7 @@ def tv():
     from torchvision.transforms.v2 import functional
     return functional
 
+# %% ../nbs/15_consequences.ipynb #7ef965e1
 def noise(x,      # uint8, n c h w
           sd,     # standard deviation, in pixels of [0, 1]
           seed):

@@ -32,6 +32,7 @@ def multiply_adds(model, x):
     finally: [h.remove() for h in hooks]
     return sum(found)
 
+# %% ../nbs/34_costs.ipynb #23d75a1e
 def kind_of(dataset, arch, width, norm):
     "A network and an image of this kind, on the meta device."
     channels, side, classes = SHAPES.get(dataset, (3, 32, 10))
@@ -75,6 +76,7 @@ def speed_of(profile, cell, seconds=.5):
     while not done or time.perf_counter() - start < seconds: step(); done += 1
     return done * size * per_image / (time.perf_counter() - start)
 
+# %% ../nbs/34_costs.ipynb #41cf18c1
 def speed_like(file):
     "The speed at which rows that are there were made, all networks and their measurement together."
     rows = read_rows(in_checkout(file))
@@ -111,6 +113,7 @@ def bill(profile, parts=PARTS, speed=None): # speed: of all networks; None: meas
                               networks=len(cells), work=work / 1e15, speed=known[key] / 1e12, hours=work / known[key] / 3600, rows=rows, disk=disk / 1e9))
     return pd.DataFrame(lines)
 
+# %% ../nbs/34_costs.ipynb #e9abc1ad
 def bill_text(profile, parts=PARTS, speed=None, like=None):
     "The bill in words: the table, its sum, and what it supposes."
     table = bill(profile, parts, speed_like(like) if like else speed)

@@ -334,6 +334,7 @@ def _check_table(table, file, classes):
         raise ValueError(f'{file}: its classes are {", ".join(map(str, labels))}, not {", ".join(classes)}: another data set.')
     return img
 
+# %% ../nbs/05_data.ipynb #5ec79369
 def _hub_names(meta):
     "The class names in what the Hub writes into a file's head; None where it says nothing that can be read."
     try: return list(json.loads(meta)['info']['features']['label']['names'])
@@ -728,6 +729,7 @@ class OnDisk:
         files = '\n'.join(f'{"/".join(f.parts[-2:])} {f.stat().st_size}' for f in self.x.files)
         return hashlib.sha256(f'{files} {self.x.size}'.encode() + self.y.numpy().data).hexdigest()[:12]
 
+# %% ../nbs/05_data.ipynb #155d3fb6
 def on_disk(path, split, *, size=None) -> OnDisk:  # as in `from_folder`
     "Class folders too large for memory."
     path = Path(path).resolve()

@@ -203,6 +203,7 @@ def absent(profile, parts):
             found.append(f'study {name}: {s["dataset"]} is not in {data_folder(None).name}/; name the folder that has it by NRF_DATA= or --data')
     return found
 
+# %% ../nbs/17_experiment.ipynb #21c3aeca
 def study_jobs(profile, parts=('core',)):
     "Name of the job -> its study and seeds."
     lost = {line.split(':')[0].removeprefix('study ') for line in absent(profile, parts)}
@@ -242,6 +243,7 @@ def attack_of(profile, dataset, name):
     from nrf_repro.attacks import Attack
     return Attack(**profile['data'][dataset]['attacks'][name])
 
+# %% ../nbs/17_experiment.ipynb #ce9de9b3
 def recipe_of(profile, cell):
     "The `Recipe` of a cell: the profile's settings, and those of its arch, over a named base, with the cell's seed."
     from nrf_repro.attacks import Attack
@@ -262,6 +264,7 @@ def device_of(profile):
     if profile['device'] == 'cuda' and not torch.cuda.is_available(): raise RuntimeError(f'Profile {profile["name"]} asks for a GPU and there is none: use device: auto.')
     return profile['device']
 
+# %% ../nbs/17_experiment.ipynb #725919c2
 def images_of(profile, dataset, split):
     "Images of a split at the profile's size; split 'watch' is the slice of the test images that training looks at."
     from nrf_repro.data import data_folder, is_here, load, on_disk
@@ -298,6 +301,7 @@ def run_config(profile, cell):
     return dict(asdict(cell), recipe=asdict(recipe_of(profile, cell)), train=data['train'], watch=watched, threads=profile['threads'],
                 device=profile['device'], **batch_statistics(data, cell.norm))
 
+# %% ../nbs/17_experiment.ipynb #58418baf
 def batch_statistics(data, norm):
     "Over what batch norm takes its statistics, where several processes share a batch; to the other norms that is nothing."
     if norm != 'bn' or data.get('processes', 1) == 1: return {}
@@ -320,6 +324,7 @@ def cell_fields(profile, cell, hash, device):
     "The columns of a row that say which network it is about."
     return dict(asdict(cell), profile=profile['name'], config_hash=hash, device=device, threads=profile['threads'])
 
+# %% ../nbs/17_experiment.ipynb #73842916
 def history_rows(history, profile, cell, n, common):
     "One row per epoch and metric; `common` are the columns of `cell_fields`."
     watch, sigma = profile['data'][cell.dataset]['watch'], profile['data'][cell.dataset]['sigma']
@@ -522,6 +527,7 @@ def run_cells(
         print(f'{i}/{len(cells)}  {cell.id}  {word}  {passed:.0f} s, about {passed / i * (len(cells) - i):.0f} s to go', flush=True)
     return done
 
+# %% ../nbs/17_experiment.ipynb #074c48ea
 class Failed(str): "What went wrong with a cell, in a sentence."
 
 def whole(cells, done):
@@ -581,6 +587,7 @@ def off_the_lock(text): # of a lock file
         except PackageNotFoundError: here = None
         if here is None or not wanted.specifier.contains(here, prereleases=True): yield f'{wanted.name} {here or "missing"}'
 
+# %% ../nbs/17_experiment.ipynb #2b67ff6d
 def lock_text(name='requirements.lock'):
     "The hash of the lock file, and whether it is what is installed."
     try: text = in_checkout(name).read_text(encoding='utf-8')
@@ -601,6 +608,7 @@ NOTES = {
     'digits': "scikit-learn's 1,797 digits of 8x8, resized to 32x32",
     'cifar10': 'from Parquet files, 59,369 of 60,000 images are lossless; the other 631 were only to be had as JPEG'}
 
+# %% ../nbs/17_experiment.ipynb #99129fc4
 def report_meta(
     profile,
     parts,

@@ -181,6 +181,7 @@ def draw_triptychs(made, which=range(6), gain=None): # which: indices; gain: of 
         axes[0].set_ylabel(name)
     return fig
 
+# %% ../nbs/12_feature_datasets.ipynb #89abc338
 def draw_label(made, line, i):
     "Which class an image of a triptych stands for."
     names = made.images.classes

@@ -116,6 +116,7 @@ def several(values): # 0, 1, 2 -> '0, 1 and 2'
     texts = [str(v) for v in values]
     return texts[0] if len(texts) == 1 else f'{", ".join(texts[:-1])} and {texts[-1]}' if texts else 'none'
 
+# %% ../nbs/21_figures.ipynb #b223485f
 def caption(rows): # that were drawn
     "Images, seeds, intervals, attack and sigma in one line."
     seeds, n = sorted(rows.seed.dropna().unique()), sorted(rows.n.dropna().unique())
@@ -217,6 +218,7 @@ def course(rows, # history of one network
     kinds = dict(clean='clean_accuracy', robust='robust_accuracy')
     return pd.DataFrame({k: one[one.metric == m].groupby('epoch').value.mean() for k, m in kinds.items()}).dropna()
 
+# %% ../nbs/21_figures.ipynb #76dd56aa
 @styled
 def clean_robust(rows): # of one profile
     "Robust against clean accuracy, epoch by epoch, a panel per network and a line per norm; None without a history."
@@ -298,6 +300,7 @@ def svg_text(fig):
     names = dict.fromkeys(re.findall(r'id="([a-z][0-9a-f]{10})"', svg))  # some are made of memory addresses: number them instead
     return re.sub('|'.join(names), lambda m, number={n: f'{n[0]}{i}-' for i, n in enumerate(names)}: number[m[0]], svg) if names else svg
 
+# %% ../nbs/21_figures.ipynb #9d982de0
 def data_uri(data,             # str or bytes
              mime):            # e.g. 'image/svg+xml'
     "A link that holds the whole file."

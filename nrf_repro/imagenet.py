@@ -35,6 +35,7 @@ def class_names():
     from torchvision.models import VGG16_Weights
     return tuple(VGG16_Weights.IMAGENET1K_V1.meta['categories'])
 
+# %% ../nbs/30_imagenet.ipynb #4dc992f6
 def class_index(folder): # the name of a class folder
     "Which of the 1,000 outputs it is about."
     if folder in wnids(): return wnids().index(folder)
@@ -133,6 +134,7 @@ def show_clean(rows): # of one network
     agrees = None if pd.isna(stated) or v.value['classes'] < 1000 else bool(ours.low <= stated <= ours.high)
     return f'{number(ours.mean, "clean")} [{number(ours.low, "clean")}, {number(ours.high, "clean")}]', stated, agrees
 
+# %% ../nbs/30_imagenet.ipynb #368bbde9
 def show_imagenet(rows):
     "Each network: images, classes, clean accuracy beside the stated one, and the attacks."
     lines, told = [], []

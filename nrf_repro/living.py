@@ -481,6 +481,7 @@ def stored(profile, folder, device='cpu'): # the build folder
     if lost: raise FileNotFoundError(f'not trained: {", ".join(lost)}')
     return {norm: load_model(path, device) for norm, path in files.items()}, cells['bn']
 
+# %% ../nbs/26_living.ipynb #64f8ccac
 def record_stored(profile, folder, most=8, device='cpu'):
     "Record the attack that a profile watches on its stored networks and on the images that it watches."
     models, cell = stored(profile, folder, device)

@@ -47,6 +47,7 @@ def opened(path):
         raise ValueError(f'{path} holds no weights that can be read without running its code ({type(e).__name__}): '
                          'save model.state_dict(), not the model.') from None
 
+# %% ../nbs/24_measure.ipynb #3490b579
 def read_weights(path):  # .safetensors, or what torch.save made of a state dict
     "Names and tensors of a local file."
     import torch
@@ -72,6 +73,7 @@ def misfit(have, weights):
         if have[k].shape != weights[k].shape:
             return f'has {k!r} of shape {tuple(weights[k].shape)}, the model wants {tuple(have[k].shape)}'
 
+# %% ../nbs/24_measure.ipynb #28f7b35c
 def filled(model, weights, path='the file'):
     "The model with these weights in it, or one sentence on why they are another's."
     weights = bare_names(weights, model.state_dict())
@@ -158,6 +160,7 @@ def find_network(model, weights=None):  # as in `measure`
         model = from_code(str(model))
     return (filled(model, read_weights(weights), weights) if weights else model), None
 
+# %% ../nbs/24_measure.ipynb #b66c2bc0
 def ours(path):
     "The network in a file of `save_model`; weights alone are no model."
     from nrf_repro.models import load_model
@@ -195,6 +198,7 @@ def check_tensors(x, y):
     if x.is_floating_point() and not 0 <= x.min() <= x.max() <= 1:
         raise ValueError(f'x lies in [{x.min():.3g}, {x.max():.3g}]: pass pixels in [0, 1] and let the model standardise.')
 
+# %% ../nbs/24_measure.ipynb #598d6285
 def of_tensors(x, y):
     "Subjects from a tensor of images and one of labels."
     import torch
@@ -236,6 +240,7 @@ def find_images(name, limit=None, size=None):
     if tests and (path / 'train').is_dir(): return load(path, 'test', limit=limit, size=size)
     return class_folders(tests[0] if tests else path, limit, size)
 
+# %% ../nbs/24_measure.ipynb #8a63b65e
 def as_subjects(images, limit=None, size=None):
     "Subjects from a name, a folder, `Images` or a pair of tensors; a limited number is balanced over the classes."
     from nrf_repro.data import Images, balanced
@@ -284,6 +289,7 @@ def row_of(metric, values, **fields):  # values: one per image, NaN where not de
     iv = t_interval(there) if 'ligs' in metric else wilson(int(there.sum()), len(there))
     return make_row(metric=metric, value=iv.mean, n=len(values), **fields) | dict(low=iv.low, high=iv.high)
 
+# %% ../nbs/24_measure.ipynb #e934ee58
 def in_blocks(values, model, data, device, dtype, bar, block=1024):
     "values(model, x, y) of block after block, so that memory holds one; NumPy float64[n]."
     parts = []
@@ -407,6 +413,7 @@ def input_scales(data):
 
 def accuracy(p, x): return (logits(p.model, x, p.batch_size).argmax(1) == p.y).double().mean().item()
 
+# %% ../nbs/24_measure.ipynb #39b91bd0
 def check_scale(p):
     "Would the model rather have its images on another scale?"
     def shaped(t): return p.x.new_tensor(t).view(1, -1, 1, 1)
@@ -480,6 +487,7 @@ def check_losses(p):
         yield looked('two losses', f'cross-entropy {percent(ce)}, margin {percent(cw)}', f'within {percent(limit)}',
                      abs(ce - cw) > limit, ball)
 
+# %% ../nbs/24_measure.ipynb #9ba27a42
 def all_checks(p):
     "Every check, in the order in which a doubt should arise."
     for check in (check_outputs, check_learned, check_scale, check_repeats, check_gradients): yield from check(p)
@@ -530,6 +538,7 @@ def with_scale(model,
     stats = known if standardize is None else names[standardize] if isinstance(standardize, str) else standardize
     return nn.Sequential(Standardize(*stats), model) if stats else model
 
+# %% ../nbs/24_measure.ipynb #955ea0f3
 def check_attacks(attacks):
     "The attacks to run; one sentence for what is none."
     from nrf_repro.attacks import PAPER_ATTACKS, Attack
@@ -643,6 +652,7 @@ def default_device(model):
     import torch
     return None if isinstance(model, torch.nn.Module) else 'cuda' if torch.cuda.is_available() else 'cpu'
 
+# %% ../nbs/24_measure.ipynb #0771f4a3
 def measurement(common, rows, found, facts):
     "Rows and checks as frames."
     table = frame(rows).assign(low=[r['low'] for r in rows], high=[r['high'] for r in rows])
@@ -659,6 +669,7 @@ def setting_of(r):  # a row
     given = {f: getattr(r, f) for f in parts if pd.notna(getattr(r, f)) and not (f == 'draws' and r.draws == 1)}
     return ', '.join(parts[f].format(eps_text(v) if f == 'eps' else v) for f, v in given.items())
 
+# %% ../nbs/24_measure.ipynb #fa5a2014
 def line_of(r):
     "A row as page and text show it, and its numbers."
     column, unit = ('ligs', '') if 'ligs' in r.metric else ('clean', ' %')

@@ -70,6 +70,7 @@ def vgg_body(arch, norm, in_channels, width, stem):
         layers.append(nn.MaxPool2d(2, ceil_mode=True))  # 28-pixel images would otherwise end at half a pixel
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1 if stem == 'cifar' else 7), nn.Flatten()), c_in
 
+# %% ../nbs/06_models.ipynb #1b5a19a0
 def vgg_head(channels, num_classes, width, stem):
     "One linear layer for small images; the original three with dropout for ImageNet."
     if stem == 'cifar': return nn.Sequential(nn.Linear(channels, num_classes))
@@ -135,6 +136,7 @@ class Scalar(nn.Module):
     @property
     def value(self): return SLOW ** .5 * self.stored
 
+# %% ../nbs/06_models.ipynb #1c543d54
 class Shift(Scalar):
     "x + bias."
     def __init__(self): super().__init__(0.)
@@ -151,6 +153,7 @@ def with_scalars(layer,  # of `conv_norm`, without norm
     "A bias before the convolution, `after` behind it."
     layer[0], layer[1] = nn.Sequential(Shift(), layer[0]), nn.Sequential(*after)
 
+# %% ../nbs/06_models.ipynb #4f4cdcc3
 def fixup_branch(block, # `Residual`
                  L):    # branches of the network
     "The m convolutions of a branch: m - 1 rescaled, the last one zero; scalars."
@@ -182,6 +185,7 @@ class StandardWeights(nn.Module):
         var, mean = torch.var_mean(w, (1, 2, 3), correction=0, keepdim=True)
         return self.gain * math.sqrt(2 / (1 - 1 / math.pi)) * (w - mean) / (var * w[0].numel() + 1e-8).sqrt()
 
+# %% ../nbs/06_models.ipynb #1e8766c5
 def normalizer_free(model): # a `Classifier` without norm
     "Standardise the weights of every convolution (Brock, De and Smith 2021)."
     for conv in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
@@ -213,6 +217,7 @@ def check_words(arch, norm, stem):
     if arch in CONTROLS and norm != 'none':
         raise ValueError(f'{arch} is made to do without norm: give norm \'none\', or arch {CONTROLS[arch][0]!r} for {norm!r}.')
 
+# %% ../nbs/06_models.ipynb #94c47ea3
 def build_model(
     arch,           # one of `ARCHS`
     norm,           # one of `NORMS`; required, so that nobody gets a norm, or none, unasked

@@ -65,6 +65,7 @@ def bed_monitor(run, recipe, kind):
     attack = run.attack(watch['attack']) if kind == 'both' else None
     return BedMonitor(bed.images[:watch['images']], attack, run.data['sigma'], epochs, bed)
 
+# %% ../nbs/11_order_of_features.ipynb #d37b7e5f
 def learned(run, cell, source): # one of CURRICULA
     "The network after its last stage, and what was seen of it: before the stage (epoch 0) and after its epochs."
     *before, last = CURRICULA[source]

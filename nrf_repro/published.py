@@ -45,6 +45,7 @@ def pack_model(
     save_file(tensors, part, {'config': json.dumps(model.config), 'bits': str(bits)})
     part.replace(path)
 
+# %% ../nbs/31_published.ipynb #3551e7cc
 def unpack_model(path, device='cpu'):
     "The network of a published file, in eval mode."
     try:
@@ -80,6 +81,7 @@ def pack_runs(
     write_json(Path(out, 'networks.json'), listed)
     return listed
 
+# %% ../nbs/31_published.ipynb #0a311957
 KIND = ('dataset', 'arch', 'width', 'norm', 'regime')
 
 def stored_size(model, bits):
@@ -96,6 +98,7 @@ def published_networks(profile='demo', folder='reports/published'):
         if about['bits']: found.append(dict(unpack_model(place / f'{name}.safetensors').config, name=name, path=place / f'{name}.safetensors', **about))
     return pd.DataFrame(found)
 
+# %% ../nbs/31_published.ipynb #40bb3a98
 def load_published(
     profile='demo',     # a folder of reports/published
     *,

@@ -268,6 +268,7 @@ def show_competitor(rows): # of one arch
         if pd.notna(theirs): yield (f'{norm_name(norm)}, adversarially trained: robust accuracy {100 * theirs:.1f} % at LIGS {turned:.3f}; with the term at lambda {lam:g}: '
                                     f'{100 * robust:.1f} % at LIGS {straight:.3f}' + ('. The more robust one is not the straighter one.' if (theirs > robust) != (turned > straight) else '.'))
 
+# %% ../nbs/13_regularization.ipynb #7ad82090
 def show_regularization(rows):
     "For each arch figure 4 and two tables."
     for _, of in rows.groupby([n for n in NETWORK if n != 'regime'], dropna=False):

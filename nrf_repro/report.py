@@ -44,6 +44,7 @@ def range_text(values, column):
     ends = dict.fromkeys(number(abs(v), column) for v in (min(values, key=abs), max(values, key=abs)))
     return ' to '.join(ends)
 
+# %% ../nbs/22_report.ipynb #86c14fc4
 def reading_1(cells): # of `table_1`
     "What BN does to each network, in a sentence each."
     for _, part in cells[cells.base.notna()].groupby(NETWORK, dropna=False, sort=False):
@@ -81,6 +82,7 @@ def reading_3(rows): # history of one network
                 _course(part[part.kind == 'robust'], 'robust accuracy', 'clean')]
         yield f'{str(regime).capitalize()} training: {"; ".join(e for e in ends if e)}.'
 
+# %% ../nbs/22_report.ipynb #04ccf31e
 def _course(rows, label, column): # column decides the unit
     texts, unit = [], '' if column == 'ligs' else ' %'
     for norm, words in dict(none='without norm', bn='with BN').items():
@@ -104,6 +106,7 @@ def of_profile(rows, profile):
     others = ', '.join(map(repr, sorted(rows.profile.dropna().unique()))) or 'no profile'
     raise ValueError(f'no rows of profile {profile!r} to report; there are rows of {others}')
 
+# %% ../nbs/22_report.ipynb #1646e3f9
 def warnings_of(rows,     # all rows given
                 profile):
     "What makes these numbers less comparable than they look, a sentence each."
@@ -131,6 +134,7 @@ META = {'about': 'what the profile is, a sentence',
         'living': 'HTML of the living figures, of `living.living_html`',
         'missing': 'more sentences about what is missing'}
 
+# %% ../nbs/22_report.ipynb #87f9caaa
 def check_meta(meta):
     "Refuse what `render` would silently not show."
     unknown = sorted(set(meta) - set(META))
@@ -197,6 +201,7 @@ def gaps(rows, cells, verdicts, meta): # cells: the tables shown
     idle = [f'{v.id} ({v.title})' for v in verdicts.itertuples() if v.verdict == 'not run']
     return found + ([f'claims without rows: {"; ".join(idle)}'] if idle else []) + list(meta['missing'] or [])
 
+# %% ../nbs/22_report.ipynb #f953466a
 def _planned(lost): # of `not_run`: the columns of a network that lack the same seeds go into one sentence
     for (*_, norm), net in lost.groupby([*NETWORK, 'norm'], dropna=False, sort=False):
         seeds = net.groupby('column').seed.transform(lambda s: ', '.join(map(str, sorted(s))))
@@ -291,6 +296,7 @@ SIDES = {(False, True): 'So what is lost comes with BN, not with being trained w
          (True, True): 'So a part of what is lost is lost without BN too.',
          (False, False): 'So the seeds leave open on whose side it stands.'}  # (clearly below none, clearly above BN)
 
+# %% ../nbs/22_report.ipynb #953f190f
 def reading_control(ends, kind): # one family, with its networks without norm and with BN
     "On whose side a control stands."
     from nrf_repro.figures import kind_name
@@ -342,6 +348,7 @@ CAPTIONS = {
     'table-2': 'Clean and robust accuracy in per cent with five norms{}: mean over seeds, 95 % interval; '
                'difference from None paired by seed.'}
 
+# %% ../nbs/22_report.ipynb #81339329
 def not_checked(rows, cells): # all rows; of `table`
     "Whose attacks no study tried to beat, in a sentence; '' if it did all."
     known = {key[:-1] for key in doubts(rows)}

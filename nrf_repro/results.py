@@ -57,6 +57,7 @@ def typed(name,   # one of FIELDS
     if value != int(value): raise TypeError(f'row field `{name}` takes a whole number, got {value!r}')
     return int(value)
 
+# %% ../nbs/16_results.ipynb #ef0584ba
 def _text(name, value):
     if not isinstance(value, str): raise TypeError(f'row field `{name}` takes text, got {value!r:.80}')
     try: value.encode()
@@ -93,6 +94,7 @@ def computing(text): # of a module
     out = {i for f in shown for i in range(min([f.lineno, *(d.lineno for d in f.decorator_list)]), f.end_lineno + 1)}
     return ''.join(line for i, line in enumerate(text.splitlines(keepends=True), 1) if i not in out)
 
+# %% ../nbs/16_results.ipynb #bea0338a
 @cache
 def source_hash():
     "Which code: a short sha256 over all that a number can depend on, that is all but what only shows it."
@@ -170,6 +172,7 @@ def write_whole(path, text):
         with suppress(OSError): draft.unlink()
     return path
 
+# %% ../nbs/16_results.ipynb #bea0775d
 def write_rows(path,  # where to, JSON lines
                rows): # dicts of make_row, or a frame of read_rows
     "Write all rows or none."

@@ -30,6 +30,7 @@ def children(node):
     if isinstance(node, yaml.MappingNode): return [n for pair in node.value for n in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
+# %% ../nbs/29_schema.ipynb #a50e5b5a
 def expanded(node, file, sizes, above=()):
     "How many values a node means, aliases written out."
     if id(node) in above: raise ValueError(f'{file} line {node.start_mark.line + 1}: contains itself.')
@@ -116,6 +117,7 @@ def validator(schema):
     types = Draft202012Validator.TYPE_CHECKER.redefine('integer', whole).redefine('number', number)
     return extend(Draft202012Validator, type_checker=types)(schema)
 
+# %% ../nbs/29_schema.ipynb #d9a8805d
 def check(value, schema, place):
     "Nothing, or the first thing that is wrong: one sentence with file, line and path."
     def where(error):

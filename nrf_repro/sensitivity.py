@@ -29,6 +29,7 @@ def relevant(claim, rows):
 
 def keys(rows, fields): return list(rows[fields].astype(object).where(rows[fields].notna(), None).itertuples(index=False, name=None))
 
+# %% ../nbs/28_sensitivity.ipynb #6c5b2442
 def kept(claim, rows, fields, value, alone=True):
     "All rows but those of the claim's parts that have another value (or this one, if not `alone`)."
     drop = set()
@@ -51,6 +52,7 @@ def asked_of(claim, **where): # attack=..., and what goes with it
         parts.setdefault(str((p.metric, changed, p.compare, p.threshold)), dataclasses.replace(p, where=changed))
     return dataclasses.replace(claim, parts=tuple(parts.values())) if any('attack' in p.where for p in claim.parts) else None
 
+# %% ../nbs/28_sensitivity.ipynb #e11fbf00
 def attack_name(attack): # also of chapter 10's strongest
     return COLUMNS.get(attack) or COLUMNS[attack.replace('strongest', 'pgd')].replace('PGD', 'all together,')
 
@@ -76,6 +78,7 @@ def label(axis, value):
     if axis == 'seed': return f'without seed {value[0]}'
     return str(value[0]) if axis == 'data' else arch_name(value[0]) + f' × {value[1]:g}' * (value[1] is not None and value[1] != 1)
 
+# %% ../nbs/28_sensitivity.ipynb #4ff3e40a
 def decided(claim, rows): # -> the line of `decide`, without the paper's effect
     return decide({claim.id: claim}, relevant(claim, rows), NOT_PRINTED).iloc[0]
 
@@ -105,6 +108,7 @@ def axis_text(part, metric, speaker): # the lines of one claim and axis; of the 
     ends = dict.fromkeys(amount(e, metric, unit=False) for e in (effects.min(), effects.max())) if len(effects) else ()
     return '; '.join([count, *others]) + (f' (effect {" to ".join(ends)})' if ends else '')
 
+# %% ../nbs/28_sensitivity.ipynb #d059e088
 def sensitivity_table(found, claims, verdicts): # of `sensitivity`, of `load_claims`, of `decide`
     "A frame of strings, a line per claim that has variants."
     lines = []

@@ -142,6 +142,7 @@ def show_incomplete(study, rows, e):
     return part(f'{study}: not drawn', f'The rows of {study!r} are too few or incomplete for its figures; these are there.',
                 [f'It stopped at {type(e).__name__}: {e}.'], table=pd.DataFrame({'Metric': counts.index, 'Rows': counts.astype(str).values}))
 
+# %% ../nbs/19_studies.ipynb #ba3a2e2f
 def shown(rows): # of one profile
     "The parts of every study that has rows, with its name: (study, part)."
     for study in STUDIES:

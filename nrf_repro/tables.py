@@ -106,6 +106,7 @@ def printed_lookup(paper): # of `paper_rows`
     rows = named(paper).sort_values('table', kind='stable').drop_duplicates(['dataset', 'arch', 'norm', 'column'])
     return {(r.dataset, r.arch, r.norm, r.column): (r.eps, r.printed, r.value) for r in rows.itertuples()}
 
+# %% ../nbs/20_tables.ipynb #99b5b76c
 def printed_value(lookup, cell): # a line of a table
     "The paper's digits for a cell and the fraction they stand for, or (None, nan)."
     def one(norm):
@@ -203,6 +204,7 @@ def arch_name(arch): return str(arch).replace('vgg', 'VGG').replace('resnet', 'R
 def norm_name(norm): return 'None' if norm == 'none' else str(norm).upper()
 def line_name(cell): return ' − '.join(norm_name(m) for m in (cell.norm, cell.base) if isinstance(m, str))
 
+# %% ../nbs/20_tables.ipynb #eeba0c2d
 def missing(cells): # of `table`
     "Cells without a number, and cells with fewer seeds than their network has elsewhere."
     found = []
@@ -234,6 +236,7 @@ def number(value,         # a fraction, or LIGS
     if not text.strip('+-0.'): text = text.replace('-', '+' if sign else '')
     return text.replace('-', '−')
 
+# %% ../nbs/20_tables.ipynb #8244d49d
 def direction(cell):
     "'up', 'down' or 'same': where the interval of a difference lies; 'open' where there is none."
     if pd.isna(cell.low): return 'open'
@@ -287,6 +290,7 @@ def wide(cells): # of `table`
         lines.append(['', f'{norm}, paper', '', '', *(text or 'not available' for text in part.printed)])
     return pd.DataFrame(lines, columns=['Network', 'Norm', 'Seeds', 'n', *(head(cells, c) for c in cells.column.unique())])
 
+# %% ../nbs/20_tables.ipynb #60174102
 def _lines(cells): # a difference from a norm that was never run is no line
     for c, part in cells.groupby([*NETWORK, 'norm', cells.base.fillna('')], dropna=False, sort=False):
         first = next(part.itertuples())
@@ -312,6 +316,7 @@ def to_latex(frame,     # of strings
                                                    column_format='l' * frame.shape[1])
     return _tex(text)
 
+# %% ../nbs/20_tables.ipynb #600c77ec
 def _tex(text):
     for sign, code in TEX.items(): text = text.replace(sign, code)
     return text
@@ -405,6 +410,7 @@ def verdict_lines(verdicts,  # of `decide`
         yield dict(id=v.id, title=v.title, statement=v.statement, paper=paper, ours=ours, interval=interval,
                    verdict=v.verdict, sign=SIGNS[v.verdict], reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))
 
+# %% ../nbs/20_tables.ipynb #d1ae29a4
 def verdict_table(verdicts, claims):
     "The verdicts as a frame of strings."
     lines = [[f'{v["id"]} {v["title"]}', v['paper'], f'{v["ours"]} {v["interval"]}'.strip(),
@@ -466,6 +472,7 @@ def printed_table(paper): # of `paper_rows`
                 lines.append(['', '', 'BN − None', *texts])
     return pd.DataFrame(lines, columns=['Data', 'Network', 'Norm', *(COLUMNS[c] for c in TABLE_1)])
 
+# %% ../nbs/20_tables.ipynb #44f08c31
 def _marked(text, *cell): return '' if pd.isna(text) else f'{text} *' if printed_note(*cell) else text
 
 def printed_notes():

@@ -143,6 +143,7 @@ def cross_entropy(model, x, y):
     "The usual loss; a custom one has the same three arguments."
     return F.cross_entropy(model(x), y)
 
+# %% ../nbs/09_training.ipynb #4522744e
 def batches(train, recipe, epoch, device, rank=0, size=1):
     "Yield (x, y): augmented pixels of [0, 1] and labels, every image once, the last incomplete batch left out; the share of process `rank` of `size`."
     g, bs = _generator(recipe.seed, epoch), min(recipe.batch_size, len(train))
@@ -202,6 +203,7 @@ def load_state(path, model, opt, key):
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f'{path} is corrupt ({" ".join(str(e).split())[:200]}): delete it to train from the start.') from None
 
+# %% ../nbs/09_training.ipynb #36fbc60d
 def put_back(meta, tensors, model, opt):
     "Weights into the model, momentum into the optimiser, if all of it fits; the history."
     momentum, history = {int(k[9:]): v for k, v in tensors.items() if k.startswith('momentum.')}, json.loads(meta['history'])

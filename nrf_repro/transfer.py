@@ -37,6 +37,7 @@ def fooled(net, adv, y):
     "Share of the examples that the network gets wrong; None where there are none."
     return 1 - correct(net, adv, y).double().mean().item() if len(y) else None
 
+# %% ../nbs/14_transfer.ipynb #70320036
 def transfer_matrix(
     sources,  # name -> network that is attacked
     targets,  # name -> network that is asked
@@ -145,6 +146,7 @@ def accuracy_rows(run, sources):
             epoch = {'final': run.recipe(cell).epochs, 'early': run.settings['early']}.get(name) or int(name.split()[-1])
             yield run.row('clean_accuracy', correct(net, x, y).double().mean().item(), cell, source=name, epoch=epoch, n=len(y))
 
+# %% ../nbs/14_transfer.ipynb #14e5fd48
 def measure_transfer(run):
     "All rows of one seed."
     sources, judges, (attack, how) = sources_of(run), judges_of(run), scaled_attack(run)

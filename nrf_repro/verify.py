@@ -85,6 +85,7 @@ def allowed(metric, a, b, n):
     p = ((a + b) * n + 4) / (2 * n + 8)
     return DEVIATIONS * math.sqrt(2 * p * (1 - p) / n)
 
+# %% ../nbs/33_verify.ipynb #f477ef44
 def reasons(rows, origin, device):
     "What differs between then and here, so that rows need not be equal; empty if nothing does."
     found = [f'{what} {", ".join(map(str, then)) or "unknown"} then, {now} here' for what, then, now in (
@@ -109,6 +110,7 @@ def judged(both, exact): # of `compared`; must they be equal?
 
 GOOD = ('equal', 'within')
 
+# %% ../nbs/33_verify.ipynb #69045a2b
 def lines(cell, found): # of `judged`
     "The rows of one network, one line for each metric and attack: the row that strays most."
     for (experiment, metric, attack), part in found.groupby(['experiment', 'metric', 'attack'], dropna=False, sort=True):
@@ -139,6 +141,7 @@ def verify(
         if not build: shutil.rmtree(place, ignore_errors=True)
     return pd.DataFrame(made)
 
+# %% ../nbs/33_verify.ipynb #8067d1fc
 def run_again(profile, cell, then, folder):
     "The rows of a network that is trained, and attacked as it was, anew."
     train_cell(profile, cell, folder, progress=False)
@@ -163,6 +166,7 @@ def add_arguments(parser):
     add('--build', help='keep what is trained in this folder, so that an interrupted check goes on')
     return parser
 
+# %% ../nbs/33_verify.ipynb #bc6a29ea
 def run(a) -> int: # of `add_arguments`; the exit status
     "Verify and say so: 0 if every row was found again."
     rows, studies, *_ = published(a.folder)
