@@ -555,11 +555,14 @@ def test_gradients_in_bfloat16_change_no_verdict_but_by_chance(net, x, reading):
         assert robust_correct(net, x, y, nothing, reading=reading, bf16=True).all()
 
 
+SEEN = set()    # the precisions in which it was asked
+
 class Twofold(nn.Module):
     "Right in float32; in bfloat16 always wrong."
     def __init__(self): super().__init__(); self.w = nn.Parameter(torch.eye(2))
     def forward(self, x):
         z = x.flatten(1)[:, :2] @ self.w
+        SEEN.add(z.dtype)
         return -z if z.dtype == torch.bfloat16 else z
 
 
@@ -567,4 +570,6 @@ def test_the_word_of_the_rough_copy_is_not_enough():
     x = torch.tensor([[.9, .1], [.2, .8]])
     y = torch.tensor([0, 1])
     a = Attack('linf', .01, 'cw', steps=3, step_size=.01)
-    assert robust_correct(Twofold(), x, y, a, bf16=True).all()
+    SEEN.clear()
+    assert robust_correct(Twofold(), x, y, a).all() and SEEN == {torch.float32}
+    assert robust_correct(Twofold(), x, y, a, bf16=True).all() and SEEN == {torch.float32, torch.bfloat16}
