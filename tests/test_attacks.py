@@ -536,9 +536,9 @@ def test_the_benchmark_compares_like_with_like(net, x, key, monkeypatch):
     torch.testing.assert_close(bench.plain_loop(net, x, y, a), a(net, x, y), rtol=0, atol=1e-7)
     options = argparse.Namespace(batch_size=9, repeats=2, clock=time.perf_counter, device='cpu')
     rows = bench.compare(net, x, y, a, options)
-    assert {r['rival'] for r in rows} >= {'plain'} and all(r['robust'][r['rival']] == r['robust']['last'] for r in rows)
-    assert all(r['robust']['any'] <= r['robust']['last'] and len(r['early_exit']) == 2 for r in rows)
-    about = dict(network='net', attack='a', steps=6)
+    assert {r['rival'] for r in rows} >= {'plain'} and all(r['robust'][r['rival']] == r['robust']['same work'] for r in rows)
+    assert all(r['robust']['early exit'] <= r['robust']['same work'] and len(r['ratios']['early exit']) == 2 for r in rows)
+    about = dict(network='net bn', attack='a', steps=6)
     assert bench.table([about | r for r in rows]).count('\n') == len(rows) + 1
 
 
