@@ -89,10 +89,11 @@ PACKAGE = Path(find_spec('nrf_repro').origin).parent
 SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity', 'smoothness', 'tables', 'costs', 'verify'}
 
 def computing(text): # of a module
-    "The source without its functions draw_... and show_..., which only show what was computed."
+    "The source without its functions draw_... and show_..., which only show what was computed, comment lines and empty ones."
     shown = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef) and f.name.startswith(('draw_', 'show_'))]
     out = {i for f in shown for i in range(min([f.lineno, *(d.lineno for d in f.decorator_list)]), f.end_lineno + 1)}
-    return ''.join(line for i, line in enumerate(text.splitlines(keepends=True), 1) if i not in out)
+    lines = [line for i, line in enumerate(text.splitlines(), 1) if i not in out]
+    return '\n'.join(line for line in lines if line.strip() and not line.lstrip().startswith('#'))
 
 # %% ../nbs/16_results.ipynb #bea0338a
 @cache

@@ -1,5 +1,8 @@
 """Is what is committed what the notebooks give? Export, clean and write the README, and see whether anything changes.
 
+A module may also use a name that only a hidden cell of its notebook imports: there it works, imported it fails. So
+pyflakes reads the package, and an undefined name is an error.
+
 Without arguments: works, compares, and fails on any difference. With --write: leaves the changes in place.
 """
 import hashlib
@@ -23,10 +26,18 @@ def export_and_clean():
     subprocess.run([sys.executable, ROOT / 'docs/readme.py'], cwd=ROOT, check=True)
 
 
+def undefined_names():
+    "As pyflakes prints them."
+    said = subprocess.run([sys.executable, '-m', 'pyflakes', 'nrf_repro'], cwd=ROOT, capture_output=True, text=True)
+    if said.returncode not in (0, 1) or said.stderr: sys.exit(f'pyflakes could not read the package: {said.stderr.strip()}')
+    return [line for line in said.stdout.splitlines() if 'undefined name' in line]
+
+
 if __name__ == '__main__':
     before = contents()
     export_and_clean()
     changed = sorted(str(p) for p, h in contents().items() if before.get(p) != h)
     if changed and '--write' not in sys.argv:
         sys.exit(f'Not in sync with the notebooks, or not clean: {", ".join(changed)}. Run `make book` and commit.')
+    if unknown := undefined_names(): sys.exit('\n'.join(['Import these in an exported cell:', *unknown]))
     print('export, clean and README leave nothing changed' if not changed else f'wrote {", ".join(changed)}')
