@@ -1,6 +1,6 @@
 """Time `robust_correct` against torchattacks, foolbox (if installed) and a plain loop, on the same images in one run.
 
-    python bench/attacks.py                  # VGG11 with BN, PGD l2 in 10 steps, 300 images
+    python bench/attacks.py                  # VGG11 with BN, PGD l2 in 10 steps, 1,000 images
     python bench/attacks.py --full           # VGG and ResNet, BN and none, l2 and linf, ce and cw, 10 and 50 steps
 
 Two ratios, kept apart: *same work*, every step for every image, both judged after the last step; and *early exit*,
@@ -10,6 +10,7 @@ is none.
 import importlib.util
 import json
 from dataclasses import replace
+from itertools import product
 from statistics import median
 
 import torch
@@ -144,15 +145,12 @@ there is no norm to fold, what is left to gain is their memory layout, ReLU and 
 
 
 def cases(o):
-    "Every network under every attack."
-    for arch in o.archs:
-        for norm in o.norms:
-            model = trained(arch, norm, o)
-            for ball in o.balls:
-                for loss in o.losses:
-                    for steps in o.steps:
-                        eps = EPS[o.data][ball]
-                        yield f'{arch} {norm}', model, Attack(ball, eps, loss, steps, STEP[ball] * eps)
+    "Every network under every attack, the short ones first."
+    for steps, arch, norm in product(o.steps, o.archs, o.norms):
+        model = trained(arch, norm, o)
+        for ball, loss in product(o.balls, o.losses):
+            eps = EPS[o.data][ball]
+            yield f'{arch} {norm}', model, Attack(ball, eps, loss, steps, STEP[ball] * eps)
 
 
 def settings():
@@ -171,20 +169,25 @@ def settings():
     return options(p)
 
 
-def main():
-    o, rows, out = settings(), [], ROOT / 'bench/out/attacks.json'
-    x, y = held_out(o)
+def report(rows, model, x, y, o):
+    "Rewrite the section, and the numbers behind it."
+    out = ROOT / 'bench/out/attacks.json'
     out.parent.mkdir(parents=True, exist_ok=True)
-    for network, model, a in cases(o):
-        about = dict(network=network, attack=f'{a.loss} {a.ball} {a.eps:.3g}', steps=a.steps)
-        rows += [about | r for r in compare(model, x, y, a, o)]
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
-        out.write_text(json.dumps(rows, indent=1))     # after each case: all of them take hours
+    out.write_text(json.dumps(rows, indent=1))
     few = slice(0, o.batch_size)
     about = (f'{len(x)} test images of {o.data}, batches of {o.batch_size}; networks of width {o.width} trained on '
              f'{o.train_images} images for {o.epochs} epochs.')
-    left = f'A gradient of ours ({network}): {shares(model, x[few], y[few], o)}.' if o.device == 'cpu' else ''
+    left = f'A gradient of ours ({rows[-1]["network"]}): {shares(model, x[few], y[few], o)}.' if o.device == 'cpu' else ''
     publish('Attacks', '\n\n'.join([about, table(rows), summary(rows), left, NOTES]), o, 'torchattacks', 'foolbox')
+
+
+def main():
+    o, rows = settings(), []
+    x, y = held_out(o)
+    for network, model, a in cases(o):
+        about = dict(network=network, attack=f'{a.loss} {a.ball} {a.eps:.3g}', steps=a.steps)
+        rows += [about | r for r in compare(model, x, y, a, o)]
+        report(rows, model, x, y, o)       # after each case: all of them take hours
 
 
 if __name__ == '__main__': main()
