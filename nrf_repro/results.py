@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'BOUNDS', 'NEEDS', 'NAMED_NORMS', 'CONTROLS', 'PACKAGE', 'SHOWING',
            'PRINTED_ATTACKS', 'PRINTED_NOTES', 'VERDICTS', 'LIMITS', 'RULES', 'FIELDS_GIVEN', 'PART', 'CLAIMS', 'RUN',
-           'EFFECT_COLUMNS', 'SHARES', 'PART_COLUMNS', 'typed', 'check_row', 'computing', 'source_hash',
+           'EFFECT_COLUMNS', 'SHARES', 'SAID', 'PART_COLUMNS', 'typed', 'check_row', 'computing', 'source_hash',
            'torch_version', 'git_commit', 'config_hash', 'complete', 'make_row', 'describe', 'sort_rows', 'write_whole',
            'write_rows', 'frame', 'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval', 'wilson',
            't_interval', 'probability_below', 'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers',
-           'by_seed', 'paired_effect', 'Part', 'Claim', 'load_claims', 'screen', 'effects', 'judge', 'printed_effect',
-           'decide_part', 'decide_parts', 'decide']
+           'by_seed', 'paired_effect', 'Part', 'Claim', 'load_claims', 'screen', 'level_of', 'effects', 'judge',
+           'printed_effect', 'decide_part', 'decide_parts', 'decide']
 
 # %% ../nbs/16_results.ipynb #81d74ffc
 import ast
@@ -418,10 +418,11 @@ def _expand(entry, place): # one entry under `parts` -> Parts
     treatments = compare.get('treatment')
     for value in values:
         for treatment in treatments if isinstance(treatments, list) else [treatments]:
-            labels = [str(x) for x in (name, value, treatment if isinstance(treatments, list) else None) if x is not None]
+            labels = ', '.join(str(x) for x in (value, treatment if isinstance(treatments, list) else None) if x is not None)
+            called = f'{name} ({labels})' if name and labels else name or labels
             more = dict(where=entry.get('where', {}) | ({field: value} if field else {}))
             if compare: more['compare'] = compare | dict(treatment=treatment)
-            part = dict(name=', '.join(labels) or entry.get('metric')) | entry | more
+            part = dict(name=called or entry.get('metric')) | entry | more
             yield _check_part(Part(**part), place)
 
 # %% ../nbs/16_results.ipynb #b8858d3d
@@ -481,13 +482,13 @@ def _evidence(claim, part, rows): # -> pairs, and the rows left out
     return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
 
 # %% ../nbs/16_results.ipynb #85921622
-def _level(claim, part): return claim.level if part.compare else 2 * claim.level - 1  # a threshold is one-sided
+def level_of(claim, part): return claim.level if part.compare else 2 * claim.level - 1  # a threshold is one-sided
 
 def _cells(evidence, part, claim): # one line per cell: means, interval, has it room, does it agree
     low, high = part.room or (-math.inf, math.inf)
     sign = 1 if part.direction == 'higher' else -1
     for _, cell in evidence.groupby(cell_numbers(evidence)):
-        iv, control = t_interval(cell.difference.astype(float), _level(claim, part)), cell.value_control.mean()
+        iv, control = t_interval(cell.difference.astype(float), level_of(claim, part)), cell.value_control.mean()
         yield cell.iloc[0].to_dict() | dict(
             treatment=cell.value.mean(), control=control, effect=iv.mean, low=iv.low, high=iv.high, n_seeds=iv.n,
             room=bool(low <= control <= high), agrees=bool(sign * iv.mean > min(0, part.smallest_effect)))
@@ -521,10 +522,10 @@ def _interval(evidence, claim, part): # -> Interval over seeds, and how it was f
     if len(per_seed) >= claim.bootstrap_from and part.metric in SHARES and evidence.n.notna().all():
         value, control, n = (by_seed(evidence, c).loc[differences.index].to_numpy() for c in ('value', 'value_control', 'n'))
         minus = control if part.compare else None
-        iv = hierarchical_bootstrap(value, n.astype(int), minus=minus, level=_level(claim, part))
+        iv = hierarchical_bootstrap(value, n.astype(int), minus=minus, level=level_of(claim, part))
         shift = 0 if part.compare else part.threshold
         return Interval(iv.mean - shift, iv.low - shift, iv.high - shift, iv.n), 'seeds and images resampled'
-    iv = t_interval(per_seed, _level(claim, part))
+    iv = t_interval(per_seed, level_of(claim, part))
     if iv.n >= 2 and np.ptp(per_seed) < 1e-12: return iv._replace(low=math.nan, high=math.nan), 'no spread'
     return iv, 't'
 
@@ -546,7 +547,9 @@ def _amount(*values, metric): # of an effect, or of an interval's two ends
 def _what(part): # which difference an effect is
     name, c = part.metric.replace('_', ' '), part.compare
     if c is None: return f'{name} minus {part.threshold:g}'
-    return f'{name}, {c["treatment"]} minus {c["control"]}' + (f' {c["field"]}' if c['field'] not in ('norm', 'source') else '')
+    return f'{name}, ' + SAID.get(c['field'], '{} minus {}').format(c['treatment'], c['control'])
+
+SAID = dict(epoch='{} minus {} epoch', label_route='counted by the {} label minus counted by the {} label', lam='lambda {} minus lambda {}')
 
 # %% ../nbs/16_results.ipynb #a9dc04b8
 def _name(r): # a network
@@ -573,7 +576,7 @@ def _verdict(iv, how, cells, part, claim): # -> verdict and the sentence for it
     found, seeds = f'{_what(part)}: {amount(iv.mean)}', f'{iv.n} seed{"s" * (iv.n != 1)}'
     if iv.n < claim.min_seeds: return 'inconclusive', f'{found} on {seeds}, too few for an interval.'
     if how == 'no spread': return 'inconclusive', f'{found} on each of {seeds} alike; without spread there is no interval.'
-    found += f' ({_level(claim, part):.0%} interval {amount(iv.low, iv.high)}; {how}, {seeds})'.replace('%', ' %')
+    found += f' ({level_of(claim, part):.0%} interval {amount(iv.low, iv.high)}; {how}, {seeds})'.replace('%', ' %')
     if not cells.room.any(): return 'inconclusive', f'{found}; {_room(cells, part)}'
     verdict, agreeing = judge(iv, part.direction, part.smallest_effect), f'{cells.agrees.sum()} of {len(cells)} cells'
     if verdict == 'reproduced' and cells.agrees.mean() < claim.agree:

@@ -126,9 +126,12 @@ def reading(found): # of `sensitivity`
     by = found.groupby('id').same.all()
     text = f'{by.sum()} of {len(by)} verdicts stay the same in every variant.' if len(by) else 'There is one seed, one attack and one network: nothing to leave out.'
     if not (found.axis == 'seed').any(): return [text]
-    n = int(found[found.axis == 'seed'].n_seeds.max()) + 1
+    left = found[found.axis == 'seed'].groupby('id', sort=False).n_seeds.max()
     def width(k): return t.ppf(.975, k - 1) / k**.5
-    return [f'{text} With {n - 1} seeds an interval is {width(n - 1) / width(n):.1f} times as wide as with {n}: that alone can make a verdict inconclusive.']
+    def wider(k): return f'with {k} seeds {width(k) / width(k + 1):.1f} times as wide as with {k + 1} ({", ".join(left.index[left == k])})'
+    counts = sorted(set(left[left > 1]))
+    if not counts: return [text]
+    return [f'{text} Of one seed less an interval is wider by itself: {"; ".join(map(wider, counts))}. That alone can make a verdict inconclusive.']
 
 # %% ../nbs/28_sensitivity.ipynb #ffb9a9d2
 def all_cells(rows, paper=None, rule=None, regime='standard'):

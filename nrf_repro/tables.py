@@ -19,7 +19,7 @@ from functools import cache
 import pandas as pd
 
 from .checks import doubts
-from .results import CONTROLS, NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note, probability_below, t_interval, wilson
+from .results import CONTROLS, NAMED_NORMS, PRINTED_NOTES, frame, level_of, make_row, printed_note, probability_below, t_interval, wilson
 
 # %% ../nbs/20_tables.ipynb #495acd9b
 MADE_UP = {'none': (.975, .82, .80), 'bn': (.988, .58, .60), 'in': (.96, .72, .72),  # clean, PGD l2, LIGS
@@ -391,13 +391,16 @@ def amount(effect,   # in units of the metric
     return text + (' points' if share and unit else ' LIGS' if unit and metric == 'ligs' else '')
 
 # %% ../nbs/20_tables.ipynb #beb94671
-def ours_text(v,     # a line of `decide`
-              part): # of its claim
-    "Our effect and its interval in words."
+def ours_text(v,      # a line of `decide`
+              part,   # of its claim
+              claim):
+    "Our effect and its interval in words: of the part that decided, by its name where there are several."
     if pd.isna(v.effect): return 'not run' if v.verdict == 'not run' else 'no usable pair', ''
     against = f' against {part.threshold:g}' if part.threshold is not None else ''
     ends = [amount(x, part.metric, unit=False) for x in (v.low, v.high)]
-    return amount(v.effect, part.metric) + against, f'[{", ".join(ends)}]' if pd.notna(v.low) else ''
+    which = f'{part.name}: ' if len(claim.parts) > 1 else ''
+    one_sided = '' if (level := level_of(claim, part)) == .95 else f' ({100 * level:.0f} %, one-sided)'
+    return which + amount(v.effect, part.metric) + against, f'[{", ".join(ends)}]{one_sided}' if pd.notna(v.low) else ''
 
 # %% ../nbs/20_tables.ipynb #ebb69c6c
 def verdict_lines(verdicts,  # of `decide`
@@ -405,7 +408,7 @@ def verdict_lines(verdicts,  # of `decide`
     "Plain values per claim: id, title, statement, paper, ours, interval, verdict, sign, reason."
     for v in verdicts.itertuples():
         part = next(p for p in claims[v.id].parts if p.name == v.part)
-        ours, interval = ours_text(v, part)
+        ours, interval = ours_text(v, part, claims[v.id])
         paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
         yield dict(id=v.id, title=v.title, statement=v.statement, paper=paper, ours=ours, interval=interval,
                    verdict=v.verdict, sign=SIGNS[v.verdict], reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))

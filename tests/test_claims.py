@@ -212,7 +212,7 @@ def reliance(end):
 def test_c4_needs_the_testbed_to_be_decided():
     falling = history((1., .9, .7), (.5, .9, .97))
     got = decide('C4', falling)
-    assert got.verdict == 'inconclusive' and 'inconclusive: testbed, none, testbed, bn' in got.reason and 'reproduced: none, bn' in got.reason
+    assert got.verdict == 'inconclusive' and 'inconclusive: testbed (none), testbed (bn)' in got.reason and 'reproduced: LIGS (none), LIGS (bn)' in got.reason
     assert decide('C4', falling + reliance(.4)).verdict == 'reproduced'
     assert decide('C4', falling + reliance(-.1)).verdict == 'not reproduced'
     assert decide('C4', history((.7, .8, .9), (.5, .9, .97)) + reliance(.4)).verdict == 'not reproduced'

@@ -83,7 +83,7 @@ def test_every_profile_attacks_with_the_beds_own_radius(name):
 
 def test_the_claim_takes_training_from_scratch_on_both_features_and_nothing_else(measured):
     _, rows = measured
-    assert effects(C4, rows)[['part', 'source', 'norm']].values.tolist() == [['testbed, none', 'both', 'none'], ['testbed, bn', 'both', 'bn']]
+    assert effects(C4, rows)[['part', 'source', 'norm']].values.tolist() == [['testbed (none)', 'both', 'none'], ['testbed (bn)', 'both', 'bn']]
     asked = rows[rows.metric == 'nrf_reliance']
     assert set(zip(asked.source, asked.regime)) == {('both', 'untrained'), ('both', 'standard'), ('warm_rf', 'warm')}
     assert asked[asked.regime == 'standard'].epoch.min() == 1 and asked[asked.regime == 'untrained'].epoch.eq(0).all()
