@@ -50,8 +50,7 @@ def all_pages(root, cfg):
     "Name -> Markdown."
     cff = yaml.safe_load((root / 'CITATION.cff').read_text(encoding='utf-8'))
     url = f'{cfg["git_url"]}/blob/{cfg["branch"]}'
-    add = (HERE / 'pages/add.md').read_text(encoding='utf-8')
-    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=add, cite=cite(cff, cfg, url),
+    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=page('add'), cite=cite(cff, cfg, url),
                 bibliography=bibliography(cff))
 
 
@@ -112,6 +111,12 @@ def copy_reports(root, out):
         shutil.copyfile(file, target)
 
 
+def page(name):
+    "A page written by hand: its links lead to files of the repository, on the site to pages beside it."
+    text = (HERE / f'pages/{name}.md').read_text(encoding='utf-8')
+    return re.sub(r'\]\((?:\.\./)+(?:nbs/)?', '](', text)
+
+
 def benchmarks(root):
     "The tables that `make bench` leaves as Markdown."
     candidates = root / 'docs/benchmarks.md', *sorted(root.glob('bench/*.md'))
@@ -126,7 +131,7 @@ def robustness(root):
     sys.path.insert(0, str(HERE.parent / 'tests'))
     from counted import table
     there = sorted(root.glob('docs/robustness/*.json'))
-    return (HERE / 'pages/robustness.md').read_text(encoding='utf-8').replace('{counts}', table(there[0].parent) if there else 'None are kept yet.')
+    return page('robustness').replace('<!-- counts: put here by docs/pages.py -->', table(there[0].parent) if there else 'None are kept yet.')
 
 
 def names(authors):

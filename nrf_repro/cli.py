@@ -152,7 +152,7 @@ def plan_text(profile, parts):
     "The plan in words and a table."
     from nrf_repro.experiment import absent, plan_table
     table = plan_table(profile, parts)
-    core = f' Its core is meant to take {profile["minutes"]} minutes on {profile["cores"]} cores.' if 'minutes' in profile and 'cores' in profile else ''
+    core = f' Its core is meant to take {profile["minutes"]} minute{"s" * (profile["minutes"] != 1)} on {profile["cores"]} cores.' if 'minutes' in profile and 'cores' in profile else ''
     left_out = ''.join(f'\nLeft out: {line}.' for line in absent(profile, parts))
     return (f'Profile {profile["name"]}: {profile["about"]}\n{table.networks.sum()} networks; what is done is kept.{core}\n'
             f'{table.to_string(index=False, na_rep="?")}{left_out}')

@@ -118,7 +118,7 @@ def bill_text(profile, parts=PARTS, speed=None, like=None):
     "The bill in words: the table, its sum, and what it supposes."
     table = bill(profile, parts, speed_like(like) if like else speed)
     total, device = table[['networks', 'work', 'hours', 'rows', 'disk']].sum(), device_of(profile)
-    how = f'the speed of {like}' if like else f'{speed:.3g} multiply-adds a second' if speed else f'speeds measured here in a second each ({device}, {profile["threads"]} threads)'
+    how = f'the speed of {like}' if like else f'{speed:.3g} multiply-adds a second' if speed else f'speeds measured here in a second each ({device}, {profile["threads"]} thread{"s" * (profile["threads"] != 1)})'
     studies = ', '.join(profile.get('studies', {})) if 'extension' in parts else ''
     names = dict(work='10^15 multiply-adds', speed='10^12 a second', disk='GB')
     return (f'{table.rename(columns=names).to_string(index=False, float_format="{:.3g}".format)}\n'
