@@ -166,7 +166,8 @@ def look_elsewhere(c):
     balls = {(a.ball, a.eps): [n for n, b in c.attacks.items() if (b.ball, b.eps) == (a.ball, a.eps)] for a in c.attacks.values()}
     few, e = (c.x[:c.effort.few], c.y[:c.effort.few]), c.effort
     for (ball, eps), names in balls.items():
-        def second(check, right, **more): return Second(check, f'{check}_{ball}', dict(eps=eps, reading='any') | more, ball, tuple(names), right)
+        def second(check, right, **more):
+            return Second(check, f'{check}_{ball}', dict(eps=eps, reading='any') | more, ball, tuple(names), right)
         with prepared(c.net, c.x) as net:
             yield second('noise', withstand_noise(net, c.x, c.y, ball, eps, e.draws), draws=e.draws)
             left = withstand(net, *few, square(net, ball, eps, e), ball, eps)
@@ -193,7 +194,8 @@ def blindness(c):
     for name, a in c.attacks.items():
         b = grey_ball(a, c.x)
         right = robust_correct(c.net, c.x, c.y, b)
-        yield dict(metric='robust_accuracy', value=right.double().mean().item(), source='large ball', target=name, attack=name, n=len(c.y), **how(b))
+        yield dict(metric='robust_accuracy', value=right.double().mean().item(), source='large ball', target=name,
+                   attack=name, n=len(c.y), **how(b))
     for metric, source, f in (('zero_gradient', 'zero gradient', no_gradient), ('vanished', None, vanished)):
         yield dict(metric=metric, value=f(c.net, c.x, c.y).double().mean().item(), source=source, n=len(c.y))
 
@@ -202,13 +204,15 @@ def curves(c):
     for name, a in c.attacks.items():
         for k in c.effort.curve if a.loss == 'ce' else ():
             b = replace(a, eps=k * a.eps, step_size=k * a.step_size, steps=2 * a.steps)
-            yield dict(metric='robust_accuracy', value=robust_correct(c.net, c.x, c.y, b).double().mean().item(), source='eps', attack=name, n=len(c.y), **how(b))
+            yield dict(metric='robust_accuracy', value=robust_correct(c.net, c.x, c.y, b).double().mean().item(),
+                       source='eps', attack=name, n=len(c.y), **how(b))
 
 # %% ../nbs/10_vulnerability.ipynb #a2fb07af
 def strongest(c, seconds):
     "Per ball, the few images that withstand every attack."
     for ball in dict.fromkeys(a.ball for a in c.attacks.values()):
-        tried = [s.right[:c.effort.few] for s in seconds if s.ball == ball] + [c.first[n][:c.effort.few] for n, a in c.attacks.items() if a.ball == ball]
+        tried = [s.right[:c.effort.few] for s in seconds if s.ball == ball] + [c.first[n][:c.effort.few]
+                                                                               for n, a in c.attacks.items() if a.ball == ball]
         eps = max(a.eps for a in c.attacks.values() if a.ball == ball)
         yield dict(metric='robust_accuracy', value=torch.stack(tried).all(0).double().mean().item(), source='strongest',
                    attack=f'strongest_{ball}', eps=eps, reading='any', n=len(tried[0]))
@@ -220,7 +224,8 @@ def second_look(net, x, y, classes, attacks, effort):
         c, seconds = case(net, x, y, classes, attacks, effort), []
         yield dict(metric='clean_accuracy', value=c.first['clean'].double().mean().item(), n=len(y))
         for name, a in attacks.items():
-            yield dict(metric='robust_accuracy', value=c.first[name].double().mean().item(), source='table', attack=name, n=len(y), **how(a))
+            yield dict(metric='robust_accuracy', value=c.first[name].double().mean().item(), source='table', attack=name,
+                       n=len(y), **how(a))
         for look in (look_again, look_elsewhere):
             for s in look(c):
                 seconds.append(s)
@@ -265,11 +270,13 @@ def show_checks(rows): # of one network
     for norm, attack in ((m, a) for m in LOOKS for a in COLUMNS if ((first.norm == m) & (first.attack == a)).any()):
         mine = j[(j.norm == norm) & ((j.target == attack) | j.target.isna())]
         here = first[(first.norm == norm) & (first.attack == attack)].value.mean()
-        lines.append([f'{norm_name(norm)}, {COLUMNS[attack]}', number(here, 'clean'), *(show_cell(mine[mine.check == check]) for check in HEADS)])
+        lines.append([f'{norm_name(norm)}, {COLUMNS[attack]}', number(here, 'clean'),
+                      *(show_cell(mine[mine.check == check]) for check in HEADS)])
     return pd.DataFrame(lines, columns=['Norm, attack', 'Table', *HEADS.values()])
 
 # %% ../nbs/10_vulnerability.ipynb #d951b8b9
-BOUNDS_LOOKS = {'table': ('o', 'as in the table'), 'more steps': ('>', 'more steps'), 'restarts': ('s', 'restarts'), 'noise': ('x', 'noise'),
+BOUNDS_LOOKS = {'table': ('o', 'as in the table'), 'more steps': ('>', 'more steps'), 'restarts': ('s', 'restarts'),
+                'noise': ('x', 'noise'),
                 'square': ('D', 'Square'), 'autoattack': ('v', 'AutoAttack'), 'strongest': ('|', 'all together')}
 
 @styled
@@ -283,7 +290,9 @@ def draw_bounds(rows): # of one network and profile
         means = rows[(rows.ball == b) & (rows.norm == m)].groupby('source').value.mean() * 100
         ax.plot([means.min(), means.max()], [i, i], color=LOOKS[m]['color'], linewidth=1)
         for source, (marker, label) in BOUNDS_LOOKS.items():
-            if source in means: ax.plot(means[source], i, marker, color=LOOKS[m]['color'], markersize=12 if marker in '|s' else 6, label=label if i == 0 else None,
+            if source in means:
+                ax.plot(means[source], i, marker, color=LOOKS[m]['color'], markersize=12 if marker in '|s' else 6,
+                        label=label if i == 0 else None,
                                         markerfacecolor='none' if marker in 'sD' else None, markeredgewidth=1.5)
     ax.set_yticks(range(len(lines)), [f'{norm_name(m)}, {COLUMNS[f"pgd_{b}"].split()[-1]}' for b, m in lines])
     ax.set(xlabel='accuracy under attack, %', xlim=(-2, 102), ylim=(len(lines) - .5, -.5), title=f'Upper bounds: {name_of(rows)}')
@@ -325,9 +334,11 @@ def show_adequacy(rows):
     for _, net in rows.groupby(NETWORK[:-1], dropna=False):
         first, curve, name = net[net.source == 'table'], net[net.source == 'eps'], name_of(net)
         if not len(first): continue
-        yield part(f'Are the attacks strong enough? {name}', show_caption(net), [*show_marks(judged(net)), *show_strongest(net)], table=show_checks(net))
+        yield part(f'Are the attacks strong enough? {name}', show_caption(net),
+                   [*show_marks(judged(net)), *show_strongest(net)], table=show_checks(net))
         few = int(net[net.source == 'strongest'].n.min())
-        yield part(f'How far the bounds come down: {name}', f'AutoAttack, Square and all together on {few} of the images. {caption(first)}', fig=draw_bounds(net))
+        yield part(f'How far the bounds come down: {name}',
+                   f'AutoAttack, Square and all together on {few} of the images. {caption(first)}', fig=draw_bounds(net))
         if fig := eps_curves(net, mark=first.groupby('attack').eps.first().to_dict()):
             about = f'Dashed: the eps of table 1. In {int(curve.steps.min())} steps, each the same share of eps as there; {caption(curve.assign(attack=None))}'
             yield part(f'Robust accuracy against eps: {name}', about, fig=fig)

@@ -33,10 +33,12 @@ def check_template(
     try: notebook = nbformat.read(path, as_version=4)
     except Exception as e: raise ValueError(f'{path} is not a notebook ({type(e).__name__}): restore it from git.') from None
     tagged = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', ())]
-    if len(tagged) != 1: raise ValueError(f'{path} has {len(tagged)} cells tagged `parameters` and needs one: with none, its defaults would run in silence.')
+    if len(tagged) != 1:
+        raise ValueError(f'{path} has {len(tagged)} cells tagged `parameters` and needs one: with none, its defaults would run in silence.')
     from papermill import inspect_notebook
     known = set(inspect_notebook(str(path)))
-    if unknown := sorted(set(parameters) - known): raise ValueError(f'{path.name} has no parameter {unknown[0]!r}: it takes {", ".join(sorted(known))}.')
+    if unknown := sorted(set(parameters) - known):
+        raise ValueError(f'{path.name} has no parameter {unknown[0]!r}: it takes {", ".join(sorted(known))}.')
 
 # %% ../nbs/23_cli.ipynb #9e5aa507
 def run_notebook(
@@ -57,7 +59,9 @@ def run_notebook(
     log.handlers, log.propagate = [_line_handler(out.stem)], False
     log.setLevel('INFO')
     quiet = ['--IPKernelApp.log_level=50']
-    try: papermill.execute_notebook(str(template), str(draft), parameters, progress_bar=False, log_output=True, kernel_name='python3', extra_arguments=quiet)
+    try:
+        papermill.execute_notebook(str(template), str(draft), parameters, progress_bar=False, log_output=True,
+                                   kernel_name='python3', extra_arguments=quiet)
     except papermill.PapermillExecutionError as e:
         raise RuntimeError(f'{Path(template).name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}. See {out}.') from None
     except DeadKernelError:
@@ -87,7 +91,8 @@ def collect(
     from nrf_repro.experiment import planned, study_jobs
     from nrf_repro.results import read_rows, write_rows
     places = [Path('runs', cell.id, f'{name}.jsonl') for cell in planned(profile, parts) for name in ('history', 'final')]
-    places += [Path('studies', f'{job["study"]}-s{seed}', 'rows.jsonl') for job in study_jobs(profile, parts).values() for seed in job['seeds']]
+    places += [Path('studies', f'{job["study"]}-s{seed}', 'rows.jsonl') for job in study_jobs(profile, parts).values()
+               for seed in job['seeds']]
     files = [Path(folder, p) for p in places if Path(folder, p).is_file()]
     if not files: raise FileNotFoundError(f'No rows under {folder}: no network of profile {profile["name"]} is trained yet.')
     rows = read_rows(*files)
@@ -100,7 +105,8 @@ def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_
     import snakemake  # noqa: F401  (said here, in words, if it is not installed)
     from nrf_repro.results import in_checkout
     words = [sys.executable, '-m', 'snakemake', target, '--snakefile', in_checkout('reports/Snakefile'), '--directory', folder,
-             '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={jobs}', '--scheduler', 'greedy', '--nolock', '--rerun-incomplete',
+             '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={jobs}', '--scheduler', 'greedy',
+             '--nolock', '--rerun-incomplete',
              '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
     return subprocess.run([str(w) for w in words], env=job_environment(), pass_fds=pass_fds).returncode
 
@@ -145,7 +151,8 @@ def check_jobs(profile, parts, pattern):
     "A pattern that names no job would be a run of nothing."
     from nrf_repro.experiment import jobs, study_jobs
     names = [*jobs(profile, parts), *study_jobs(profile, parts)]
-    if not any(fnmatch(n, pattern) for n in names): raise ValueError(f'No job of profile {profile["name"]} is called {pattern!r}: they are {", ".join(names)}.')
+    if not any(fnmatch(n, pattern) for n in names):
+        raise ValueError(f'No job of profile {profile["name"]} is called {pattern!r}: they are {", ".join(names)}.')
 
 # %% ../nbs/23_cli.ipynb #2b923c9f
 def plan_text(profile, parts):
@@ -175,14 +182,16 @@ def publish(
     from nrf_repro.experiment import write_json
     from nrf_repro.published import pack_runs
     from nrf_repro.verify import origin_of
-    if not Path(folder, 'report.html').is_file(): raise FileNotFoundError(f'{folder} has no report.html: run `nrf-repro report --profile {profile["name"]}` first.')
+    if not Path(folder, 'report.html').is_file():
+        raise FileNotFoundError(f'{folder} has no report.html: run `nrf-repro report --profile {profile["name"]}` first.')
     out = Path(to, profile['name'])
     new, old = (out.with_name(f'.{out.name}.{word}') for word in ('new', 'old'))
     for leftover in (new, old): shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
     for name in ('report.html', 'rows.jsonl'): shutil.copyfile(Path(folder, name), new / name)
     (new / 'notebooks').mkdir()
-    for notebook in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')): (new / 'notebooks' / notebook.name).write_text(portable(notebook), encoding='utf-8')
+    for notebook in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')):
+        (new / 'notebooks' / notebook.name).write_text(portable(notebook), encoding='utf-8')
     pack_runs(folder, new / 'networks')
     write_json(new / 'origin.json', origin_of(profile, folder))
     if out.exists(): out.rename(old)
@@ -255,7 +264,8 @@ def run(a):
 def plan(a, parts):
     "Print what would be run, and the bill; returns the exit status."
     from nrf_repro.experiment import load_profile
-    if a.speed is not None and not 0 < a.speed < float('inf'): raise ValueError(f'--speed {a.speed}: give multiply-adds a second, such as 2e13.')
+    if a.speed is not None and not 0 < a.speed < float('inf'):
+        raise ValueError(f'--speed {a.speed}: give multiply-adds a second, such as 2e13.')
     if a.speed and a.like: raise ValueError('--speed and --like both say how fast: give one of them.')
     print(plan_text(load_profile(a.profile), parts), flush=True)
     if not a.no_costs:

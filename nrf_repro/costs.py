@@ -48,7 +48,8 @@ def attack_passes(a): return a.restarts * a.steps * GRADIENT + 1
 def passes(profile, cell, attacks):
     "Forward passes of one cell: of training images, of monitored images, of test images."
     data, recipe = profile['data'][cell.dataset], recipe_of(profile, cell)
-    train, test = (given or whole for given, whole in zip((data['train'], data['test']), IMAGES.get(cell.dataset, (data['train'], data['test']))))
+    train, test = (given or whole for given, whole in zip((data['train'], data['test']),
+                                                          IMAGES.get(cell.dataset, (data['train'], data['test']))))
     watch, seen = data['watch'], attack_of(profile, cell.dataset, data['watch']['attack'])
     return dict(train=recipe.epochs * train * (TRAIN + (recipe.attack.steps * GRADIENT if recipe.attack else 0)),
                 watch=epochs_of(watch, recipe) * watch['images'] * (1 + attack_passes(seen) + LIGS),
@@ -69,7 +70,8 @@ def speed_of(profile, cell, seconds=.5):
     x = torch.rand(size, *image.shape[1:], device=device)
     model = build_model(**model.config).to(device).train()
     def step():
-        with torch.autocast(device, torch.bfloat16, enabled=recipe.amp and device == 'cuda'): model(x).float().logsumexp(1).mean().backward()
+        with torch.autocast(device, torch.bfloat16, enabled=recipe.amp and device == 'cuda'):
+            model(x).float().logsumexp(1).mean().backward()
         if device == 'cuda': torch.cuda.synchronize()
     step()
     start, done = time.perf_counter(), 0
@@ -81,7 +83,8 @@ def speed_like(file):
     "The speed at which rows that are there were made, all networks and their measurement together."
     rows = read_rows(in_checkout(file))
     rows = rows[rows.experiment.isin(['final', 'history'])]
-    if rows.empty or not rows.seconds.sum() > 0: raise ValueError(f'{file} has no rows of networks with their seconds: name the rows.jsonl of a run.')
+    if rows.empty or not rows.seconds.sum() > 0:
+        raise ValueError(f'{file} has no rows of networks with their seconds: name the rows.jsonl of a run.')
     profile, done, took = load_profile(rows.profile.iloc[0]), 0, 0
     for keys, part in rows.groupby(list(Cell.__dataclass_fields__)):
         cell, final = Cell(*keys[:5], int(keys[5])), part[part.experiment == 'final']
@@ -110,7 +113,8 @@ def bill(profile, parts=PARTS, speed=None): # speed: of all networks; None: meas
             rows = sum(3 * epochs_of(data['watch'], recipe_of(profile, c)) + 4 + len(grid['attacks']) for c in cells)
             disk = len(cells) * (weights * (1 + len(data['watch'].get('keep', ()))) + names * NOTEBOOK) + 2 * ROW * rows
             lines.append(dict(part=grid['part'], dataset=grid['dataset'], arch=f'{arch} x{width:g}', regimes=' '.join(grid['regimes']),
-                              networks=len(cells), work=work / 1e15, speed=known[key] / 1e12, hours=work / known[key] / 3600, rows=rows, disk=disk / 1e9))
+                              networks=len(cells), work=work / 1e15, speed=known[key] / 1e12, hours=work / known[key] / 3600,
+                              rows=rows, disk=disk / 1e9))
     return pd.DataFrame(lines)
 
 # %% ../nbs/34_costs.ipynb #e9abc1ad

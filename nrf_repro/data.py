@@ -393,10 +393,12 @@ def _rebuilt(raw, word, shape, order):
 
 def _stand_in(name):
     "For each name in the pickle of an array something that can do no harm, made anew every time."
-    return {'ndarray': 'ndarray', 'dtype': lambda word, *flags: _Word(word), '_reconstruct': lambda *a: _Array(), '_frombuffer': lambda *a: _rebuilt(*a)}[name]
+    return {'ndarray': 'ndarray', 'dtype': lambda word, *flags: _Word(word), '_reconstruct': lambda *a: _Array(),
+            '_frombuffer': lambda *a: _rebuilt(*a)}[name]
 
 ARRAYS = {('numpy', 'ndarray'), ('numpy', 'dtype')} | {  # in the spelling of NumPy 1 and 2, from 2009 to now
-    (f'{core}.{where}', name) for core in ('numpy.core', 'numpy._core') for where, name in (('multiarray', '_reconstruct'), ('numeric', '_frombuffer'))}
+    (f'{core}.{where}', name) for core in ('numpy.core', 'numpy._core')
+                                                       for where, name in (('multiarray', '_reconstruct'), ('numeric', '_frombuffer'))}
 
 # %% ../nbs/05_data.ipynb #145f8e1f
 class NumpyUnpickler(pickle._Unpickler):  # the one in Python: the one in C believes any size that it is told

@@ -31,7 +31,8 @@ class Team:
         self.rank, self.size, self.sync_bn = dist.get_rank(), dist.get_world_size(), sync_bn
         self.lead = self.rank == 0  # it writes
         self.device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if dist.get_backend() == 'nccl' else 'cpu'
-        if sync_bn and self.device == 'cpu': raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU; set it to false.')
+        if sync_bn and self.device == 'cpu':
+            raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU; set it to false.')
 
     def wrap(self, model):
         "What the forward pass goes through, so that gradients are averaged."
@@ -73,8 +74,10 @@ def check_together(profile, cell):
     "What several processes could not do, in a sentence."
     n, data, bs = processes_of(profile, cell), profile['data'][cell.dataset], recipe_of(profile, cell).batch_size
     if bs % n: raise ValueError(f'{n} processes cannot share a batch of {bs}: choose a batch size that {n} divides.')
-    if device_of(profile) == 'cuda' and torch.cuda.device_count() < n: raise RuntimeError(f'{n} processes need {n} GPUs, and there are {torch.cuda.device_count()}: set processes.')
-    if device_of(profile) == 'cpu' and data.get('sync_bn') and cell.norm == 'bn': raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU.')
+    if device_of(profile) == 'cuda' and torch.cuda.device_count() < n:
+        raise RuntimeError(f'{n} processes need {n} GPUs, and there are {torch.cuda.device_count()}: set processes.')
+    if device_of(profile) == 'cpu' and data.get('sync_bn') and cell.norm == 'bn':
+        raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU.')
 
 # %% ../nbs/32_distributed.ipynb #e2111229
 def last_words(log, n):
@@ -89,19 +92,22 @@ def last_words(log, n):
 # %% ../nbs/32_distributed.ipynb #31505fbf
 def main(argv=None):
     "What each process does: python -m torch.distributed.run --nproc-per-node 8 -m nrf_repro.distributed --profile ... --cell ..."
-    p = argparse.ArgumentParser('nrf_repro.distributed', description='One of the processes that train a network together; torchrun starts them.')
+    p = argparse.ArgumentParser('nrf_repro.distributed',
+                                description='One of the processes that train a network together; torchrun starts them.')
     p.add_argument('--profile', required=True, help='a name in reports/profiles or the path of a .yaml file')
     p.add_argument('--cell', required=True, help='the network as JSON: dataset, arch, width, norm, regime, seed')
     p.add_argument('--into', help='folder of the network; reports/build/<profile>/runs/<id> if it is left out')
     a = p.parse_args(argv)
     profile, cell = load_profile(a.profile), Cell(**json.loads(a.cell))
     run = Path(a.into) if a.into else build_folder(profile) / 'runs' / cell.id
-    if 'RANK' not in os.environ: sys.exit('nrf_repro.distributed: start it by torchrun: python -m torch.distributed.run --nproc-per-node 2 -m nrf_repro.distributed ...')
+    if 'RANK' not in os.environ:
+        sys.exit('nrf_repro.distributed: start it by torchrun: python -m torch.distributed.run --nproc-per-node 2 -m nrf_repro.distributed ...')
     dist.init_process_group('nccl' if device_of(profile) == 'cuda' else 'gloo')
     if device_of(profile) == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     try: train_run(profile, cell, run, progress=False, team=Team(profile['data'][cell.dataset].get('sync_bn', False) and cell.norm == 'bn'))
     except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'nrf_repro.distributed: {e}')
-    except RuntimeError as e: sys.exit(f'nrf_repro.distributed: process {dist.get_rank()} lost the others ({" ".join(str(e).split())[:200]}).')
+    except RuntimeError as e:
+        sys.exit(f'nrf_repro.distributed: process {dist.get_rank()} lost the others ({" ".join(str(e).split())[:200]}).')
     dist.destroy_process_group()
 
 if __name__ == '__main__' and 'get_ipython' not in globals(): main()  # not in the notebook

@@ -41,11 +41,13 @@ PARTS = ('core', 'extension')
 ATTACK = closed(ball=one_of('l2', 'linf'), eps=dict(type='number', minimum=0), loss=one_of('ce', 'cw'), steps=COUNT, step_size=POSITIVE,
                 random_start=FLAG, restarts=COUNT, targeted=FLAG, seed=NATURAL, optional=['random_start', 'restarts', 'targeted', 'seed'])
 FIELDS_OF_RECIPE = dict(
-    epochs=COUNT, batch_size=COUNT, lr=POSITIVE, momentum=NUMBER, nesterov=FLAG, weight_decay=NUMBER, schedule=one_of('multistep', 'onecycle'),
+    epochs=COUNT, batch_size=COUNT, lr=POSITIVE, momentum=NUMBER, nesterov=FLAG, weight_decay=NUMBER,
+                        schedule=one_of('multistep', 'onecycle'),
     milestones=each(NUMBER, minItems=0), warmup=NUMBER, clip=maybe(POSITIVE), augment=one_of('none', 'crop', 'crop-flip'), attack=ATTACK,
     amp=FLAG, channels_last=FLAG, compile=FLAG, seed=NATURAL)
 CHANGES = closed(optional=FIELDS_OF_RECIPE, **FIELDS_OF_RECIPE)
-RECIPE = closed(optional=['base', 'archs', *FIELDS_OF_RECIPE], base=TEXT, archs=table(CHANGES) | dict(propertyNames=one_of(*ARCHS)), **FIELDS_OF_RECIPE)
+RECIPE = closed(optional=['base', 'archs', *FIELDS_OF_RECIPE], base=TEXT, archs=table(CHANGES)
+                | dict(propertyNames=one_of(*ARCHS)), **FIELDS_OF_RECIPE)
 NETWORKS = dict(dataset=TEXT, archs=table(POSITIVE) | dict(propertyNames=one_of(*ARCHS)), norms=each(one_of(*NORMS)), seeds=each(NATURAL))
 
 # %% ../nbs/17_experiment.ipynb #eb901f37
@@ -77,7 +79,8 @@ def planned(
     "Every cell once, with all attacks that any grid asks for."
     plan = {}
     for grid in profile['grids']:
-        if grid['part'] not in PARTS: raise ValueError(f'Unknown part {grid["part"]!r} in profile {profile["name"]}: choose one of {", ".join(PARTS)}.')
+        if grid['part'] not in PARTS:
+            raise ValueError(f'Unknown part {grid["part"]!r} in profile {profile["name"]}: choose one of {", ".join(PARTS)}.')
         if grid['part'] in parts:
             for cell in grid_cells(grid): plan.setdefault(cell, []).extend(a for a in grid['attacks'] if a not in plan.get(cell, []))
     return plan
@@ -108,7 +111,8 @@ def study_cells(profile, name, seed=None): # None: all seeds
     "The trained networks that a study takes."
     s = profile['studies'][name]
     seeds = s['seeds'] if seed is None else dict.fromkeys([seed, next_seed(s['seeds'], seed)]) if STUDIES[name].next_too else [seed]
-    return [Cell(s['dataset'], arch, float(width), norm, regime, own) for own in seeds            for regime in STUDIES[name].uses for arch, width in s['archs'].items() for norm in s['norms']]
+    return [Cell(s['dataset'], arch, float(width), norm, regime, own) for own in seeds
+            for regime in STUDIES[name].uses for arch, width in s['archs'].items() for norm in s['norms']]
 
 def check_study(profile, name, given, where):
     "A study may only speak of what is there, and take networks that some grid trains."
@@ -172,7 +176,8 @@ def load_profile(
 ) -> dict:                     # the checked settings, with the `name` added
     "Read and check a profile."
     path = Path(name) if str(name).endswith('.yaml') else in_checkout(folder) / f'{name}.yaml'
-    if not path.is_file(): raise ValueError(f'Unknown profile {str(name)!r}: choose one of {", ".join(profiles(folder))}, or give the path of a .yaml file.')
+    if not path.is_file():
+        raise ValueError(f'Unknown profile {str(name)!r}: choose one of {", ".join(profiles(folder))}, or give the path of a .yaml file.')
     profile, place = read_yaml(path)
     check_profile(profile, place)
     return profile | dict(name=path.stem)
@@ -228,7 +233,8 @@ def unmeasured(profile, parts, folder):
 def train_settings(profile, cells):
     "The settings that the training of these cells depends on, as plain values."
     used = {c['dataset']: profile['data'][c['dataset']] for c in cells}
-    return {name: dict(train=d['train'], watch=d['watch'], seen=d['attacks'][d['watch']['attack']], sigma=d['sigma'], threads=profile['threads'],
+    return {name: dict(train=d['train'], watch=d['watch'], seen=d['attacks'][d['watch']['attack']], sigma=d['sigma'],
+                       threads=profile['threads'],
                        recipes={c['regime']: d['recipes'][c['regime']] for c in cells if c['dataset'] == name}) for name, d in used.items()}
 
 def attack_settings(profile, cells, parts=PARTS):
@@ -252,7 +258,8 @@ def recipe_of(profile, cell):
     given |= given.pop('archs', {}).get(cell.arch, {})
     base, attack = given.pop('base', 'paper'), given.pop('attack', None)
     if base not in RECIPES: raise ValueError(f'Unknown recipe {base!r} in profile {profile["name"]}: choose one of {", ".join(RECIPES)}.')
-    if unknown := set(given) - {f.name for f in fields(Recipe)}: raise ValueError(f'Unknown key {min(unknown)!r} in recipe {cell.regime!r} of profile {profile["name"]}.')
+    if unknown := set(given) - {f.name for f in fields(Recipe)}:
+        raise ValueError(f'Unknown key {min(unknown)!r} in recipe {cell.regime!r} of profile {profile["name"]}.')
     if 'milestones' in given: given['milestones'] = tuple(given['milestones'])
     return checked(replace(RECIPES[base], seed=cell.seed, attack=Attack(**attack) if attack else None, **given))
 
@@ -261,7 +268,8 @@ def device_of(profile):
     "'cuda' or 'cpu': what the profile names, or for 'auto' what is there."
     import torch
     if profile['device'] == 'auto': return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if profile['device'] == 'cuda' and not torch.cuda.is_available(): raise RuntimeError(f'Profile {profile["name"]} asks for a GPU and there is none: use device: auto.')
+    if profile['device'] == 'cuda' and not torch.cuda.is_available():
+        raise RuntimeError(f'Profile {profile["name"]} asks for a GPU and there is none: use device: auto.')
     return profile['device']
 
 # %% ../nbs/17_experiment.ipynb #725919c2
@@ -289,7 +297,8 @@ def one_cell(profile, arch=None, norm='bn', regime='standard', seed=0):
     "One network on the profile's first data set; arch None is the profile's first."
     grid = profile['grids'][0]
     arch = arch or next(iter(grid['archs']))
-    for what, word, known in (('arch', arch, ARCHS), ('norm', norm, NORMS), ('regime', regime, profile['data'][grid['dataset']]['recipes'])):
+    for what, word, known in (('arch', arch, ARCHS), ('norm', norm, NORMS),
+                              ('regime', regime, profile['data'][grid['dataset']]['recipes'])):
         if word not in known: raise ValueError(f'Unknown {what} {word!r}: choose one of {", ".join(known)}.')
     return Cell(grid['dataset'], arch, float(grid['archs'].get(arch, next(iter(grid['archs'].values())))), norm, regime, int(seed))
 
@@ -312,7 +321,8 @@ def monitor_of(profile, cell, recipe):
     from nrf_repro.training import Monitor
     data = profile['data'][cell.dataset]
     epochs = data['watch']['epochs'] and tuple(sorted({e for e in data['watch']['epochs'] if e < recipe.epochs} | {recipe.epochs}))
-    return Monitor(images_of(profile, cell.dataset, 'watch'), attack_of(profile, cell.dataset, data['watch']['attack']), data['sigma'], epochs)
+    return Monitor(images_of(profile, cell.dataset, 'watch'), attack_of(profile, cell.dataset, data['watch']['attack']),
+                   data['sigma'], epochs)
 
 # %% ../nbs/17_experiment.ipynb #a43e8a53
 def attack_fields(profile, dataset, name, reading='any'):
@@ -373,7 +383,8 @@ def machine():
     import platform
     model = [line.split(':')[1].strip() for line in _lines('/proc/cpuinfo') if line.startswith('model name')]
     memory = [int(line.split()[1]) / 2**20 for line in _lines('/proc/meminfo') if line.startswith('MemTotal')]
-    parts = [model[0] if model else platform.processor() or platform.machine(), f'{os.cpu_count()} cores', *(f'{m:.0f} GiB' for m in memory)]
+    parts = [model[0] if model else platform.processor() or platform.machine(), f'{os.cpu_count()} cores',
+             *(f'{m:.0f} GiB' for m in memory)]
     return f'{", ".join(parts)}; {platform.system()}, Python {platform.python_version()}'
 
 def _lines(path): return Path(path).read_text(errors='ignore').splitlines() if Path(path).is_file() else []
@@ -473,14 +484,17 @@ def keep_values(path, hash):
     "What an earlier process kept of a measurement with these settings, and a function that keeps it."
     from safetensors import SafetensorError, safe_open
     from nrf_repro.models import save_whole
-    def save(kept): save_whole(path, {k: values for k, (values, _) in kept.items()}, hash=hash, seconds=json.dumps({k: s for k, (_, s) in kept.items()}))
+    def save(kept):
+        save_whole(path, {k: values for k, (values, _) in kept.items()}, hash=hash,
+                   seconds=json.dumps({k: s for k, (_, s) in kept.items()}))
     if not path.is_file(): return {}, save
     try:
         with safe_open(path, 'pt') as f:
             meta = f.metadata()
             seconds = json.loads(meta['seconds']) if meta['hash'] == hash else {}
             return {k: (f.get_tensor(k), s) for k, s in seconds.items()}, save
-    except (SafetensorError, KeyError, TypeError, ValueError) as e: raise ValueError(f'{path} is damaged ({e}): delete it and run again.') from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{path} is damaged ({e}): delete it and run again.') from None
 
 # %% ../nbs/17_experiment.ipynb #ed56333e
 def attack_cell(
@@ -539,12 +553,14 @@ def whole(cells, done):
 def all_went_well(*dones): # of `run_cells`
     "One error for all cells that failed: said at the end, when the others are done."
     failed = [what for done in dones for what in done.values() if isinstance(what, Failed)]
-    if failed: raise RuntimeError(f'{len(failed)} of {len({k for d in dones for k in d})} networks failed, the others are done: {"; ".join(failed)}')
+    if failed:
+        raise RuntimeError(f'{len(failed)} of {len({k for d in dones for k in d})} networks failed, the others are done: {"; ".join(failed)}')
 
 # %% ../nbs/17_experiment.ipynb #e01c32b0
 def study_lines(profile, parts):
     "A line of the plan for each study."
-    return [dict(part='extension', dataset=s['dataset'], archs=', '.join(f'{a} x{w:g}' for a, w in s['archs'].items()), norms=' '.join(s['norms']),
+    return [dict(part='extension', dataset=s['dataset'], archs=', '.join(f'{a} x{w:g}' for a, w in s['archs'].items()),
+                 norms=' '.join(s['norms']),
                  regimes=f'study {name}', seeds=len(s['seeds']), networks=0, attacks='',
                  minutes=len(s['seeds']) * s['seconds'] / 60 / profile.get('cores', 1) if 'seconds' in s else None)
             for name, s in profile.get('studies', {}).items() if 'extension' in parts]
@@ -602,7 +618,8 @@ def data_facts(profile, folder):
     for name, data in profile['data'].items():
         configs = [read_json(p) for p in sorted(Path(folder, 'runs').glob(f'{name}-*/config.json'))]
         if prints := sorted({c['data'] for c in configs if 'data' in c}):
-            yield dict(name=name, train=data['train'] or 'all', test=data['test'] or 'all', fingerprint=', '.join(prints), note=NOTES.get(name, ''))
+            yield dict(name=name, train=data['train'] or 'all', test=data['test'] or 'all', fingerprint=', '.join(prints),
+                       note=NOTES.get(name, ''))
 
 NOTES = {
     'digits': "scikit-learn's 1,797 digits of 8x8, resized to 32x32",
@@ -615,7 +632,8 @@ def report_meta(
     folder,        # the build folder
 ) -> dict:         # the keyword arguments of `report.render`
     "What a report says beside its rows."
-    notebooks = {p.stem.replace('_', ' '): f'notebooks/{p.name}' for p in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')) if p.stem != 'report'}
+    notebooks = {p.stem.replace('_', ' '): f'notebooks/{p.name}'
+                 for p in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')) if p.stem != 'report'}
     plan = [asdict(cell) | dict(attacks=attacks) for cell, attacks in planned(profile, parts).items()]
     lost = absent(profile, parts) + [f'planned and not run: study {n}' for n in unmeasured(profile, parts, folder)]
     where = {read_json(p).get('machine') for p in Path(folder, 'runs').glob('*/config.json')} - {None}

@@ -54,7 +54,8 @@ class Representation(nn.Module):
     "A network up to the layer before the last."
     def __init__(self, model):
         super().__init__()
-        if not hasattr(model, 'features'): raise TypeError(f'{type(model).__name__} has no features(x), images to n d: wrap it in a module that has.')
+        if not hasattr(model, 'features'):
+            raise TypeError(f'{type(model).__name__} has no features(x), images to n d: wrap it in a module that has.')
         self.model = model
 
     def forward(self, x): return self.model.features(x)  # n d
@@ -87,7 +88,8 @@ class FeatureSet:
     goal: torch.Tensor | None = None # uint8, n c h w: whose representation was copied; None: pushed to a label
 
     def __post_init__(self):
-        for name, t, like in (('start', self.start, self.images.x), ('origin', self.origin, self.images.y), ('goal', self.goal, self.images.x)):
+        for name, t, like in (('start', self.start, self.images.x), ('origin', self.origin, self.images.y),
+                              ('goal', self.goal, self.images.x)):
             if t is not None and (t.shape != like.shape or t.dtype != like.dtype):
                 raise ValueError(f'{name} is {t.dtype} {tuple(t.shape)}, the images that were made are {like.dtype} {tuple(like.shape)}: pass one for each.')
 
@@ -122,7 +124,8 @@ def load_set(path):
     try:
         with safe_open(path, 'pt') as f: about, tensors = json.loads((f.metadata() or {})['about']), {k: f.get_tensor(k) for k in f.keys()}
         if digest(tensors) != about['digest']: raise ValueError('its tensors are not those that were written')
-        images = Images(tensors.pop('x'), tensors.pop('y'), *(tuple(about[k]) for k in ('classes', 'mean', 'std')), about['name'], about['split'])
+        images = Images(tensors.pop('x'), tensors.pop('y'), *(tuple(about[k]) for k in ('classes', 'mean', 'std')),
+                        about['name'], about['split'])
         return FeatureSet(images, how=about['how'], **tensors)
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is no feature data set of ours ({str(e).splitlines()[0]}): delete it and make it again.') from None
@@ -323,9 +326,11 @@ def check_settings(s):
     "A study may only name sets that there are, and makers that it takes."
     for name, norms in s['makers'].items():
         if name not in SETS: raise ValueError(f'makers: unknown set {name!r}; known are {", ".join(SETS)}.')
-        if lost := sorted(set(norms) - set(s['norms'])): raise ValueError(f'makers of {name}: {lost[0]!r} is not among the norms of the study.')
+        if lost := sorted(set(norms) - set(s['norms'])):
+            raise ValueError(f'makers of {name}: {lost[0]!r} is not among the norms of the study.')
         if name not in s['learn']: raise ValueError(f'learn: says nothing of {name}; give its lr.')
-        if unknown := sorted(set(s['learn'][name]) - {f.name for f in fields(Recipe)}): raise ValueError(f'learn, {name}: unknown key {unknown[0]!r}.')
+        if unknown := sorted(set(s['learn'][name]) - {f.name for f in fields(Recipe)}):
+            raise ValueError(f'learn, {name}: unknown key {unknown[0]!r}.')
 
 # %% ../nbs/12_feature_datasets.ipynb #3880780a
 READ_BY_EYE = {  # ResNet18 on CIFAR-10, the ends of the paper's curves: set, route -> none, BN
@@ -357,7 +362,8 @@ def show_ways(rows): # -> set, maker, route, rows
 def show_learned(rows): # of the learners, one arch
     "A line for each set, maker and route: clean accuracy of each norm, robust accuracy, LIGS, the paper's."
     lines = []
-    for source, target, way, here in show_ways(rows[rows.metric.isin(['clean_accuracy', 'clean_accuracy_recomputed', 'robust_accuracy', 'ligs'])]):
+    for source, target, way, here in show_ways(rows[rows.metric.isin(['clean_accuracy', 'clean_accuracy_recomputed',
+                                                                      'robust_accuracy', 'ligs'])]):
         of = {m: here[here.metric == m] for m in ('clean_accuracy', 'clean_accuracy_recomputed', 'robust_accuracy', 'ligs')}
         norms, clean = [n for n in LOOKS if (here.norm == n).any()], of['clean_accuracy']
         line = {'Set': SHOWN[source], 'Made by': norm_name(target), 'Answer': WAYS[way]}
@@ -374,10 +380,12 @@ def show_learned(rows): # of the learners, one arch
 def show_sets(rows): # of the sets, one arch
     "A line for each set: what its maker and robust networks of another norm see in it."
     lines = []
-    for source, target, _, here in show_ways(rows[rows.metric.isin(['maker_accuracy', 'moved', 'judged_label_accuracy', 'judged_start_accuracy', 'train_accuracy'])]):
+    for source, target, _, here in show_ways(rows[rows.metric.isin(['maker_accuracy', 'moved', 'judged_label_accuracy',
+                                                                    'judged_start_accuracy', 'train_accuracy'])]):
         def of(metric): return here[here.metric == metric]
         others = here[here.norm != target]
-        fits = {f'{norm_name(n)} fits': show_mean(of('train_accuracy')[of('train_accuracy').norm == n]) for n in LOOKS if (of('train_accuracy').norm == n).any()}
+        fits = {f'{norm_name(n)} fits': show_mean(of('train_accuracy')[of('train_accuracy').norm == n])
+                for n in LOOKS if (of('train_accuracy').norm == n).any()}
         lines.append({'Set': SHOWN[source], 'Made by': norm_name(target), 'Images': ', '.join(f'{n:,}' for n in sorted(set(here.n))),
                       'Moved, ℓ2': show_mean(of('moved'), 1), 'Maker reads label': show_mean(of('maker_accuracy')),
                       'Robust judge: label': show_mean(others[others.metric == 'judged_label_accuracy']),
@@ -396,7 +404,8 @@ def show_rand_reading(rows): # one arch
     fair = pd.concat([clean[clean.norm == 'none'], anew])
     both, kin = paired_effect(fair), fair.assign(kin=fair.norm == fair.target).groupby(['kin', 'seed']).value.mean().unstack('kin')
     yield f'With BN statistics taken anew on clean images BN − None is {show_effect(both)} ({show_side(both, "BN learns more", "None learns more")}).'
-    if kin.shape[1] == 2: yield f'Then a learner of the maker\'s norm minus one of the other: {show_effect(t_interval((kin[True] - kin[False]).dropna()))} points.'
+    if kin.shape[1] == 2:
+        yield f'Then a learner of the maker\'s norm minus one of the other: {show_effect(t_interval((kin[True] - kin[False]).dropna()))} points.'
     yield from show_rate_reading(rows[(rows.source == 'd_rand') & (rows.metric == 'swept_accuracy')])
 
 def show_rate_reading(swept):
@@ -406,7 +415,8 @@ def show_rate_reading(swept):
     best = mean.groupby('norm').max().max(axis=1)
     ahead = (mean.xs('bn') > mean.xs('none')) if {'none', 'bn'} <= set(swept.norm) else pd.DataFrame()
     yield (f'Over {swept.lr.nunique()} learning rates from {swept.lr.min():g} to {swept.lr.max():g} the best clean accuracies are '
-           + ', '.join(f'{norm_name(n)} {100 * best[n]:.1f} %' for n in LOOKS if n in best) + f'; BN is ahead in {int(ahead.values.sum())} of {ahead.size} pairs of maker and rate.')
+           + ', '.join(f'{norm_name(n)} {100 * best[n]:.1f} %' for n in LOOKS if n in best)
+           + f'; BN is ahead in {int(ahead.values.sum())} of {ahead.size} pairs of maker and rate.')
 
 # %% ../nbs/12_feature_datasets.ipynb #642304b3
 def show_conflict_reading(rows): # one arch
@@ -441,7 +451,8 @@ def draw_ticks(ax, values):
 def draw_looks(rows):
     "A line for each norm, and a hollow one for BN with statistics anew."
     norms = {('swept_accuracy', n): (norm_name(n), LOOKS[n]) for n in LOOKS if (rows.norm == n).any()}
-    return norms | {('swept_accuracy_recomputed', 'bn'): ('BN, statistics anew', LOOKS['bn'] | dict(linestyle=':', markerfacecolor='white'))}
+    return norms | {('swept_accuracy_recomputed', 'bn'): ('BN, statistics anew',
+                                                          LOOKS['bn'] | dict(linestyle=':', markerfacecolor='white'))}
 
 # %% ../nbs/12_feature_datasets.ipynb #d69d513f
 @styled
@@ -478,16 +489,19 @@ def show_features(rows):
         name, seeds = name_of(of), of.seed.nunique()
         all_of = rows[(rows.arch == of.arch.iloc[0]) & (rows.width == of.width.iloc[0])]
         about = f'{seeds} seed{"s" * (seeds != 1)}' + ('; brackets and bands: 95 % t interval over seeds' if seeds > 1 else ', no interval')
-        yield part(f'Feature data sets: {name}', f'Clean accuracy in per cent on test images after training on each set, {about}. Learners begin from other weights '
+        yield part(f'Feature data sets: {name}',
+                   f'Clean accuracy in per cent on test images after training on each set, {about}. Learners begin from other weights '
                    'than makers. Statistics anew: BN means and variances of clean training images. Paper: ResNet18 on CIFAR-10, read by eye.',
                    [*show_rand_reading(of), *show_conflict_reading(of)], table=show_learned(of))
-        yield part(f'What is in the sets: {name}', f'Per cent; judges are adversarially trained networks of another norm than the maker; fits: accuracy on the set itself; {about}.',
+        yield part(f'What is in the sets: {name}',
+                   f'Per cent; judges are adversarially trained networks of another norm than the maker; fits: accuracy on the set itself; {about}.',
                    table=show_sets(all_of))
         yield from show_sweeps(of[of.metric.str.startswith('swept')], name)
 
 def show_sweeps(swept, name):
     seeds = sorted(swept.seed.unique())
     about = f'seed{"s" * (len(seeds) != 1)} {", ".join(map(str, seeds))}'
-    for source, field, draw, title in (('d_rand', 'lr', draw_rates, 'D_rand over learning rates'), ('conflicting', 'eps', draw_pushes, 'Conflicting features over pushes')):
+    for source, field, draw, title in (('d_rand', 'lr', draw_rates, 'D_rand over learning rates'),
+                                       ('conflicting', 'eps', draw_pushes, 'Conflicting features over pushes')):
         of = swept[swept.source == source]
         if of[field].nunique() > 1: yield part(f'{title}: {name}', f'Clean accuracy on test images; {about}.', fig=draw(of))

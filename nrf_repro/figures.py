@@ -231,14 +231,16 @@ def clean_robust(rows): # of one profile
     for ax, part in zip(axes, nets):
         for norm in (m for m in LOOKS if (part.norm == m).any()): path(ax, course(part, norm), norm)
         a = next(part.dropna(subset='attack').itertuples())
-        ax.set(title=name_of(part), xlabel='clean accuracy, %', ylabel=f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %')
+        ax.set(title=name_of(part), xlabel='clean accuracy, %',
+               ylabel=f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %')
         ax.legend()
     return fig
 
 def path(ax, c, norm): # of `course`
     "The pairs as a line; the last one large."
     if not len(c): return
-    ax.plot(100 * c.clean, 100 * c.robust, label=f'{norm_name(norm)}, epochs {c.index[0]} to {c.index[-1]}', **LOOKS[norm] | dict(markersize=4))
+    ax.plot(100 * c.clean, 100 * c.robust, label=f'{norm_name(norm)}, epochs {c.index[0]} to {c.index[-1]}',
+            **LOOKS[norm] | dict(markersize=4))
     ax.plot(100 * c.clean.iloc[-1], 100 * c.robust.iloc[-1], marker=LOOKS[norm]['marker'], color=LOOKS[norm]['color'], markersize=9)
 
 # %% ../nbs/21_figures.ipynb #ed28c00b

@@ -122,7 +122,8 @@ def measure_imagenet(run): # `Run`
     x, y = as_subjects(images)[:2].on(run.device, torch.float32)
     for cell in networks_of(run):
         net = pretrained(cell.arch, cell.norm, run.settings['weights']).to(run.device)
-        if (k := first_look(net, x, 0 * y)) != 1000: raise ValueError(f'{cell.arch} {cell.norm}: its weights have {k} outputs, ImageNet has 1,000 classes.')
+        if (k := first_look(net, x, 0 * y)) != 1000:
+            raise ValueError(f'{cell.arch} {cell.norm}: its weights have {k} outputs, ImageNet has 1,000 classes.')
         yield from rows_of(run, cell, net, images)
 
 # %% ../nbs/30_imagenet.ipynb #7c11d866
@@ -142,8 +143,10 @@ def show_imagenet(rows):
         clean, stated, agrees = show_clean(part_)
         told.append(agrees)
         under = {COLUMNS.get(r.attack, r.attack): number(r.value, 'clean') for r in part_.dropna(subset='attack').itertuples()}
-        lines.append({'Network': arch_name(arch), 'Norm': norm_name(norm), 'Classes': f'{part_.value[part_.metric == "classes"].item():.0f}',
-                      'n': str(part_.n.max()), 'Clean, % [95 %]': clean, 'as stated': 'none' if pd.isna(stated) else number(stated, 'clean')} | under)
+        lines.append({'Network': arch_name(arch), 'Norm': norm_name(norm),
+                      'Classes': f'{part_.value[part_.metric == "classes"].item():.0f}',
+                      'n': str(part_.n.max()), 'Clean, % [95 %]': clean,
+                      'as stated': 'none' if pd.isna(stated) else number(stated, 'clean')} | under)
     known = [t for t in told if t is not None]
     reading = (f'For {sum(known)} of {len(known)} networks the clean accuracy that torchvision states lies in the interval over our images.' if known else
                'No clean accuracy can be compared with a stated one: the weights are not torchvision\'s, or not all 1,000 classes are here.')

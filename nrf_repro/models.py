@@ -285,4 +285,5 @@ def load_model(
 def fitting(config, weights):
     "Do these weights belong to what the file says of the network? Asked without memory for it, since a file may say anything."
     with torch.device('meta'): wanted = {k: (v.shape, v.dtype) for k, v in build_model(**config).state_dict().items()}
-    if wanted != {k: (v.shape, v.dtype) for k, v in weights.items()}: raise ValueError('names, shapes or types of its weights are of another network')
+    if wanted != {k: (v.shape, v.dtype) for k, v in weights.items()}:
+        raise ValueError('names, shapes or types of its weights are of another network')

@@ -104,7 +104,8 @@ def measure_testbed(run):
 # %% ../nbs/11_order_of_features.ipynb #243278db
 WORDS = dict(both='both features', rf_only='RF alone', nrf_only='NRF alone', warm_rf='RF alone, then both', warm_nrf='NRF alone, then both',
              rf_then_nrf='RF alone, then NRF alone')  # CURRICULA in words
-TRENDS = {'rf_reliance': 'Follows the RF, %', 'nrf_reliance': 'Follows the NRF, %', 'ligs': 'LIGS, cosine', 'clean_accuracy': 'Clean accuracy, %',
+TRENDS = {'rf_reliance': 'Follows the RF, %', 'nrf_reliance': 'Follows the NRF, %', 'ligs': 'LIGS, cosine',
+          'clean_accuracy': 'Clean accuracy, %',
           'robust_accuracy': 'Robust accuracy, %'}
 
 def draw_trend(ax, rows, title): # of one quantity and one kind of images
@@ -136,7 +137,8 @@ def draw_starts(rows): # of one arch: NRF reliance
     for ax, norm in zip(fig.subplots(1, len(norms), sharey=True, squeeze=False)[0], norms):
         for source, look in STARTS.items():
             line = summary(rows[(rows.norm == norm) & (rows.source == source)], ['epoch'])
-            ax.plot(line.epoch.astype(float), 100 * line.value, label={'both': 'from scratch'}.get(source, WORDS[source]), color=LOOKS[norm]['color'], **look)
+            ax.plot(line.epoch.astype(float), 100 * line.value, label={'both': 'from scratch'}.get(source, WORDS[source]),
+                    color=LOOKS[norm]['color'], **look)
             ax.fill_between(line.epoch.astype(float), 100 * line.low, 100 * line.high, color=LOOKS[norm]['color'], alpha=.12, linewidth=0)
         ax.set(title=norm_name(norm), xlabel='epoch with both features', ylim=(-2, 103))
     fig.axes[0].set_ylabel('follows the NRF, %')
@@ -210,7 +212,8 @@ def show_apart(rows): # of one arch
 def show_ligs_table(rows): # of one arch
     "LIGS and reliance side by side, for every curriculum."
     pairs = [(m, s) for m in LOOKS for s in CURRICULA if ((rows.norm == m) & (rows.source == s)).any()]
-    lines = [{'Network': norm_name(m), 'Trained on': WORDS[s]} | {name: show_trend(rows[(rows.norm == m) & (rows.source == s)], metric) or 'does not apply'
+    lines = [{'Network': norm_name(m), 'Trained on': WORDS[s]}
+             | {name: show_trend(rows[(rows.norm == m) & (rows.source == s)], metric) or 'does not apply'
               for metric, name in (('nrf_reliance', 'Follows the NRF, %'), ('ligs', 'LIGS'))} for m, s in pairs]
     return pd.DataFrame(lines)
 
@@ -223,8 +226,11 @@ def show_testbed(rows): # of one profile
         yield part(f'Which feature first: {name}', f'Answers where the two features contradict each other. Epoch 0: untrained. {about}',
                    list(show_order_reading(net)), fig=draw_order(net))
         if {'nrf_only', 'rf_then_nrf'} <= set(net.source):
-            yield part(f'The non-robust feature alone: {name}', f'Accuracy in per cent on held-out images with the same feature. {about}', table=show_alone_table(net))
+            yield part(f'The non-robust feature alone: {name}',
+                       f'Accuracy in per cent on held-out images with the same feature. {about}', table=show_alone_table(net))
         reliant = net[(net.metric == 'nrf_reliance') & (net.regime != 'untrained')]
         if set(STARTS) <= set(reliant.source):
-            yield part(f'Three starts: {name}', f'Epoch 0: what the weights of the first stage follow. {about}', list(show_start_reading(reliant)), fig=draw_starts(reliant))
-        yield part(f'LIGS beside reliance: {name}', f'First to last epoch, difference paired by seed. {about}', list(show_apart(net)), table=show_ligs_table(net))
+            yield part(f'Three starts: {name}', f'Epoch 0: what the weights of the first stage follow. {about}',
+                       list(show_start_reading(reliant)), fig=draw_starts(reliant))
+        yield part(f'LIGS beside reliance: {name}', f'First to last epoch, difference paired by seed. {about}',
+                   list(show_apart(net)), table=show_ligs_table(net))

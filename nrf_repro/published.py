@@ -92,10 +92,12 @@ def stored_size(model, bits):
 def published_networks(profile='demo', folder='reports/published'):
     "What is published with a profile, one line a network."
     place = in_checkout(folder) / profile / 'networks'
-    if not (place / 'networks.json').is_file(): raise FileNotFoundError(f'Profile {profile!r} has no published networks: look for networks/ below {folder}.')
+    if not (place / 'networks.json').is_file():
+        raise FileNotFoundError(f'Profile {profile!r} has no published networks: look for networks/ below {folder}.')
     found = []
     for name, about in read_json(place / 'networks.json').items():
-        if about['bits']: found.append(dict(unpack_model(place / f'{name}.safetensors').config, name=name, path=place / f'{name}.safetensors', **about))
+        if about['bits']:
+            found.append(dict(unpack_model(place / f'{name}.safetensors').config, name=name, path=place / f'{name}.safetensors', **about))
     return pd.DataFrame(found)
 
 # %% ../nbs/31_published.ipynb #40bb3a98
@@ -112,7 +114,8 @@ def load_published(
     found = published_networks(profile, folder)
     found['regime'] = found.name.str.split('-').str[-2]
     fits = found[(found.norm == norm) & (found.regime == regime) & (found.arch == arch if arch else True)]
-    if len(fits) != 1: raise ValueError(f'{len(fits)} published networks fit norm={norm!r}, arch={arch!r}, regime={regime!r}; there are: {", ".join(found.name)}.')
+    if len(fits) != 1:
+        raise ValueError(f'{len(fits)} published networks fit norm={norm!r}, arch={arch!r}, regime={regime!r}; there are: {", ".join(found.name)}.')
     return unpack_model(fits.path.iloc[0], device)
 
 # %% ../nbs/31_published.ipynb #044f19e1
@@ -127,7 +130,8 @@ def leaderboard(
     lines['seeds'] = final.groupby(['profile', *KIND]).seed.nunique()
     lines['eps'] = final.groupby(['profile', *KIND]).eps.first()
     columns = dict(clean_accuracy='clean, %', robust_accuracy='robust, %', ligs='LIGS', eps='eps', seeds='seeds')
-    lines = lines.reindex(columns=list(columns)).sort_values(['profile', 'robust_accuracy', 'clean_accuracy'], ascending=[True, False, False], kind='stable')
+    lines = lines.reindex(columns=list(columns)).sort_values(['profile', 'robust_accuracy', 'clean_accuracy'],
+                                                             ascending=[True, False, False], kind='stable')
     lines[['clean_accuracy', 'robust_accuracy']] *= 100
     return lines.rename(columns=columns).reset_index()
 

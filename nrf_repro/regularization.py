@@ -38,7 +38,9 @@ def by_library(
     eps, l2 = attack.eps, attack.ball == 'l2'
     with torch.random.fork_rng():   # Square seeds the global generator
         if queries: made = torchattacks.Square(net, norm='L2' if l2 else 'Linf', eps=eps, n_queries=queries, seed=attack.seed)
-        else: made = (torchattacks.PGDL2 if l2 else torchattacks.PGD)(net, eps=eps, alpha=attack.step_size, steps=attack.steps, random_start=False)
+        else:
+            made = (torchattacks.PGDL2 if l2 else torchattacks.PGD)(net, eps=eps, alpha=attack.step_size, steps=attack.steps,
+                                                                    random_start=False)
         return correct(net, made(x, y), y)
 
 # %% ../nbs/13_regularization.ipynb #30a2a31b
@@ -171,7 +173,8 @@ def show_interval(ax, x, values, look, scale): # values: one for each seed
     "Mean with its interval over seeds; a hollow marker where there is one seed."
     iv = t_interval(values)
     if iv.n > 1: ax.plot([x, x], [scale * iv.low, scale * iv.high], color=look['color'], linewidth=1.2, zorder=3)
-    ax.plot(x, scale * iv.mean, marker=look['marker'], color=look['color'], markerfacecolor=look['color'] if iv.n > 1 else 'white', markersize=6, zorder=3)
+    ax.plot(x, scale * iv.mean, marker=look['marker'], color=look['color'],
+            markerfacecolor=look['color'] if iv.n > 1 else 'white', markersize=6, zorder=3)
     return scale * iv.mean
 
 def draw_line(ax, of, ticks, norm, shift, scale): # rows of one metric and norm
@@ -179,12 +182,14 @@ def draw_line(ax, of, ticks, norm, shift, scale): # rows of one metric and norm
     means = [(i + shift, show_interval(ax, i + shift, of[of.tick == tick].value, LOOKS[norm], scale)) for i, tick in enumerate(ticks)
              if (of.tick == tick).any()]
     joined = [m for m in means if m[0] - shift < ticks.index('adv.')] if 'adv.' in ticks else means
-    ax.plot(*zip(*joined), color=LOOKS[norm]['color'], linestyle=LOOKS[norm]['linestyle'], marker=LOOKS[norm]['marker'], markersize=0, label=norm_name(norm))
+    ax.plot(*zip(*joined), color=LOOKS[norm]['color'], linestyle=LOOKS[norm]['linestyle'], marker=LOOKS[norm]['marker'],
+            markersize=0, label=norm_name(norm))
 
 # %% ../nbs/13_regularization.ipynb #82f278b2
 def show_only(rows, kind): # clean | robust | ligs
     "The rows of one panel; robust: the claim's attack, any step."
-    if kind == 'robust': return rows[(rows.metric == 'robust_accuracy') & (rows.reading == 'any') & rows.attack.str.startswith('pgd', na=False)]
+    if kind == 'robust':
+        return rows[(rows.metric == 'robust_accuracy') & (rows.reading == 'any') & rows.attack.str.startswith('pgd', na=False)]
     return rows[rows.metric == dict(clean='clean_accuracy', ligs='ligs')[kind]]
 
 @styled
@@ -192,11 +197,13 @@ def draw_figure_4(rows): # of one arch
     "Clean accuracy, robust accuracy and LIGS over lambda; adversarial training as the last tick."
     rows = rows.assign(tick=[f'{lam:g}' if pd.notna(lam) else 'adv.' for lam in rows.lam])
     ticks = [f'{lam:g}' for lam in sorted(rows.lam.dropna().unique())] + ['adv.'] * int((rows.tick == 'adv.').any())
-    panels = {title: show_only(rows, kind) for title, kind in {'Clean accuracy, %': 'clean', 'Robust accuracy, %': 'robust', 'LIGS, cosine': 'ligs'}.items()}
+    panels = {title: show_only(rows, kind) for title, kind in {'Clean accuracy, %': 'clean', 'Robust accuracy, %': 'robust',
+                                                               'LIGS, cosine': 'ligs'}.items()}
     norms = [n for n in LOOKS if (rows.norm == n).any()]
     fig = Figure(figsize=(9, 3), layout='constrained')
     for ax, (title, of) in zip(fig.subplots(1, 3), panels.items()):
-        for i, norm in enumerate(norms): draw_line(ax, of[of.norm == norm], ticks, norm, .12 * (i - (len(norms) - 1) / 2), 1 if 'LIGS' in title else 100)
+        for i, norm in enumerate(norms):
+            draw_line(ax, of[of.norm == norm], ticks, norm, .12 * (i - (len(norms) - 1) / 2), 1 if 'LIGS' in title else 100)
         ax.set(title=title, xlabel='lambda', xticks=range(len(ticks)), xticklabels=ticks)
     handles, names = fig.axes[0].get_legend_handles_labels()
     fig.legend(handles, names, loc='outside lower center', ncols=len(names))
@@ -214,7 +221,8 @@ def show_gain(rows): # of one arch
     for norm in (n for n in LOOKS if (rows.norm == n).any()):
         of = rows[(rows.norm == norm) & rows.lam.notna()]
         for lam in sorted(set(of.lam) - {0.}):
-            (clean, _), (robust, iv), (straight, _) = (show_effect(show_only(of, kind), lam, 1 if kind == 'ligs' else 100) for kind in ('clean', 'robust', 'ligs'))
+            (clean, _), (robust, iv), (straight, _) = (show_effect(show_only(of, kind), lam, 1 if kind == 'ligs' else 100)
+                                                       for kind in ('clean', 'robust', 'ligs'))
             told = 'one seed, no interval' if np.isnan(iv.low) else 'rises' if iv.low > 0 else 'falls' if iv.high < 0 else 'not told apart from no change'
             yield f'{norm_name(norm)}, lambda {lam:g} against 0: robust accuracy {robust} points ({told}), clean {clean} points, LIGS {straight}.'
 
@@ -232,9 +240,12 @@ def show_checks(rows): # of one arch
     for (norm, lam), of in rows.groupby(['norm', 'lam'], observed=True):
         last = of[of.reading == 'last']
         here = lambda which, part: show_mean(part[part.attack.str.contains(which, na=False)].value)
-        lines.append({'Network': norm_name(norm), 'Training': show_training(of.iloc[0]), 'PGD, stable gradient': here('^pgd_[a-z0-9]+$', last), 'PGD, library': here('_library$', last),
-                      'Square': here('^square', last), 'Margin loss': here('^cw', of), 'No float32 gradient': show_mean(of[of.metric == 'vanished'].value),
-                      'LIGS, stable': show_mean(of[of.metric == 'ligs'].value, 1), 'LIGS, plain': show_mean(of[of.metric == 'ligs_plain'].value, 1)})
+        lines.append({'Network': norm_name(norm), 'Training': show_training(of.iloc[0]),
+                      'PGD, stable gradient': here('^pgd_[a-z0-9]+$', last), 'PGD, library': here('_library$', last),
+                      'Square': here('^square', last), 'Margin loss': here('^cw', of),
+                      'No float32 gradient': show_mean(of[of.metric == 'vanished'].value),
+                      'LIGS, stable': show_mean(of[of.metric == 'ligs'].value, 1),
+                      'LIGS, plain': show_mean(of[of.metric == 'ligs_plain'].value, 1)})
     return pd.DataFrame(lines)
 
 # %% ../nbs/13_regularization.ipynb #6c9e2590
@@ -264,9 +275,12 @@ def show_competitor(rows): # of one arch
     lam = rows.lam[rows.lam > 0].mode().max()
     for norm in (n for n in LOOKS if (rows.norm == n).any()):
         of = rows[rows.norm == norm]
-        (robust, straight), (theirs, turned) = ([show_only(part, kind).value.mean() for kind in ('robust', 'ligs')] for part in (of[of.lam == lam], of[of.lam.isna()]))
-        if pd.notna(theirs): yield (f'{norm_name(norm)}, adversarially trained: robust accuracy {100 * theirs:.1f} % at LIGS {turned:.3f}; with the term at lambda {lam:g}: '
-                                    f'{100 * robust:.1f} % at LIGS {straight:.3f}' + ('. The more robust one is not the straighter one.' if (theirs > robust) != (turned > straight) else '.'))
+        (robust, straight), (theirs, turned) = ([show_only(part, kind).value.mean() for kind in ('robust', 'ligs')]
+                                                for part in (of[of.lam == lam], of[of.lam.isna()]))
+        if pd.notna(theirs):
+            yield (f'{norm_name(norm)}, adversarially trained: robust accuracy {100 * theirs:.1f} % at LIGS {turned:.3f}; with the term at lambda {lam:g}: '
+                                    f'{100 * robust:.1f} % at LIGS {straight:.3f}'
+                   + ('. The more robust one is not the straighter one.' if (theirs > robust) != (turned > straight) else '.'))
 
 # %% ../nbs/13_regularization.ipynb #7ad82090
 def show_regularization(rows):
@@ -279,6 +293,8 @@ def show_regularization(rows):
         yield part(f'Figure 4: LIGS regularised, {name}',
                    f'{n} test images, {about}; bars: 95 % t interval over seeds, hollow: one seed. Robust: {attack.attack} with eps {attack.eps:g} in {attack.steps} steps. '
                    'adv.: adversarial training, without the term.', [*show_gain(of), *show_competitor(of)], fig=draw_figure_4(of))
-        yield part(f'Is the gain real? {name}', f'Per cent still right, mean over seeds; PGD (both, last step) and Square on {few} images, the rest on {n}.',
+        yield part(f'Is the gain real? {name}',
+                   f'Per cent still right, mean over seeds; PGD (both, last step) and Square on {few} images, the rest on {n}.',
                    list(show_suspicion(of)), table=show_checks(of))
-        yield part(f'What it costs: {name}', 'One training epoch, from its first batches, the ways taken in turns and the best of three; median over seeds.', table=show_costs(of))
+        yield part(f'What it costs: {name}',
+                   'One training epoch, from its first batches, the ways taken in turns and the best of three; median over seeds.', table=show_costs(of))

@@ -187,8 +187,10 @@ def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
             'Networks': words(network_texts(rows)), 'Norms': words(norm_name(m) for m in NAMED_NORMS if m in set(rows.norm)),
             'Training': seen('regime'), 'Seeds': seen('seed'), 'Images behind a number': seen('n'),
             'Machine': words(machine_texts(rows, meta['machine'])), 'torch': seen('torch'),
-            'Settings': words([f'profile {meta["settings"]}'] * bool(meta['settings']) + [f'{rows.config_hash.nunique()} hashes in the rows']),
-            'Lock file': meta['lock'] or 'not stated', 'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
+            'Settings': words([f'profile {meta["settings"]}'] * bool(meta['settings'])
+                              + [f'{rows.config_hash.nunique()} hashes in the rows']),
+            'Lock file': meta['lock'] or 'not stated',
+            'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
             'Time': words(time_texts(rows, meta['seconds']))}
 
 # %% ../nbs/22_report.ipynb #a578edd9
@@ -251,7 +253,8 @@ def effect_part(rows, cells): # rows of the final evaluation, cells of `all_cell
     from nrf_repro.figures import caption, forest
     about = ('Filled: the 95 % interval of the paired differences leaves zero out. Crosses: the paper. Right: the probability, given the seeds, '
              'that the norm has the lower value. ')
-    return _part('effects', forest(cells), 'Every cell: each norm against none', about + caption(rows), [*reading_effects(cells), *reading_cells(cells)])
+    return _part('effects', forest(cells), 'Every cell: each norm against none', about + caption(rows),
+                 [*reading_effects(cells), *reading_cells(cells)])
 
 def curve_parts(rows): # of the final evaluation
     "Robust accuracy against eps, for each network that was attacked at three eps or more."
@@ -276,7 +279,8 @@ def against_parts(rows): # of one profile
     past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
     if fig := clean_robust(past):
         said = [line for _, part in past.groupby(['dataset', 'arch', 'width'], dropna=False) for line in reading_against(part)]
-        yield _part('against', fig, 'Robust against clean accuracy', 'Means over seeds, epoch by epoch. ' + caption(past[past.metric == 'robust_accuracy']), said)
+        yield _part('against', fig, 'Robust against clean accuracy', 'Means over seeds, epoch by epoch. '
+                    + caption(past[past.metric == 'robust_accuracy']), said)
 
 def figure_parts(rows, cells): # rows of one profile, cells of `all_cells`
     "Id, figure, title, caption, reading and alternative text of each figure for which there are rows."
@@ -413,14 +417,16 @@ def page(rows, claims, profile, paper, meta):
     warnings, rows = warnings_of(rows, profile), of_profile(rows, profile)
     verdicts, found = decide(claims, rows, paper), all_tables(rows, paper, claims)
     frames = dict(verdicts=(tables.verdict_table(verdicts, claims), f'Verdicts of profile {profile}'))
-    files = downloads(rows, frames | {id: (tables.wide(cells), f'{caption} {tables.notes_text(cells)}'.strip()) for id, (cells, caption) in found.items()})
+    files = downloads(rows, frames | {id: (tables.wide(cells), f'{caption} {tables.notes_text(cells)}'.strip())
+                                      for id, (cells, caption) in found.items()})
     drawn = figure_parts(rows, all_cells(rows, paper, claims.get('C1'))) + study_parts(rows)
     for i, p in enumerate(drawn): p |= dict(id=f'{p["id"]}-{i}') | (dict(svg=inline_svg(p['fig'], p['alt'], f'f{i}')) if p['fig'] else {})
     rule = 'Each claim of the paper, decided by a rule that was fixed before the rows existed.'
     return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
                 hangs=hangs_on(rows, claims, verdicts), forest=[p for p in drawn if p['id'].startswith('effects')],
-                tables=list(table_parts(found, files)), figures=[p for p in drawn if not p['id'].startswith('effects')], more=list(more_figures(meta['figures'] or [])),
+                tables=list(table_parts(found, files)), figures=[p for p in drawn if not p['id'].startswith('effects')],
+                more=list(more_figures(meta['figures'] or [])),
                 gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta), living=meta['living']) | small_tables(rows, paper)
 
 # %% ../nbs/22_report.ipynb #05bc8696

@@ -86,7 +86,8 @@ def check_row(row): # a dict whose fields are already typed
 
 # %% ../nbs/16_results.ipynb #33e11263
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
-SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity', 'smoothness', 'tables', 'costs', 'verify'}
+SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity',
+           'smoothness', 'tables', 'costs', 'verify'}
 
 def computing(text): # of a module
     "The source without its functions draw_... and show_..., which only show what was computed, comment lines and empty ones."
@@ -445,9 +446,12 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
 LIMITS = dict(type='object', additionalProperties=NUMBER)
 RULES = dict(level=NUMBER, min_seeds=COUNT, bootstrap_from=COUNT, agree=NUMBER, learned_by=TEXT, undertrained=LIMITS, not_learned=LIMITS)
 FIELDS_GIVEN = dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)]))
-PART = closed(name=TEXT, metric=TEXT, where=FIELDS_GIVEN, each=FIELDS_GIVEN | dict(maxProperties=1), direction=one_of('higher', 'lower'), smallest_effect=NUMBER,
-              compare=dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)])), threshold=maybe(NUMBER), room=each(NUMBER, minItems=2, maxItems=2),
-              screen=FLAG, missing=one_of(*VERDICTS), paper=closed(table=TEXT, effect=NUMBER, source=TEXT, optional=['table', 'effect', 'source']),
+PART = closed(name=TEXT, metric=TEXT, where=FIELDS_GIVEN, each=FIELDS_GIVEN | dict(maxProperties=1),
+              direction=one_of('higher', 'lower'), smallest_effect=NUMBER,
+              compare=dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)])), threshold=maybe(NUMBER),
+              room=each(NUMBER, minItems=2, maxItems=2),
+              screen=FLAG, missing=one_of(*VERDICTS), paper=closed(table=TEXT, effect=NUMBER, source=TEXT,
+                                                                   optional=['table', 'effect', 'source']),
               optional=['name', 'each', 'compare', 'threshold', 'room', 'screen', 'missing', 'paper'])
 CLAIMS = closed(rules=closed(**RULES), claims=each(closed(id=TEXT, title=TEXT, statement=TEXT, parts=each(PART), **RULES, optional=RULES)))
 

@@ -82,14 +82,17 @@ TEXT, FLAG, NUMBER = dict(type='string'), dict(type='boolean'), dict(type='numbe
 COUNT, POSITIVE, NATURAL = dict(type='integer', minimum=1), dict(type='number', exclusiveMinimum=0), dict(type='integer', minimum=0)
 
 # %% ../nbs/29_schema.ipynb #75e23e71
-KINDS = dict(object='keys and values', array='a list', string='text', boolean='true or false', number='a number', integer='a whole number', null='null')
+KINDS = dict(object='keys and values', array='a list', string='text', boolean='true or false', number='a number',
+             integer='a whole number', null='null')
 
 def complaint(error): # of jsonschema
     "What is wrong, in words."
     kind, wanted, got = error.validator, error.validator_value, f'{error.instance!r:.60}'
-    if kind == 'anyOf': return next((complaint(e) for e in error.context if e.validator != 'type' or e.path), f'expected {_kinds(wanted)}, got {got}.')
+    if kind == 'anyOf':
+        return next((complaint(e) for e in error.context if e.validator != 'type' or e.path), f'expected {_kinds(wanted)}, got {got}.')
     if kind == 'required': return next(f'{k!r} is missing.' for k in wanted if k not in error.instance)
-    if kind == 'additionalProperties': return _unknown('key', min(map(str, set(error.instance) - set(error.schema['properties']))), error.schema['properties'])
+    if kind == 'additionalProperties':
+        return _unknown('key', min(map(str, set(error.instance) - set(error.schema['properties']))), error.schema['properties'])
     if kind == 'enum': return _unknown(_named(error), error.instance, wanted)
     if kind == 'type': return f'expected {_kinds([error.schema])}, got {got}.' + (' Write 1.0e-3 for 1e-3.' if _unread(error) else '')
     return f'{got} {_LIMITS.get(kind, "is not allowed here; the limit is")} {wanted}.'
@@ -100,7 +103,8 @@ _LIMITS = dict(minimum='is less than', exclusiveMinimum='is not above', maximum=
 
 def _kinds(schemas): return ' or '.join(KINDS[k] for s in schemas for k in ([s['type']] if isinstance(s['type'], str) else s['type']))
 
-def _unknown(what, word, known): return f'unknown {what} {word!r}; known are {", ".join(map(str, sorted(known) if what == "key" else known))}.'
+def _unknown(what, word, known):
+    return f'unknown {what} {word!r}; known are {", ".join(map(str, sorted(known) if what == "key" else known))}.'
 def _named(error): return next((str(k).rstrip('s') for k in reversed(error.absolute_path) if isinstance(k, str)), 'word')
 
 def _unread(error): # a number that YAML takes for text
@@ -142,6 +146,7 @@ def read_yaml(path, schema=None): # -> the value, and its Place
     if place.node is None: raise ValueError(f'{path.name} is empty.')
     expanded(place.node, path.name, {})
     try: value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as e: raise ValueError(f'{path.name} is not YAML: {" ".join(str(e).split())}') from None
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as e:
+        raise ValueError(f'{path.name} is not YAML: {" ".join(str(e).split())}') from None
     if schema: check(value, schema, place)
     return value, place

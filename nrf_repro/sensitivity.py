@@ -91,7 +91,8 @@ def sensitivity(claims, rows):
         v = decided(claim, rows)
         for axis, what, c, part in variants(claim, rows) if v.verdict != 'not run' else ():
             d = decided(c, part)
-            if d.verdict != 'not run': lines.append([v.id, axis, what, d.verdict, d.part, d.effect, d.low, d.high, d.n_seeds, d.verdict == v.verdict])
+            if d.verdict != 'not run':
+                lines.append([v.id, axis, what, d.verdict, d.part, d.effect, d.low, d.high, d.n_seeds, d.verdict == v.verdict])
     found = pd.DataFrame(lines, columns=['id', 'axis', 'variant', 'verdict', 'part', 'effect', 'low', 'high', 'n_seeds', 'same'])
     return found[found.groupby(['id', 'axis']).variant.transform('size') > 1].reset_index(drop=True)
 
@@ -115,7 +116,8 @@ def sensitivity_table(found, claims, verdicts): # of `sensitivity`, of `load_cla
     for v in verdicts.itertuples():
         mine = found[found.id == v.id]
         metric = next(p.metric for p in claims[v.id].parts if p.name == v.part)
-        if len(mine): lines.append([f'{v.id} {v.title}', v.verdict, *(axis_text(mine[mine.axis == axis], metric, v.part) for axis in HEADS)])
+        if len(mine):
+            lines.append([f'{v.id} {v.title}', v.verdict, *(axis_text(mine[mine.axis == axis], metric, v.part) for axis in HEADS)])
     shown = pd.DataFrame(lines, columns=['Claim', 'Verdict', *HEADS.values()])
     return shown.loc[:, [c in ('Claim', 'Verdict') or shown[c].ne('').any() for c in shown]]   # an axis with one value is no axis
 

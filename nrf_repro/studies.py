@@ -48,7 +48,8 @@ class Run:
 
     def cells(self, regime='standard', norms=None):
         "The networks archs x norms of this seed."
-        return [c for c in study_cells(self.profile, self.study, self.seed) if c.seed == self.seed and c.regime == regime and (norms is None or c.norm in norms)]
+        return [c for c in study_cells(self.profile, self.study, self.seed) if c.seed == self.seed and c.regime == regime
+                and (norms is None or c.norm in norms)]
 
 # %% ../nbs/19_studies.ipynb #d0610e18
 @patch
@@ -56,7 +57,8 @@ def network(run:Run, cell, epoch=None): # epoch: one that the profile keeps; Non
     "The trained network of a cell, in eval mode on the run's device."
     path = Path(run.folder, 'runs', cell.id, f'weights-{epoch}.safetensors' if epoch else 'weights.safetensors')
     if not path.is_file():
-        raise FileNotFoundError(f'{cell.id} has no {path.name}: train it first' + (f', with epoch {epoch} among watch.keep of the profile.' if epoch else '.'))
+        raise FileNotFoundError(f'{cell.id} has no {path.name}: train it first'
+                                + (f', with epoch {epoch} among watch.keep of the profile.' if epoch else '.'))
     return load_model(path, run.device).eval()
 
 # %% ../nbs/19_studies.ipynb #3b8c3131
@@ -65,7 +67,8 @@ BESIDE = {'seeds', 'seconds', 'job', 'if_here'}   # settings that decide whether
 @patch(as_prop=True)
 def hash(run:Run):
     "Short hash of all that decides a study's rows."
-    weights = {c.id: read_json(Path(run.folder, 'runs', c.id, 'config.json')).get('hash') for c in study_cells(run.profile, run.study, run.seed)}
+    weights = {c.id: read_json(Path(run.folder, 'runs', c.id, 'config.json')).get('hash')
+               for c in study_cells(run.profile, run.study, run.seed)}
     own = {k: v for k, v in run.settings.items() if k not in BESIDE}
     return config_hash(dict(study=run.study, seed=run.seed, settings=own, data=run.data, weights=weights,
                             threads=run.profile['threads'], device=run.profile['device']))
@@ -111,7 +114,8 @@ def run_study(
 ) -> str:          # 'measured' or 'kept'
     "Measure a study unless that was done with these settings and networks; leave its rows in its folder."
     import torch
-    if study not in profile.get('studies', {}): raise ValueError(f'Profile {profile["name"]} has no study {study!r}: it has {", ".join(profile.get("studies", {})) or "none"}.')
+    if study not in profile.get('studies', {}):
+        raise ValueError(f'Profile {profile["name"]} has no study {study!r}: it has {", ".join(profile.get("studies", {})) or "none"}.')
     run = Run(profile, study, seed, Path(folder), progress)
     if read_json(run.place / 'study.json').get('hash') == run.hash: return 'kept'
     torch.set_num_threads(profile['threads'])
@@ -140,7 +144,8 @@ def show_incomplete(study, rows, e):
     "Rows that a study cannot draw sink no report; it says so, and which there are."
     counts = rows.metric.value_counts().sort_index()
     return part(f'{study}: not drawn', f'The rows of {study!r} are too few or incomplete for its figures; these are there.',
-                [f'It stopped at {type(e).__name__}: {e}.'], table=pd.DataFrame({'Metric': counts.index, 'Rows': counts.astype(str).values}))
+                [f'It stopped at {type(e).__name__}: {e}.'],
+                table=pd.DataFrame({'Metric': counts.index, 'Rows': counts.astype(str).values}))
 
 # %% ../nbs/19_studies.ipynb #ba3a2e2f
 def shown(rows): # of one profile

@@ -285,7 +285,8 @@ def wide(cells): # of `table`
     lines, number_of = [], numbered(cells)
     for (name, norm), part in _lines(cells):
         seeds, n, flag = max(map(len, part.seeds)), part.n.dropna().max(), part.flag.iloc[0]
-        ours = [' '.join(filter(None, [value_text(c), interval_text(c), *(f'⚠{number_of[t]}' for t in c.marks)])) for c in part.itertuples()]
+        ours = [' '.join(filter(None, [value_text(c), interval_text(c), *(f'⚠{number_of[t]}' for t in c.marks)]))
+                for c in part.itertuples()]
         lines.append([name, norm + (f' ({flag})' if flag else ''), str(seeds), f'{n:.0f}' if pd.notna(n) else '', *ours])
         lines.append(['', f'{norm}, paper', '', '', *(text or 'not available' for text in part.printed)])
     return pd.DataFrame(lines, columns=['Network', 'Norm', 'Seeds', 'n', *(head(cells, c) for c in cells.column.unique())])

@@ -208,7 +208,8 @@ def put_back(meta, tensors, model, opt):
     "Weights into the model, momentum into the optimiser, if all of it fits; the history."
     momentum, history = {int(k[9:]): v for k, v in tensors.items() if k.startswith('momentum.')}, json.loads(meta['history'])
     wanted = {i: p.shape for i, p in enumerate(model.parameters())}
-    if not isinstance(history, list) or any(v.shape != wanted.get(i) for i, v in momentum.items()): raise ValueError('its momentum is of another network')
+    if not isinstance(history, list) or any(v.shape != wanted.get(i) for i, v in momentum.items()):
+        raise ValueError('its momentum is of another network')
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
     opt.load_state_dict(opt.state_dict() | dict(state={i: dict(momentum_buffer=v) for i, v in momentum.items()}))
     return history

@@ -46,7 +46,8 @@ def transfer_matrix(
 ):            # sources x targets; NaN where a network would meet itself
     "Transfer success: the share of images that the target gets wrong."
     made = {name: attack(net, x, y) for name, net in sources.items()}
-    return pd.DataFrame({t: {s: np.nan if sources[s] is net else fooled(net, made[s], y) for s in sources} for t, net in targets.items()}, dtype=float)
+    return pd.DataFrame({t: {s: np.nan if sources[s] is net else fooled(net, made[s], y) for s in sources}
+                         for t, net in targets.items()}, dtype=float)
 
 # %% ../nbs/14_transfer.ipynb #c645d133
 def draw_matrix(ax, table): # of `transfer_matrix`
@@ -210,7 +211,8 @@ def draw_angles(ax, rows): # of one arch: alignment and transfer_success, final
     both = rows[rows.source == 'final'].pivot_table(index=['norm', 'target', 'seed'], columns='metric', values='value').dropna()
     for norm in (n for n in LOOKS if n in both.index.get_level_values('norm')):
         of = both.loc[norm]
-        ax.plot(of.alignment, 100 * of.transfer_success, linestyle='', marker=LOOKS[norm]['marker'], color=LOOKS[norm]['color'], label=f'made on {norm_name(norm)}')
+        ax.plot(of.alignment, 100 * of.transfer_success, linestyle='', marker=LOOKS[norm]['marker'],
+                color=LOOKS[norm]['color'], label=f'made on {norm_name(norm)}')
     ax.set(title='Pairs of networks', xlabel='alignment of the gradients, cosine', ylabel='transfer success, %', ylim=(0, None))
     ax.legend(fontsize=7)
 
@@ -230,7 +232,8 @@ def show_points(iv, unit=''): # an Interval of fractions
     ends = '' if np.isnan(iv.low) else f' [{100 * iv.low:+.1f}, {100 * iv.high:+.1f}]'
     return f'{100 * iv.mean:+.1f}{unit}{ends}'.replace('-', '−')
 
-def show_told(iv, up, down): return 'one seed, no interval' if np.isnan(iv.low) else up if iv.low > 0 else down if iv.high < 0 else 'not told apart'
+def show_told(iv, up, down):
+    return 'one seed, no interval' if np.isnan(iv.low) else up if iv.low > 0 else down if iv.high < 0 else 'not told apart'
 
 WAYS = {'transfer_success': 'PGD', 'momentum_success': 'MI-FGSM'}
 
@@ -279,5 +282,6 @@ def show_transfer(rows):
     for arch, of in rows.groupby('arch'):
         if not len(shared_targets(of[of.metric == 'transfer_success'])): continue
         bars = ' Bars and brackets: 95 % t interval over seeds.' if len(seeds) > 1 else ' One seed, no interval.'
-        yield part(f'Transfer: early stopping and angles, {arch_name(arch)}', f'Left: targets that none and BN both attack. {about}{bars}', list(show_readings(of)), fig=draw_course(of))
+        yield part(f'Transfer: early stopping and angles, {arch_name(arch)}',
+                   f'Left: targets that none and BN both attack. {about}{bars}', list(show_readings(of)), fig=draw_course(of))
         yield part(f'Transfer: boosts, {arch_name(arch)}', f'Targets that none and BN both attack. {about}{bars}', table=show_boosts(of))

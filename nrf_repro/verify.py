@@ -29,7 +29,8 @@ def origin_of(
     "What a published folder says of its rows beside them."
     runs = [read_json(p) for p in sorted(Path(folder, 'runs').glob('*/config.json'))]
     return dict(profile=profile, processors=sorted({processor(r['machine']) for r in runs if 'machine' in r}),
-                data={name: sorted({r['data'] for r in runs if r['dataset'] == name and 'data' in r}) for name in sorted({r['dataset'] for r in runs if 'data' in r})})
+                data={name: sorted({r['data'] for r in runs if r['dataset'] == name and 'data' in r})
+                      for name in sorted({r['dataset'] for r in runs if 'data' in r})})
 
 def processor(machine): return machine.split(',')[0]   # of the sentence of `machine`
 
@@ -66,14 +67,16 @@ def rows_of(rows, cell):
 # %% ../nbs/33_verify.ipynb #06ff12bd
 def check_settings(profile, cell, rows, origin): # rows: of this cell
     "An error if the profile, or the images at hand, are not those of the rows."
-    if cell not in planned(profile, PARTS): raise ValueError(f'{cell.id} is in no grid of profile {profile["name"]}: the profile has changed since; check out the commit of the rows.')
+    if cell not in planned(profile, PARTS):
+        raise ValueError(f'{cell.id} is in no grid of profile {profile["name"]}: the profile has changed since; check out the commit of the rows.')
     now, then = config_hash(run_config(profile, cell)), set(rows[rows.experiment == 'history'].config_hash)
     if then - {now}:
         at = ', '.join(c[:12] for c in sorted(rows.git_commit.dropna().unique())) or 'unknown'
         raise ValueError(f'{cell.id}: its rows have the settings {", ".join(sorted(then))} (commit {at}), profile {profile["name"]} has {now}: '
                          'it has changed since; check out that commit, or publish anew.')
     known, here = origin.get('data', {}).get(cell.dataset), images_of(profile, cell.dataset, 'train').fingerprint
-    if known and here not in known: raise ValueError(f'The training images of {cell.dataset} are not those of the rows (fingerprint {here}, published {", ".join(known)}): look at NRF_DATA.')
+    if known and here not in known:
+        raise ValueError(f'The training images of {cell.dataset} are not those of the rows (fingerprint {here}, published {", ".join(known)}): look at NRF_DATA.')
 
 # %% ../nbs/33_verify.ipynb #e4bca537
 DEVIATIONS = 4  # of the difference of two shares
@@ -89,8 +92,10 @@ def allowed(metric, a, b, n):
 def reasons(rows, origin, device):
     "What differs between then and here, so that rows need not be equal; empty if nothing does."
     found = [f'{what} {", ".join(map(str, then)) or "unknown"} then, {now} here' for what, then, now in (
-        ('code', sorted(rows.source_hash.dropna().unique()), source_hash()), ('torch', sorted(rows.torch.dropna().unique()), torch_version()),
-        ('device', sorted(rows.device.dropna().unique()), device), ('processor', origin.get('processors', []), processor(machine()))) if then != [now]]
+        ('code', sorted(rows.source_hash.dropna().unique()), source_hash()), ('torch', sorted(rows.torch.dropna().unique()),
+                                                                              torch_version()),
+        ('device', sorted(rows.device.dropna().unique()), device), ('processor', origin.get('processors', []),
+                                                                    processor(machine()))) if then != [now]]
     return found
 
 # %% ../nbs/33_verify.ipynb #65e274b8
@@ -116,8 +121,10 @@ def lines(cell, found): # of `judged`
     for (experiment, metric, attack), part in found.groupby(['experiment', 'metric', 'attack'], dropna=False, sort=True):
         bad = sorted(set(part.verdict) - set(GOOD))
         worst = part.assign(bad=~part.verdict.isin(GOOD)).sort_values(['bad', 'gap'], ascending=False).iloc[0]
-        yield dict(network=cell.id, rows=len(part), what=' '.join(w for w in (experiment, metric, attack) if isinstance(w, str)), published=worst.value,
-                   here=worst.value_here, gap=worst.gap, limit=0. if part.exact.all() else worst.limit, verdict=', '.join(bad) or worst.verdict)
+        yield dict(network=cell.id, rows=len(part),
+                   what=' '.join(w for w in (experiment, metric, attack) if isinstance(w, str)), published=worst.value,
+                   here=worst.value_here, gap=worst.gap, limit=0. if part.exact.all() else worst.limit,
+                   verdict=', '.join(bad) or worst.verdict)
 
 # %% ../nbs/33_verify.ipynb #ff8c7486
 def verify(
@@ -145,7 +152,8 @@ def verify(
 def run_again(profile, cell, then, folder):
     "The rows of a network that is trained, and attacked as it was, anew."
     train_cell(profile, cell, folder, progress=False)
-    if (then.experiment == 'final').any(): attack_cell(profile, cell, sorted(then[then.experiment == 'final'].attack.dropna().unique()), folder)
+    if (then.experiment == 'final').any():
+        attack_cell(profile, cell, sorted(then[then.experiment == 'final'].attack.dropna().unique()), folder)
     return read_rows(folder / 'runs' / cell.id)
 
 # %% ../nbs/33_verify.ipynb #b55412da
