@@ -11,6 +11,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from itertools import product
+from math import prod
 from statistics import median
 
 import torch
@@ -177,6 +178,9 @@ def report(rows, model, x, y, o):
     few = slice(0, o.batch_size)
     about = (f'{len(x)} test images of {o.data}, batches of {o.batch_size}; networks of width {o.width} trained on '
              f'{o.train_images} images for {o.epochs} epochs.')
+    of = prod(map(len, (o.steps, o.archs, o.norms, o.balls, o.losses)))
+    done = len({(r['network'], r['attack'], r['steps']) for r in rows})
+    if done < of: about += f' **{done} of {of} cases: the run was ended before the others.**'
     left = f'A gradient of ours ({rows[-1]["network"]}): {shares(model, x[few], y[few], o)}.' if o.device == 'cpu' else ''
     publish('Attacks', '\n\n'.join([about, table(rows), summary(rows), left, NOTES]), o, 'torchattacks', 'foolbox')
 
