@@ -165,10 +165,16 @@ def plan_text(profile, parts):
             f'{table.to_string(index=False, na_rep="?")}{left_out}')
 
 # %% ../nbs/23_cli.ipynb #da18450f
+def _bar(output): # one state of a progress bar
+    return output.get('name') == 'stderr' and '\r' in ''.join(output['text'])
+
 def portable(notebook):
-    "The text of an executed notebook without the paths of the machine that ran it."
+    "The text of an executed notebook without its progress bars and the paths of the machine that ran it."
     from nrf_repro.results import PACKAGE
-    text = notebook.read_text(encoding='utf-8')
+    content = json.loads(notebook.read_text(encoding='utf-8'))
+    for cell in content['cells']:
+        if 'outputs' in cell: cell['outputs'] = [o for o in cell['outputs'] if not _bar(o)]
+    text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
     for path in (str(PACKAGE.parent), str(Path.home())): text = text.replace(path + '/', '').replace(path, '.')
     return text
 
