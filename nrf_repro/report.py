@@ -117,7 +117,7 @@ def warnings_of(rows,     # all rows given
     for field, what in dict(source_hash='versions of the code', torch='versions of torch', device='devices').items():
         values = kept[field].fillna('unknown').value_counts()
         each = ', '.join(f'{v} ({n} rows)' for v, n in values.items())
-        again = 'Run again from scratch to compare like with like' + ('; `nrf-repro verify` says by samples whether it matters.' if field == 'source_hash' else '.')
+        again = 'Run again from scratch to compare like with like' + ('; nrf-repro verify says by samples whether it matters.' if field == 'source_hash' else '.')
         if len(values) > 1: found.append(f'The rows come from {len(values)} {what}: {each}. {again}')
     return found
 
