@@ -34,6 +34,7 @@ def missed(first,   # bool n: right under the attack of the table
     "Share of the images that withstand the first and fall to the second."
     return (first & ~second).double().mean().item()
 
+# %% ../nbs/10_vulnerability.ipynb #f7f220dc
 def harder(a, times=5, restarts=5):
     "The attack with more steps, and with several random starts."
     return {'more steps': replace(a, steps=times * a.steps), 'restarts': replace(a, random_start=True, restarts=restarts)}
@@ -43,6 +44,7 @@ def noisy(x, ball, eps, seed=0, draw=0):
     "Each image moved by eps in a random direction of the ball, and kept in [0, 1]."
     return (x + eps * BALLS[ball].steepest(image_noise(x, seed, draw))).clamp(0, 1)
 
+# %% ../nbs/10_vulnerability.ipynb #3a68853a
 def answers(net, x, y): # bool n
     with torch.no_grad(): return net(x).argmax(1) == y
 
@@ -56,6 +58,7 @@ def grey_ball(a, x):
     eps = .5 if a.ball == 'linf' else .5 * x[0].numel() ** .5
     return replace(a, eps=eps, step_size=eps / 10, steps=max(20, a.steps), random_start=False, restarts=1)
 
+# %% ../nbs/10_vulnerability.ipynb #09c40f2c
 def no_gradient(net, x, y, batch_size=256):
     "bool n: images at which the stable gradient is exactly zero."
     return torch.cat([(input_gradient(net, *b) == 0).flatten(1).all(1) for b in zip(x.split(batch_size), y.split(batch_size))])
@@ -95,6 +98,7 @@ def square(net, ball, eps, effort, seed=0):
     from torchattacks import Square
     return Square(net, norm=NAMES[ball], eps=eps, n_queries=effort.queries, seed=seed)
 
+# %% ../nbs/10_vulnerability.ipynb #9377b401
 def by_gradient(net, x, ball, eps, classes, effort, seed=0):
     "AutoAttack's other three; the targeted margin only where there are four classes."
     import torchattacks as ta
@@ -108,6 +112,7 @@ def in_ball(delta, ball, eps):
     "bool n: changes no larger than eps, but for rounding."
     return (l2_norm(delta).flatten() if ball == 'l2' else delta.abs().flatten(1).amax(1)) <= eps * (1 + 1e-4)
 
+# %% ../nbs/10_vulnerability.ipynb #bd5037ed
 def withstand(net, x, y, attack, ball, eps):
     "bool n: right, and not fooled inside the ball by a library's attack."
     ok = answers(net, x, y)
@@ -180,6 +185,7 @@ def noise_ratio(clean, first, second, least=.02): # bool m each; least: share of
     by_attack, by_noise = missed(clean, first), missed(clean, second)
     return None if max(by_attack, by_noise) < least else by_noise / max(by_attack, 1 / len(clean))
 
+# %% ../nbs/10_vulnerability.ipynb #e13970aa
 def rows_of(s, first): # a Second, and the first attacks
     "Its robust accuracy, and what it says about each attack that it looks behind."
     common, m = dict(attack=s.attack, source=s.check, n=len(s.right), **s.fields), len(s.right)
@@ -242,6 +248,7 @@ def asked_for(run):
         raise ValueError(f'study adequacy: unknown effort {odd[0]!r}; known are {", ".join(f.name for f in fields(Effort))}.')
     return {name: run.attack(name) for name in given['attacks']}, Effort(**given['effort'])
 
+# %% ../nbs/10_vulnerability.ipynb #53f6a17e
 def measure_adequacy(run):
     "Second looks at the networks of table 1."
     (attacks, effort), images = asked_for(run), run.images('test')
@@ -279,6 +286,7 @@ BOUNDS_LOOKS = {'table': ('o', 'as in the table'), 'more steps': ('>', 'more ste
                 'noise': ('x', 'noise'),
                 'square': ('D', 'Square'), 'autoattack': ('v', 'AutoAttack'), 'strongest': ('|', 'all together')}
 
+# %% ../nbs/10_vulnerability.ipynb #5ce0cede
 @styled
 def draw_bounds(rows): # of one network and profile
     "Robust accuracy by each attack, a line per norm and ball."

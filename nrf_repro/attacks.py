@@ -29,6 +29,7 @@ def l2_norm(v):
     "The Euclidean length of each image of a batch, shaped so that it divides the batch."
     return torch.linalg.vector_norm(v, dim=tuple(range(1, v.ndim)), keepdim=True)  # n 1 1 1
 
+# %% ../nbs/07_attacks.ipynb #91512a07
 def project_l2(delta, eps):
     "Shorten each perturbation that is longer than `eps`."
     return delta * (eps / l2_norm(delta).clamp_min(max(eps, torch.finfo(delta.dtype).tiny)))
@@ -44,6 +45,7 @@ def steepest_l2(g):
     g = g / g.abs().amax(dim=tuple(range(1, g.ndim)), keepdim=True).clamp_min(tiny)  # squares can't underflow
     return g / l2_norm(g).clamp_min(tiny)
 
+# %% ../nbs/07_attacks.ipynb #a35db675
 def steepest_linf(g):
     "Each pixel by one unit, up or down."
     return g.sign()
@@ -309,6 +311,7 @@ def pool_first(model, x):
     pairs = followed_by(model, x, (nn.ReLU,), (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d))
     return exchange(model, dict(pairs) | {pool: relu for relu, pool in pairs})
 
+# %% ../nbs/07_attacks.ipynb #4172cdeb
 def relu_in_place(model, x):
     "Let each ReLU overwrite what a convolution, linear or pooling layer hands it."
     for _, relu in followed_by(model, x, (*FOLDS, nn.MaxPool2d), nn.ReLU): relu.inplace = True
@@ -322,6 +325,7 @@ class ChannelsLast(nn.Module):
         self.net = net.to(memory_format=torch.channels_last)
     def forward(self, x): return self.net(x.contiguous(memory_format=torch.channels_last))
 
+# %% ../nbs/07_attacks.ipynb #3fa3e2b4
 def channels_last(model, x):
     "Lay out a network for images channels last, on a CPU."
     return ChannelsLast(model) if x.ndim == 4 and x.device.type == 'cpu' else model
@@ -358,6 +362,7 @@ def prepared(model, x):
 def _correct(net, x, y):
     with torch.no_grad(): return net(x).argmax(1) == y
 
+# %% ../nbs/07_attacks.ipynb #9e6eb947
 def _last_step(net, x, y, aim, attack, bs, climbers=None):
     "Correct after the last step of every restart."
     def batch(x, y, aim):

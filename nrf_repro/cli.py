@@ -279,6 +279,7 @@ def plan(a, parts):
         print(bill_text(load_profile(a.profile), parts, a.speed, a.like))
     return 0
 
+# %% ../nbs/23_cli.ipynb #1e537bc6
 def parameters_of(text):
     "Parameters given as JSON."
     try: value = json.loads(text)

@@ -132,6 +132,7 @@ def setting(field, rows):
         return f'{v:g}' if isinstance(v, (int, float)) else str(v)
     return ' and '.join(sorted({word(v) for v in rows[field].dropna()})) or 'none'
 
+# %% ../nbs/25_compare.ipynb #08c38601
 def differing(a, b):  # the rows of one measurement on both sides
     "Settings and number of images that are not the same, in words."
     both = ((f.replace('_', ' '), setting(f, a), setting(f, b)) for f in (*SETTINGS, 'n'))
@@ -231,6 +232,7 @@ def listed(values):
     words = (f'{v:g}' if isinstance(v, float) else str(v)[:12] for v in sorted(values.dropna().unique(), key=str))
     return ', '.join(words) or 'not stated'
 
+# %% ../nbs/25_compare.ipynb #5a981ecd
 def origins(a, b):  # of `side`
     "What differs in where the rows came from: a frame of what, A and B."
     lines = [(label, listed(a.rows[f]), listed(b.rows[f])) for f, label in ORIGIN.items()]
@@ -318,6 +320,7 @@ def grouped(lines):
     parts = lines.groupby(names, sort=False)
     return [dict(name=name, lines=[line_text(r) for r in part.itertuples()]) for name, part in parts]
 
+# %% ../nbs/25_compare.ipynb #1c232632
 def to_markdown(lines):
     "The comparison as a Markdown table."
     heads = ['Network', 'Measurement', 'A', 'B', 'B − A', 'How', 'Other settings']

@@ -130,6 +130,7 @@ def share_right(net, x, y,
 WAYS = dict(  # statistics that the attack climbs through, statistics that the network answers with
     stored=('stored', 'stored'), unaware=('stored', 'batch'), aware=('batch', 'batch'))
 
+# %% ../nbs/15_consequences.ipynb #382d55aa
 def attacked_right(net, x, y, attack, way, batch_size):
     "Accuracy after the attack's last step; one batch is attacked, and answered, together."
     craft, answer = WAYS[way]
@@ -486,6 +487,7 @@ def show_medical_caption(rows, train): # of one arch; rows of `train_images`
     return (f"Trained on {given} images, lr in proportion to the batch up to the recipe's own; clean on {whole} "
             f"test images, attacked ({tried}) and corrupted on {some}; {show_seeds(rows, 'bars and brackets')}.")
 
+# %% ../nbs/15_consequences.ipynb #76c7f7b8
 def show_medical(rows):
     "For each arch the figure over batch sizes and two tables."
     train = rows[rows.metric == 'train_images']

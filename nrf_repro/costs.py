@@ -55,6 +55,7 @@ def passes(profile, cell, attacks):
                 watch=epochs_of(watch, recipe) * watch['images'] * (1 + attack_passes(seen) + LIGS),
                 test=test * (1 + sum(attack_passes(attack_of(profile, cell.dataset, a)) for a in attacks) + 2 * LIGS + VANISHED))
 
+# %% ../nbs/34_costs.ipynb #2ef3e1ea
 def epochs_of(watch, recipe):
     "After how many epochs training looks."
     return recipe.epochs if watch['epochs'] is None else len({e for e in watch['epochs'] if e < recipe.epochs} | {recipe.epochs})

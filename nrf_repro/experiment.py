@@ -170,6 +170,7 @@ def profiles(folder='reports/profiles'):
     "Names of the profiles that there are."
     return sorted(p.stem for p in in_checkout(folder).glob('*.yaml'))
 
+# %% ../nbs/17_experiment.ipynb #4d5370c9
 def load_profile(
     name,                      # of a file in `folder`, or the path of a file of your own
     folder='reports/profiles',
@@ -219,11 +220,13 @@ def study_jobs(profile, parts=('core',)):
         found |= {job: dict(study=name, seeds=seeds) for job, seeds in groups.items()}
     return found
 
+# %% ../nbs/17_experiment.ipynb #82f3ad46
 def trained_by(profile, parts, study, seeds):
     "The training jobs that a job of a study has to wait for."
     needed = {c for seed in seeds for c in study_cells(profile, study, seed)}
     return [name for name, cells in jobs(profile, parts).items() if needed & {Cell(**c) for c in cells}]
 
+# %% ../nbs/17_experiment.ipynb #5f4337ce
 def unmeasured(profile, parts, folder):
     "Studies of the plan without rows, seed by seed."
     return [f'{job["study"]} (seed {seed})' for job in study_jobs(profile, parts).values() for seed in job['seeds']
@@ -237,6 +240,7 @@ def train_settings(profile, cells):
                        threads=profile['threads'],
                        recipes={c['regime']: d['recipes'][c['regime']] for c in cells if c['dataset'] == name}) for name, d in used.items()}
 
+# %% ../nbs/17_experiment.ipynb #c67e215c
 def attack_settings(profile, cells, parts=PARTS):
     "The settings that the measurement of these trained cells depends on."
     plan = planned(profile, parts)
@@ -281,6 +285,7 @@ def images_of(profile, dataset, split):
     if (dataset, split, limit) == ('imagenet', 'train', None) and is_here(dataset, split): return on_disk(data_folder() / dataset, split)
     return load(dataset, 'train' if split == 'train' else 'test', limit=limit)
 
+# %% ../nbs/17_experiment.ipynb #876d17b3
 def network_of(cell, train):
     "The untrained network of a cell, for these images."
     from nrf_repro.models import build_model
@@ -293,6 +298,7 @@ def build_folder(profile, folder=None):
     "Where a profile's runs, rows and report go."
     return Path(folder) if folder else in_checkout('reports') / 'build' / profile['name']
 
+# %% ../nbs/17_experiment.ipynb #8f97a980
 def one_cell(profile, arch=None, norm='bn', regime='standard', seed=0):
     "One network on the profile's first data set; arch None is the profile's first."
     grid = profile['grids'][0]
@@ -316,6 +322,7 @@ def batch_statistics(data, norm):
     if norm != 'bn' or data.get('processes', 1) == 1: return {}
     return dict(processes=data['processes'], sync_bn=data.get('sync_bn', False))
 
+# %% ../nbs/17_experiment.ipynb #d44c9c0c
 def monitor_of(profile, cell, recipe):
     "What training looks at, and when; always after the last epoch."
     from nrf_repro.training import Monitor
@@ -550,6 +557,7 @@ def whole(cells, done):
     if not left: all_went_well(done)
     return left
 
+# %% ../nbs/17_experiment.ipynb #9f67fe64
 def all_went_well(*dones): # of `run_cells`
     "One error for all cells that failed: said at the end, when the others are done."
     failed = [what for done in dones for what in done.values() if isinstance(what, Failed)]

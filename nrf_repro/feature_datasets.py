@@ -164,6 +164,7 @@ def push(
     return FeatureSet(replace(images, x=x, y=labels, name=f'{images.name} {name}', lossless=None), images.x, images.y,
                       dict(set=name, by='push', attack=asdict(attack), **how))
 
+# %% ../nbs/12_feature_datasets.ipynb #5cdb4d84
 def next_labels(images): return (images.y + 1) % len(images.classes)
 def random_labels(images, seed): return torch.tensor(np.random.RandomState([seed, 1]).randint(0, len(images.classes), len(images)))
 
@@ -197,6 +198,7 @@ class Kind(NamedTuple):
     invert: bool            # or push
     shifted: bool = False   # is the robust feature always one class behind the label?
 
+# %% ../nbs/12_feature_datasets.ipynb #d3cd49c8
 SETS = dict(d_r=Kind('adversarial', True), d_nr=Kind('standard', True), d_rand=Kind('standard', False),
             d_det=Kind('standard', False, shifted=True), conflicting=Kind('standard', False, shifted=True))
 

@@ -46,6 +46,7 @@ def worst_case(f,          # any differentiable function: images -> n values
         adv = x + ball.project(adv.detach() - eps / 4 * ball.steepest(g) - x, eps)
     return adv.detach()
 
+# %% ../nbs/08_features.ipynb #0581ac7f
 def robust_usefulness(f, x, y, ball, eps, steps=20):  # as in worst_case
     "gamma = E[inf y f(x + delta)], f shifted and scaled to unit variance on the clean images."
     clean, attacked = f(x), f(worst_case(f, x, y, ball, eps, steps))

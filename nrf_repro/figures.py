@@ -31,6 +31,7 @@ LOOKS = {'none': dict(color='#0173b2', linestyle='-', marker='o'),
          'ln': dict(color='#a24f9d', linestyle='-.', marker='D'),
          'gn': dict(color='#7a6100', linestyle=(0, (6, 1, 1, 1, 1, 1)), marker='v')}
 
+# %% ../nbs/21_figures.ipynb #a0a127e0
 def grey(color):
     "The luminance (0 black, 1 white) that a black-and-white printer makes of a colour."
     return sum(w * c for w, c in zip((.2126, .7152, .0722), mpl.colors.to_rgb(color)))
@@ -45,6 +46,7 @@ STYLE = {'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.
          **dict.fromkeys(INKED, INK)}
 styled = mpl.style.context(['default', STYLE])  # a decorator: the figure looks the same whatever the caller's settings are
 
+# %% ../nbs/21_figures.ipynb #9dfc8ec4
 def style():
     "Make this the style of everything that is drawn from now on, for a notebook's own plots."
     mpl.rcParams.update(STYLE)
@@ -71,6 +73,7 @@ FIGURE_3_ENDS = {  # ResNet18 on CIFAR-10, read by eye: clean, PGD l2 .25, LIGS
     ('adversarial', 'none'): (.89, .77, .98), ('adversarial', 'bn'): (.905, .795, .98)}
 PANELS = {'clean': 'Clean accuracy, %', 'robust': 'Robust accuracy, %', 'ligs': 'LIGS, cosine'}
 
+# %% ../nbs/21_figures.ipynb #a25128dc
 def paper_ends(ax, epoch, kind, regime): # kind: one of PANELS
     "The paper's end values as crosses at the last epoch."
     for (where, norm), values in FIGURE_3_ENDS.items():
@@ -140,6 +143,7 @@ def probability_text(p): # of `results.probability_below`
     if pd.isna(p): return '–'
     return '> .999' if p > .9995 else '< .001' if p < .0005 else f'{p:.3f}'.lstrip('0')
 
+# %% ../nbs/21_figures.ipynb #388a6578
 def probabilities(ax, part): # differences of a table
     "At the right of each line the probability that the difference lies below zero."
     right = ax.twinx()
@@ -236,6 +240,7 @@ def clean_robust(rows): # of one profile
         ax.legend()
     return fig
 
+# %% ../nbs/21_figures.ipynb #81ad62a7
 def path(ax, c, norm): # of `course`
     "The pairs as a line; the last one large."
     if not len(c): return
@@ -249,6 +254,7 @@ MARKS = LOOKS | {'fixup': dict(color=INK, marker='*'), 'nf': dict(color=INK, mar
 def kind_of(arch, norm): return arch.rpartition('_')[2] if arch in CONTROLS else norm   # a key of MARKS
 def kind_name(kind): return norm_name(kind) if kind in LOOKS else arch_name(f'_{kind}').strip()
 
+# %% ../nbs/21_figures.ipynb #26f5648c
 def ends(rows,             # of a final evaluation
          attack='pgd_l2'):
     "One line per network and seed: its `clean` and `robust` accuracy, its `kind`, and the `family` that it is to be compared in."

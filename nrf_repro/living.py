@@ -144,6 +144,7 @@ def written(images, pixels, parts): # n of them; n c h w; of each network, for e
     return dict(shape=list(pixels.shape[1:]), unit=unit, magnify=magnification(change[:, -1]), shrunk=max(images.x.shape[2:]) > SIDE,
                 items=items)
 
+# %% ../nbs/26_living.ipynb #dccbf8e5
 def all_right(models, x, y):
     "bool[n]: classified correctly by every one of the networks."
     from nrf_repro.training import correct
@@ -174,6 +175,7 @@ def pixels_of(data, i):
     "Image i in [0, 1]: c h w."
     return unpack(data['items'][i]['pixels'], 'u1', data['shape']) / 255
 
+# %% ../nbs/26_living.ipynb #6c22fd16
 def change_of(data, i, m, k): # image, network, eps
     "Its change: c h w."
     if not k: return np.zeros(data['shape'])
@@ -205,11 +207,13 @@ def taken_for(it, m, k): # an item, network, eps
     c = int(np.argmax(it['p'][m][k]))
     return it['classes'][c], f'{it["p"][m][k][c] / 10:.1f}'
 
+# %% ../nbs/26_living.ipynb #7da3e682
 def state(it, m, k, data):
     "What happened to it, in a few words."
     if not data['eps'][k]: return 'is not attacked'
     return f'stands all {data["steps"]} steps' if it['fell'][m][k] < 0 else f'falls at step {it["fell"][m][k]} of {data["steps"]}'
 
+# %% ../nbs/26_living.ipynb #0b24d275
 def first_eps(it, m, data):
     "The smallest eps on the slider that fells it."
     falls = [small(e) for e, fell in zip(data['eps'], it['fell'][m]) if fell >= 0]
@@ -230,6 +234,7 @@ def attack_text(data):
     name = f'{dict(ce="pgd", cw="cw")[data["loss"]]}_{data["ball"]}'
     return f'Attack: {COLUMNS.get(name, name)} in {data["steps"]} steps'
 
+# %% ../nbs/26_living.ipynb #c9063480
 def fine_print(data):
     "How changes are shown, and which images were taken."
     shrunk = f' Images are shown shrunk to {SIDE} pixels.' if data['shrunk'] else ''
@@ -261,6 +266,7 @@ GALLERY = 5  # images
 HEAD = dict(xytext=(.5, 1.22), xycoords='axes fraction', textcoords='axes fraction', ha='center', va='bottom',
             fontsize=9, fontweight='bold')
 
+# %% ../nbs/26_living.ipynb #32870216
 @styled
 def gallery(data,           # of `record`
             images=GALLERY, # rows
@@ -292,6 +298,7 @@ def path_points(values): # thousandths, one per step
     xs = np.linspace(b['left'], b['right'], len(values))
     return ' '.join(f'{x:.4g},{b["bottom"] - (b["bottom"] - b["top"]) * v / 1000:.4g}' for x, v in zip(xs, values))
 
+# %% ../nbs/26_living.ipynb #6b7d2e1b
 def fall_mark(fell, steps):
     "An upright at the step of the fall; nothing where there is none."
     b = PATH_BOX
@@ -315,6 +322,7 @@ def view(data, i, k):
     "All that changes when image i and eps k are chosen."
     return dict(say=sentence(data, i, k), nets=[net_view(data, i, m, k) for m in range(len(data['norms']))])
 
+# %% ../nbs/26_living.ipynb #97affcfe
 def still(data, i, m, k):
     "The pictures of a column, for whoever has no script."
     change = change_of(data, i, m, k)
@@ -365,6 +373,7 @@ def course(rows): # of `kinds`, one network and way of training
     title = f'{network_name(next(rows.itertuples()), regime=False)}, {rows.regime.iloc[0]} training'
     return dict(title=title, epochs=epochs, norms=norms, values=values, caption=caption(rows))
 
+# %% ../nbs/26_living.ipynb #f04ce5f5
 def courses(rows):
     "A course for each network and way of training that there are history rows of, standard training first."
     found = [(key, course(part)) for key, part in kinds(rows).groupby(NETWORK, dropna=False)]
@@ -376,6 +385,7 @@ def places(values, ends, low, high):
     span = (ends[1] - ends[0]) or 1
     return [None if v is None else round(low + (high - low) * (v - ends[0]) / span, 1) for v in values]
 
+# %% ../nbs/26_living.ipynb #23ab7fd7
 def thinned(values, most=10):
     "Every so many of them, and the last."
     return list(values)[::-1][::-(-len(values) // most) or 1][::-1]
@@ -398,6 +408,7 @@ BOX = dict(width=320, height=196, left=36, right=308, top=8, bottom=160)
 SHAPES = {'none': 'M{x} {y}m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0', 'bn': 'M{x} {y}m-3 -3h6v6h-6z', 'in': 'M{x} {y}m-4 3h8l-4 -7z',
           'ln': 'M{x} {y}m0 -4.5l4.5 4.5l-4.5 4.5l-4.5 -4.5z', 'gn': 'M{x} {y}m-4 -3h8l-4 7z'}
 
+# %% ../nbs/26_living.ipynb #74aca813
 def curve(values, norm, xs, ends):
     "One line of a panel: its points, the shapes on them, and where a ring may stand."
     ys = places([None if v is None else v[0] for v in values], ends, BOX['bottom'], BOX['top'])
@@ -424,6 +435,7 @@ def epoch_sentence(c, k):
     def one(norm): return ', '.join(f'{short[kind]} {value_texts(line[norm][k], kind)[0]}' for kind, line in c['values'].items())
     return f'Epoch {c["epochs"][k]}. ' + ' '.join(f'{net_name(n)}: {one(n)}.' for n in c['norms'] if n in ('none', 'bn'))
 
+# %% ../nbs/26_living.ipynb #09d345e0
 def epoch_row(c, norm):
     "A line of the table under the panels, for every epoch."
     cells = [[value_texts(v, kind) for v in lines[norm]] for kind, lines in c['values'].items()]
@@ -436,6 +448,7 @@ def epoch_figure(c): # of `course`
     return dict(title=c['title'], caption=c['caption'], epochs=c['epochs'], x=xs, say=[epoch_sentence(c, k) for k in range(len(xs))],
                 rows=[epoch_row(c, norm) for norm in c['norms']], panels=[panel(c, kind, xs) for kind in c['values']])
 
+# %% ../nbs/26_living.ipynb #2afc4c11
 def for_script(c): # of `epoch_figure`
     "The part of it that changes with the epoch."
     return dict(epochs=c['epochs'], x=c['x'], say=c['say'], rows=[dict(cells=r['cells']) for r in c['rows']],
@@ -455,6 +468,7 @@ def living_html(data,             # dict(images=of `record` or None, courses=of 
         steps=PATH_BOX, box=BOX, data=dict(images=images and eps_script(images), courses=[for_script(c) for c in drawn], box=BOX),
         style=_names(shown) + source['tables.css'] + source['living.css'], script=source['living.js'])
 
+# %% ../nbs/26_living.ipynb #855116ca
 def _names(shown): # room for the longest name of a class
     if not shown: return ''
     return f'.nrf-living {{ --nrf-names: {min(6, 1.6 + .5 * max(map(len, shown["first"]["classes"]))):g}rem }}\n'
@@ -467,6 +481,7 @@ def pair(profile): # of `load_profile`
         if any(twin in grid_cells(grid) for grid in profile['grids']): return dict(none=cell, bn=twin)
     return {}
 
+# %% ../nbs/26_living.ipynb #ea749d4d
 def source_text(cell):
     "Which networks these are, in words."
     return f'{cell.dataset}, {arch_name(cell.arch)} at width {cell.width:g}, {cell.regime} training, seed {cell.seed}'
@@ -513,6 +528,7 @@ def gallery_part(data, png): # of `record`; bytes of the picture
     said = ' '.join(sentence(data, i, data['start']) for i in range(min(GALLERY, len(data['items']))))
     return dict(title='Adversarial images', caption=gallery_caption(data), alt=said, png=png)
 
+# %% ../nbs/26_living.ipynb #49f62c32
 def living_meta(folder): # the build folder
     "What the report shows of it: `figures`, `living` and `missing` for `report.render`; {} where the template has not run."
     data, png = read_json(Path(folder, 'figures', 'living.json')), Path(folder, 'figures', 'gallery.png')

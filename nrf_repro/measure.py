@@ -306,6 +306,7 @@ def norm_of(model):
     kinds = {short for m in model.modules() for long, short in names.items() if type(m).__name__.startswith(long)}
     return 'none' if not kinds else kinds.pop() if len(kinds) == 1 else None
 
+# %% ../nbs/24_measure.ipynb #79638baf
 def fingerprint(tensors):
     "A short hash of some tensors."
     import torch
@@ -376,6 +377,7 @@ def logits(model, x, batch_size=256):
     from nrf_repro.attacks import frozen
     with frozen(model), torch.no_grad(): return torch.cat([model(xb) for xb in x.split(batch_size)])
 
+# %% ../nbs/24_measure.ipynb #abe8f9e0
 def chosen(attacks):
     "One attack per ball, by cross-entropy where there is one: ball -> name."
     found = {}
@@ -398,6 +400,7 @@ def check_repeats(p):
     gap = ((once - twice).abs().max() / once.abs().max()).item()
     yield looked('same answer', f'logits differ by {percent(gap)}', percent(0), gap > LIMITS['same answer'])
 
+# %% ../nbs/24_measure.ipynb #8fd74ce6
 def check_learned(p):
     "Clean accuracy above guessing, by the lower end of its interval."
     ok, chance = p.correct['clean'], 1 / p.data.classes

@@ -45,6 +45,7 @@ def scaled(
     if width <= 0 or (32 * width) % 1: raise ValueError(f'width={width} must be a positive multiple of 1/32, e.g. 1/8.')
     return int(channels * width)
 
+# %% ../nbs/06_models.ipynb #f1461f36
 def norm_groups(width) -> int:
     "Groups of GN at this width: 32 at full width, and always the same number of channels in each."
     return scaled(32, width)
@@ -118,6 +119,7 @@ def init_he(model):
             if m.bias is not None: nn.init.zeros_(m.bias)
     return model
 
+# %% ../nbs/06_models.ipynb #e15e9dc4
 def tame_branches(model):
     "Divide the last convolution of each of the L residual branches by sqrt(L)."
     branches = [m.branch for m in model.modules() if isinstance(m, Residual)]
@@ -142,6 +144,7 @@ class Shift(Scalar):
     def __init__(self): super().__init__(0.)
     def forward(self, x): return x + self.value
 
+# %% ../nbs/06_models.ipynb #88e7c958
 class Scale(Scalar):
     "x * multiplier."
     def __init__(self): super().__init__(1.)

@@ -33,6 +33,7 @@ CURRICULA = {  # what a network is trained on, stage after stage
     'warm_rf': ('rf_only', 'both'), 'warm_nrf': ('nrf_only', 'both'), 'rf_then_nrf': ('rf_only', 'nrf_only')}
 HELD_OUT = 10**6  # seed of the test images: no study has it
 
+# %% ../nbs/11_order_of_features.ipynb #5946d90e
 def bed_of(run, split, kind='both'): # train | test; kind: one of SOURCES
     "The testbed at the run's size: other training images for each seed, the same test images."
     n, seed = run.data[split], run.seed if split == 'train' else HELD_OUT
@@ -200,6 +201,7 @@ def show_start_reading(rows): # of one arch: NRF reliance
         told = [f'{WORDS[s]}, {show_change(t_interval((end[s] - end["both"]).dropna()), "")}' for s in ('warm_rf', 'warm_nrf')]
         yield f'{norm_name(norm)}, share that follows the NRF after the last epoch, minus from scratch: {"; ".join(told)}.'
 
+# %% ../nbs/11_order_of_features.ipynb #a4e88f56
 def show_apart(rows): # of one arch
     "In how many of the networks LIGS falls where the reliance rises."
     def ways(metric):

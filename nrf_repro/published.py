@@ -25,6 +25,7 @@ def to_bytes(w):  # a weight, one row or filter for each output
     scale = w.abs().flatten(1).amax(1).clamp_min(1e-12) / 127
     return (w / scale.view(-1, *[1] * (w.ndim - 1))).round().to(torch.int8).contiguous(), scale
 
+# %% ../nbs/31_published.ipynb #51b1091d
 def from_bytes(q, scale):
     "The weight that `to_bytes` stored."
     return q.float() * scale.view(-1, *[1] * (q.ndim - 1))
@@ -135,6 +136,7 @@ def leaderboard(
     lines[['clean_accuracy', 'robust_accuracy']] *= 100
     return lines.rename(columns=columns).reset_index()
 
+# %% ../nbs/31_published.ipynb #6d41e33d
 def published_rows(folder='reports/published'):
     "The rows of all published profiles."
     return read_rows(*sorted(in_checkout(folder).glob('*/rows.jsonl')))

@@ -147,6 +147,7 @@ def duration(seconds):
     if seconds < 120: return f'{seconds:.0f} s'
     return f'{seconds / 60:.0f} min' if seconds < 7200 else f'{seconds / 3600:.1f} h'
 
+# %% ../nbs/22_report.ipynb #c0eeb15c
 def cpu_seconds(rows):
     "Seconds that the rows say they took; the rows of one epoch share theirs."
     past = rows.experiment == 'history'
@@ -161,6 +162,7 @@ def data_text(d): # a dict of meta['data']
     more += [f'fingerprint {d["fingerprint"]}'] * bool(d.get('fingerprint')) + [d.get('note')] * bool(d.get('note'))
     return d['name'] + (f' ({"; ".join(map(str, more))})' if more else '')
 
+# %% ../nbs/22_report.ipynb #6cbae67c
 def network_texts(rows):
     "Each architecture with its width."
     nets = rows[['arch', 'width']].dropna(subset='arch').drop_duplicates().sort_values(['arch', 'width'])
@@ -173,6 +175,7 @@ def machine_texts(rows, machine):
     def threads(t): return '' if pd.isna(t) else f', {t} thread{"" if t == 1 else "s"} a job'
     return [machine] * bool(machine) + [r.device + threads(r.threads) for r in where.itertuples()]
 
+# %% ../nbs/22_report.ipynb #01bf707b
 def time_texts(rows, seconds):
     "Wall time, where it is known, and what the rows add up to."
     cpu = cpu_seconds(rows)
@@ -217,6 +220,7 @@ def jsonl(rows):
     records = ({name: typed(name, r[name]) for name in FIELDS} for r in rows.to_dict('records'))
     return ''.join(json.dumps(r, ensure_ascii=False, allow_nan=False) + '\n' for r in records)
 
+# %% ../nbs/22_report.ipynb #fbcf8371
 def download(name, text, mime, limit=1_000_000): # bytes above which the file is compressed
     "A file as a link: name, href and size."
     from nrf_repro.figures import data_uri
@@ -239,6 +243,7 @@ def _part(id, fig, title, caption, reading=()):
     alt = ' '.join([f'{title}.', *reading, caption])
     return dict(id=id, fig=fig, title=title, caption=caption, reading=list(reading), alt=alt, html=None)
 
+# %% ../nbs/22_report.ipynb #91b427bb
 def trend_parts(rows): # of one profile
     "Figure 3 of each network that has a history."
     from nrf_repro.figures import caption, figure_3
@@ -263,6 +268,7 @@ def curve_parts(rows): # of the final evaluation
         title = f'Robust accuracy against eps, {name_of(part)}'
         if fig := eps_curves(part): yield _part('eps', fig, title, caption(eps_rows(part)))
 
+# %% ../nbs/22_report.ipynb #513b66d3
 def reading_against(rows): # history of one network
     "Robust accuracy of both where their clean accuracy is the same: the highest that both reach."
     from nrf_repro.figures import course
@@ -315,6 +321,7 @@ def reading_control(ends, kind): # one family, with its networks without norm an
 ELSEWHERE = ('Printed elsewhere, measured by others: ResNet110 on CIFAR-10, PGD ℓ∞ and ℓ2 (AngusG/bn-advex-zhang-fixup): '
              'with BN 7.5 and 59.4 %, Fixup without BN 38.6 and 77.4 %.')
 
+# %% ../nbs/22_report.ipynb #12fc8989
 def plane_parts(final): # rows of the final evaluation after standard training
     "Every network in the plane of clean and robust accuracy, and what its control says."
     from nrf_repro.figures import LOOKS, caption, ends, plane
@@ -362,6 +369,7 @@ def not_checked(rows, cells): # all rows; of `table`
         if norms: lost.append(f'{name_of(part)} ({", ".join(norms)})')
     return f' No stronger attack was tried on {"; ".join(lost)}.' if lost else ''
 
+# %% ../nbs/22_report.ipynb #5b218cca
 def all_tables(rows, paper, claims):
     "id -> (cells, caption) of the tables for which there are rows: 1 and 2, and both after adversarial training."
     found = {}

@@ -117,6 +117,7 @@ def _git(*words):
     run = subprocess.run(['git', '-C', str(PACKAGE), *words], capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else None
 
+# %% ../nbs/16_results.ipynb #4ef32e92
 @cache
 def git_commit():
     "The checkout's commit, or None where the package is not tracked by git (or git is not there)."
@@ -197,6 +198,7 @@ def _lines(path): # -> (place, row) per line
             yield f'{path} line {number}', complete(row)
         except (ValueError, TypeError, RecursionError) as e: raise ValueError(f'{path} line {number}: {e}') from None
 
+# %% ../nbs/16_results.ipynb #3e29d475
 def _raw_lines(path): # ends of lines within a row's text are text
     raw = path.read_bytes()
     return raw.removesuffix(b'\n').split(b'\n') if raw else []
@@ -501,6 +503,7 @@ def _cells(evidence, part, claim): # one line per cell: means, interval, has it 
 EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'regime', 'attack', 'eps', 'sigma', 'lam', 'source',
                   'target', 'batch_size', 'profile', 'treatment', 'control', 'effect', 'low', 'high', 'n_seeds', 'room', 'agrees']
 
+# %% ../nbs/16_results.ipynb #2962cc88
 def effects(claim, # of load_claims
             rows): # a frame of read_rows
     "A line per part and cell (dataset, arch, attack, ...): both means, the paired effect and its t interval, for a forest plot."
@@ -636,6 +639,7 @@ def _margin(r): # by how much the interval clears the smallest effect on the cla
     near = r.low if r.direction == 'higher' else -r.high
     return (-math.inf if math.isnan(near) else near) - r.smallest_effect
 
+# %% ../nbs/16_results.ipynb #89c0aef9
 def _weakest(parts): # the lines of one claim -> its verdict, and the part that speaks for it
     worst = min(parts.verdict, key=VERDICTS.index)
     speaking = parts[parts.verdict == worst]

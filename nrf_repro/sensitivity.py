@@ -38,6 +38,7 @@ def kept(claim, rows, fields, value, alone=True):
         if value in found and len(set(found)) > 1: drop |= {i for i, k in zip(index, found) if (k != value) == alone}
     return rows.drop(index=list(drop))
 
+# %% ../nbs/28_sensitivity.ipynb #c3aa05ab
 def values_of(claim, rows, fields):
     "The values that a part of the claim sees, if it sees several."
     seen = [{k for k in keys(rows.loc[index], fields) if None not in k} for index in evidence(claim, rows)]
@@ -56,6 +57,7 @@ def asked_of(claim, **where): # attack=..., and what goes with it
 def attack_name(attack): # also of chapter 10's strongest
     return COLUMNS.get(attack) or COLUMNS[attack.replace('strongest', 'pgd')].replace('PGD', 'all together,')
 
+# %% ../nbs/28_sensitivity.ipynb #7dd916b9
 def by_attack(claim, rows):
     "What is asked, the claim about one attack, and its rows; only attacks that left rows."
     hardest = rows[rows.source == 'strongest']
@@ -84,6 +86,7 @@ def decided(claim, rows): # -> the line of `decide`, without the paper's effect
 
 NOT_PRINTED = frame([]).assign(table=None)
 
+# %% ../nbs/28_sensitivity.ipynb #dc802eed
 def sensitivity(claims, rows):
     "A line per claim with a verdict and variant: verdict, part that speaks, effect, interval, and whether the verdict is the same."
     rows, lines = rows.reset_index(drop=True), []
@@ -142,6 +145,7 @@ def all_cells(rows, paper=None, rule=None, regime='standard'):
     cells = table(rows, NAMED_NORMS, columns, paper=paper, rule=rule, regime=regime)
     return cells[cells.base.notna() & cells.value.notna()]
 
+# %% ../nbs/28_sensitivity.ipynb #38e5f15f
 def reading_cells(cells): # of `all_cells`
     "In how many cells a norm is probably less robust."
     attacked = cells[~cells.column.isin(['clean', 'ligs'])].dropna(subset='p_lower')

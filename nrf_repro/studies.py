@@ -82,6 +82,7 @@ def row(run:Run, metric, value, cell=None, **more): # cell: whose arch, width, n
                   device=run.device, threads=run.profile['threads'])
     return make_row(**common | of | dict(metric=metric, value=value) | more)
 
+# %% ../nbs/19_studies.ipynb #8b3582fb
 @patch
 def attacked(run:Run, name, reading='any'): # an attack of the profile
     "The fields of a row that say how it was attacked."

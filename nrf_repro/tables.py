@@ -26,6 +26,7 @@ MADE_UP = {'none': (.975, .82, .80), 'bn': (.988, .58, .60), 'in': (.96, .72, .7
            'ln': (.98, .74, .73), 'gn': (.982, .73, .74)}
 MADE_UP_ATTACKS = dict(pgd_l2=1., pgd_linf=8 / 255, cw_l2=1., cw_linf=8 / 255)
 
+# %% ../nbs/20_tables.ipynb #546a6945
 def made_up_rows(norms=NAMED_NORMS, # a line of made-up numbers each
                  seeds=(0, 1, 2),   # each moves every number by .8 points
                  n=400,             # images that nobody classified
@@ -49,6 +50,7 @@ COLUMNS = dict(clean='Clean', pgd_l2='PGD ℓ2', pgd_linf='PGD ℓ∞', cw_l2='C
 TABLE_1 = ('clean', 'pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf')
 SETTING = ('eps', 'steps', 'step_size', 'reading', 'sigma', 'draws')
 
+# %% ../nbs/20_tables.ipynb #65561e68
 def named(rows):
     "The rows with a field `column`: clean, the attack's name, or the metric's."
     column = rows.attack.where(rows.metric == 'robust_accuracy')
@@ -144,6 +146,7 @@ def grid_of(rows, norms, columns, base):
 def _objects(cells): # so that empty frames join too
     return cells.astype(dict.fromkeys(['base', 'n'], object) | dict.fromkeys(['width', 'value', 'low', 'high'], float))
 
+# %% ../nbs/20_tables.ipynb #1b986ef7
 def flags(cells, rows, rule): # the grid, the rows of `one_setting`, a claim
     "One flag per cell: its network's, or for a difference that of either."
     clean = rows.assign(clean=rows.value.where(rows.column == 'clean')).groupby([*NETWORK, 'norm'], dropna=False)
@@ -187,6 +190,7 @@ def table_1(rows, paper=None, rule=None, regime='standard'):
     columns = TABLE_1 + ('ligs',) * ('ligs' in set(measured))
     return table(rows, ('none', 'bn'), columns, paper=paper, rule=rule, regime=regime)
 
+# %% ../nbs/20_tables.ipynb #51f1be9a
 def table_2(rows, paper=None, rule=None, regime='standard'):
     "Clean accuracy and PGD l2 of the five norms, and each one's difference from none."
     return table(rows, NAMED_NORMS, ('clean', 'pgd_l2'), paper=paper, rule=rule, regime=regime)
@@ -252,6 +256,7 @@ def interval_text(cell): # of a table
     if pd.isna(cell.low): return '[one seed]' if len(cell.seeds) == 1 else ''
     return f'[{number(cell.low, cell.column, sign)}, {number(cell.high, cell.column, sign)}]'
 
+# %% ../nbs/20_tables.ipynb #1e334716
 def value_text(cell):
     "The number itself, with its arrow when it is a difference."
     if not cell.seeds: return 'missing'
@@ -265,6 +270,7 @@ def head(cells, column):
     one = len(eps) == 1 and column not in ('clean', 'ligs')
     return COLUMNS.get(column, column) + (f' {eps_text(eps[0])}' if one else '')
 
+# %% ../nbs/20_tables.ipynb #faca0fbc
 def eps_text(eps): # in pixels of [0, 1]
     "8/255 for what is a whole number of grey levels, else plain."
     levels = 255 * eps
@@ -332,6 +338,7 @@ def environment():
     return Environment(loader=PackageLoader('nrf_repro'), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True)
 
+# %% ../nbs/20_tables.ipynb #42a80ffb
 def fragment(macro, *given): # of tables.html.j2
     return getattr(environment().get_template('tables.html.j2').module, macro)(*given)
 
@@ -365,6 +372,7 @@ def _line(part, norm, used, number_of):
     return dict(norm=norm, flag=part.flag.iloc[0], change=isinstance(part.base.iloc[0], str), seeds=len(seeds),
                 n=None if pd.isna(n) else int(n), cells=[_cell(c, len(seeds), used, number_of) for c in part.itertuples()])
 
+# %% ../nbs/20_tables.ipynb #ae17c7be
 def _cell(c, seeds, used, number_of):
     note = printed_note(c.dataset, c.arch, c.norm, c.column) if c.printed and not isinstance(c.base, str) else None
     mark = used.setdefault(note, 'abcdefghijklmnopqrstuvwxyz'[len(used) % 26]) if note else ''
@@ -426,6 +434,7 @@ def verdicts_html(verdicts, claims, caption, id='verdicts'):
     "The verdicts as an HTML fragment."
     return fragment('verdicts', list(verdict_lines(verdicts, claims)), caption, id)
 
+# %% ../nbs/20_tables.ipynb #067442ea
 def plain_html(frame,    # of anything that prints
                caption, id):
     "Any small frame as an HTML fragment; its first column names the lines."

@@ -57,6 +57,7 @@ def recipe_problem(r):
     if r.schedule not in SCHEDULES: return f'Unknown schedule {r.schedule!r}: choose one of {", ".join(SCHEDULES)}.'
     if r.augment not in AUGMENTS: return f'Unknown augment {r.augment!r}: choose one of {", ".join(AUGMENTS)}.'
 
+# %% ../nbs/09_training.ipynb #f6ab07b8
 def checked(recipe):
     "The recipe, if nothing is wrong with it."
     if problem := recipe_problem(recipe): raise ValueError(problem)
@@ -103,6 +104,7 @@ def random_flip(x, g, part=None):
     m, mine = part or (len(x), slice(None))
     return torch.where((torch.rand(m, 1, 1, 1, generator=g)[mine] < .5).to(x.device), x.flip(-1), x)
 
+# %% ../nbs/09_training.ipynb #42a1ad42
 def augment(x, how, g, part=None):
     "`how` is one of `AUGMENTS`; part as in `random_crop`."
     if how != 'none': x = random_crop(x, g, part=part)

@@ -70,6 +70,7 @@ def alignment(
     "Mean cosine between the input gradients of two networks."
     return (a * b).sum(1).nanmean().item() if len(a) else None
 
+# %% ../nbs/14_transfer.ipynb #012e538d
 def unit_gradients(net, x, y, batch_size=256):
     "Each image's gradient of the cross-entropy, stably read, at length 1: n d."
     if not len(x): return x.new_zeros(0, x[0:].numel())

@@ -55,11 +55,13 @@ def cells_of(rows):
     given = rows[list(Cell.__dataclass_fields__)].drop_duplicates()
     return sorted(Cell(r.dataset, r.arch, float(r.width), r.norm, r.regime, int(r.seed)) for r in given.itertuples())
 
+# %% ../nbs/33_verify.ipynb #610e6b20
 def drawn(cells, sample=2, seed=0): # None: all
     "A sample of the networks."
     if sample is not None and sample < 1: raise ValueError(f'--sample {sample}: draw at least one network.')
     return cells if sample is None or sample >= len(cells) else sorted(random.Random(seed).sample(cells, sample))
 
+# %% ../nbs/33_verify.ipynb #48fbc5e7
 def rows_of(rows, cell):
     "The rows of one network."
     return rows[(rows[list(Cell.__dataclass_fields__)] == pd.Series(vars(cell))).all(axis=1)]
