@@ -162,10 +162,10 @@ def link_chapters(text, names):
 
 
 def link_files(text, cfg, published=()):
-    "Pictures of the project come along, published reports are on the site, other files lead to the repository."
+    "Pictures of the project come along, published reports and pages are on the site, other files lead to the repository."
     def link(m):
         if m[2] in published: return f'<a href="{m[2].removeprefix("reports/")}">{m[1]}</a>'
-        if m[2] == 'docs/benchmarks.md': return f'[{m[1]}](benchmarks.md)'       # a page of its own
+        if page := re.fullmatch(r'docs/(?:pages/)?(\w+\.md)', m[2]): return f'[{m[1]}]({page[1]})'
         return f'[{m[1]}]({cfg["git_url"]}/blob/{cfg["branch"]}/{m[2]})'
     text = re.sub(r'(!\[[^\]]*\]\()\.\./([^)\s]+)\)', r'\1files/\2)', text)
     return re.sub(r'(?<!!)\[([^\]]*)\]\(\.\./([^)\s]+)\)', link, text)

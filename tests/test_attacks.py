@@ -573,3 +573,17 @@ def test_the_word_of_the_rough_copy_is_not_enough():
     SEEN.clear()
     assert robust_correct(Twofold(), x, y, a).all() and SEEN == {torch.float32}
     assert robust_correct(Twofold(), x, y, a, bf16=True).all() and SEEN == {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.parametrize('steps, fine', [(1, 1), (9, 1), (10, 1), (11, 2), (50, 5)])
+@pytest.mark.parametrize('reading', ['any', 'last'])
+def test_the_last_tenth_of_the_steps_is_taken_in_full_precision(steps, fine, reading):
+    asked = []
+    class Noted(Twofold):
+        def forward(self, x):
+            asked.append((x.dtype, x.requires_grad))      # a gradient is asked for where the input wants one
+            return super().forward(x).abs() * torch.tensor([1., -1.], dtype=x.dtype)     # always class 0: nobody falls
+    x, y = torch.tensor([[.9, .1]]), torch.tensor([0])
+    assert robust_correct(Noted(), x, y, Attack('linf', .01, 'cw', steps, .001), reading=reading, bf16=True).all()
+    climbs = [dtype for dtype, wanted in asked if wanted][-steps:]
+    assert climbs == [torch.bfloat16] * (steps - fine) + [torch.float32] * fine
