@@ -13,10 +13,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .experiment import Cell, read_json, write_json
-from .models import build_model, load_model
+from .models import build_model, load_model, save_whole
 from .results import in_checkout, read_rows
 
 # %% ../nbs/31_published.ipynb #8cdc1fe3
@@ -42,18 +41,15 @@ def pack_model(
     for name, w in state.items():
         if bits == 8 and w.ndim > 1: tensors[name], tensors[f'{name}.scale'] = to_bytes(w.detach().cpu())
         else: tensors[name] = w.detach().cpu().contiguous()
-    part = Path(f'{path}.part')
-    save_file(tensors, part, {'config': json.dumps(model.config), 'bits': str(bits)})
-    part.replace(path)
+    save_whole(path, tensors, config=json.dumps(model.config))  # one entry: of several, the order in the file is chance
 
 # %% ../nbs/31_published.ipynb #3551e7cc
 def unpack_model(path, device='cpu'):
     "The network of a published file, in eval mode."
     try:
         with safe_open(path, 'pt') as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        if meta['bits'] == '8':
-            packed = [k for k in tensors if f'{k}.scale' in tensors]
-            tensors |= {k: from_bytes(tensors[k], tensors.pop(f'{k}.scale')) for k in packed}
+        packed = [k for k in tensors if f'{k}.scale' in tensors]
+        tensors |= {k: from_bytes(tensors[k], tensors.pop(f'{k}.scale')) for k in packed}
         model = build_model(**json.loads(meta['config']))
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
