@@ -2,6 +2,7 @@
 
     python bench/attacks.py                  # VGG11 with BN, PGD l2 in 10 steps, 1,000 images
     python bench/attacks.py --full           # VGG and ResNet, BN and none, l2 and linf, ce and cw, 10 and 50 steps
+    python bench/attacks.py --full --go-on   # the cases that a run ended early has left
 
 Two ratios, kept apart: *same work*, every step for every image, both judged after the last step; and *early exit*,
 where an image that has fallen ends its own attack. Robust accuracy stands beside each: a faster attack that finds less
@@ -9,6 +10,7 @@ is none.
 """
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -17,11 +19,12 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from common import EPS, ROOT, held_out, markdown, options, parser, publish, ratios, spread, trained, turns
+from common import EPS, ROOT, held_out, markdown, options, parser, processor, publish, ratios, spread, trained, turns
 from nrf_repro.attacks import Attack, input_gradient, margin, prepared, robust_correct
 
 FULL = dict(archs=['vgg11', 'resnet18'], norms=['bn', 'none'], balls=['l2', 'linf'], losses=['ce', 'cw'],
             steps=[10, 50], images=1000, repeats=2)
+OUT = ROOT / 'bench/out/attacks.json'
 STEP = dict(l2=.4, linf=.255)   # of eps: .1 and .001 on CIFAR-10, as in the authors' code
 
 
@@ -166,15 +169,31 @@ def settings():
     p.add_argument('--train-images', type=int, default=2000)
     p.add_argument('--epochs', type=int, default=6)
     p.add_argument('--batch-size', type=int, default=256)
+    p.add_argument('--go-on', action='store_true', help='keep the cases in bench/out/attacks.json, of a run of this kind')
     if p.parse_known_args()[0].full: p.set_defaults(**FULL)    # what is given beside it still counts
     return options(p)
 
 
+def kind(o):
+    "What must be the same for cases of two runs to stand in one table."
+    same = ('data', 'images', 'train_images', 'epochs', 'width', 'batch_size', 'repeats', 'threads', 'device', 'cpu_time')
+    return {k: getattr(o, k) for k in same} | dict(processor=processor(), torch=torch.__version__)
+
+
+def kept(o):
+    "The cases of a run that was ended early."
+    if not o.go_on: return []
+    if not OUT.is_file(): sys.exit(f'{OUT} is not there: leave out --go-on.')
+    last = json.loads(OUT.read_text())
+    other = [f'{k} ({last["kind"].get(k)})' for k, v in kind(o).items() if last['kind'].get(k) != v]
+    if other: sys.exit(f'{OUT} was measured with another {other[0]}: give the same, or leave out --go-on.')
+    return last['rows']
+
+
 def report(rows, model, x, y, o):
     "Rewrite the section, and the numbers behind it."
-    out = ROOT / 'bench/out/attacks.json'
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1))
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(dict(kind=kind(o), rows=rows), indent=1))
     few = slice(0, o.batch_size)
     about = (f'{len(x)} test images of {o.data}, batches of {o.batch_size}; networks of width {o.width} trained on '
              f'{o.train_images} images for {o.epochs} epochs.')
@@ -186,10 +205,13 @@ def report(rows, model, x, y, o):
 
 
 def main():
-    o, rows = settings(), []
+    o = settings()
+    rows = kept(o)
+    have = {(r['network'], r['attack'], r['steps']) for r in rows}
     x, y = held_out(o)
     for network, model, a in cases(o):
         about = dict(network=network, attack=f'{a.loss} {a.ball} {a.eps:.3g}', steps=a.steps)
+        if tuple(about.values()) in have: continue
         rows += [about | r for r in compare(model, x, y, a, o)]
         report(rows, model, x, y, o)       # after each case: all of them take hours
 

@@ -130,7 +130,7 @@ def machine(o, *packages):
 
 def command(o):
     "What anyone can run."
-    words = shlex.join(w for w in sys.argv[1:] if not w.startswith('--page') and w != str(o.page))
+    words = shlex.join(w for w in sys.argv[1:] if not w.startswith(('--page', '--go-on')) and w != str(o.page))
     where = {'NRF_DATA': '<folder>' if o.data == 'cifar10' else None, 'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS'),
              'PYTHONPATH': os.environ.get('PYTHONPATH')}
     return ' '.join([*(f'{k}={v}' for k, v in where.items() if v), '.venv/bin/python', f'bench/{Path(sys.argv[0]).name}', words]).strip()

@@ -22,7 +22,7 @@ def bench(monkeypatch):
         monkeypatch.delitem(importlib.sys.modules, name, raising=False)
         return importlib.import_module(name)
     yield module
-    for name in ('common', 'ligs', 'training', 'report'): importlib.sys.modules.pop(name, None)
+    for name in ('common', 'attacks', 'ligs', 'training', 'report'): importlib.sys.modules.pop(name, None)
 
 
 def test_a_section_is_rewritten_whole_and_alone(bench, tmp_path, monkeypatch):
@@ -47,6 +47,24 @@ def test_every_repeat_runs_each_once_and_the_order_rotates(bench):
     assert seen == [(r, m) for r, order in enumerate(('abc', 'bca', 'cab')) for m in order]
     assert all([s for s, _ in run] == [1, 1, 1] for run in out.values())
     assert common.spread([3., 1., 2.]) == '2.00 (1.00-3.00)' and common.ratios([4, 9], [2, 3]) == [2, 3]
+
+
+def test_a_run_that_was_ended_goes_on_where_it_stopped_and_mixes_no_kinds(bench, tmp_path, monkeypatch):
+    attacks, words = bench('attacks'), ['attacks.py', '--data', 'digits', '--images', '20', '--train-images', '64', '--epochs', '1',
+                                        '--width', '.0625', '--steps', '1', '--repeats', '1', '--page', str(tmp_path / 'page.md')]
+    common = importlib.import_module('common')
+    monkeypatch.setattr(attacks, 'OUT', tmp_path / 'attacks.json')
+    monkeypatch.setattr(common, 'ROOT', tmp_path)
+    def run(*more):
+        monkeypatch.setattr(common.sys, 'argv', words + list(more))
+        attacks.main()
+        return json.loads(attacks.OUT.read_text())['rows']
+    with pytest.raises(SystemExit, match='leave out --go-on'): run('--go-on')
+    first = run()
+    both = run('--losses', 'ce', 'cw', '--go-on')
+    assert first and both[:len(first)] == first and {r['attack'].split()[0] for r in both[len(first):]} == {'cw'}
+    assert '--go-on' not in (tmp_path / 'page.md').read_text()
+    with pytest.raises(SystemExit, match='another images'): run('--images', '30', '--go-on')
 
 
 def test_each_way_to_train_makes_the_same_steps_of_the_same_network(bench):
