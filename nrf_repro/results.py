@@ -482,6 +482,7 @@ def _compare(rows, part): # rows of the part's metric -> pairs
     return rows.assign(value_control=part.threshold, n_control=rows.n, difference=rows.value - part.threshold)
 
 def _evidence(claim, part, rows): # -> pairs, and the rows left out
+    rows = rows if 'arch' in part.where else rows[~rows.arch.isin(CONTROLS)]
     chosen = select(rows[rows.metric == part.metric], part.where)
     if not part.screen or chosen.empty: return _compare(chosen, part), chosen.iloc[:0].assign(why='', end=math.nan)
     seen = screen(chosen, rows, claim)
@@ -532,16 +533,23 @@ def _interval(evidence, claim, part): # -> Interval over seeds, and how it was f
         iv = hierarchical_bootstrap(value, n.astype(int), minus=minus, level=level_of(claim, part))
         shift = 0 if part.compare else part.threshold
         return Interval(iv.mean - shift, iv.low - shift, iv.high - shift, iv.n), 'seeds and images resampled'
-    iv = t_interval(per_seed, level_of(claim, part))
+    iv = _possible(t_interval(per_seed, level_of(claim, part)), part)
     if iv.n >= 2 and np.ptp(per_seed) < 1e-12: return iv._replace(low=math.nan, high=math.nan), 'no spread'
     return iv, 't'
 
+def _possible(iv, part): # no interval goes beyond what the metric can do
+    bounds = [BOUNDS[word] for word in part.metric.split('_') if word in BOUNDS]
+    if not bounds or math.isnan(iv.low): return iv
+    low, high = bounds[0]
+    least, most = (low - high, high - low) if part.compare else (low - part.threshold, high - part.threshold)
+    return iv._replace(low=max(iv.low, least), high=min(iv.high, most))
+
 # %% ../nbs/16_results.ipynb #5c346dd2
-def _usable(evidence, part, claim): # -> the pairs to average, and their cells
+def _usable(evidence, part, claim): # -> the pairs to average, their cells, and those passed over for want of room
     cells = pd.DataFrame(_cells(evidence, part, claim))
     enough = cells.n_seeds >= min(claim.min_seeds, cells.n_seeds.max())
     keep = enough & cells.room if (enough & cells.room).any() else enough
-    return evidence[cell_numbers(evidence).isin(cells.index[keep]).to_numpy()], cells[keep]
+    return evidence[cell_numbers(evidence).isin(cells.index[keep]).to_numpy()], cells[keep], cells[enough & ~keep]
 
 # %% ../nbs/16_results.ipynb #55d22448
 def _where(part): return ', '.join(f'{k} {v}' for k, v in part.where.items())
@@ -565,7 +573,9 @@ def _name(r): # a network
 def _left_out(out): # rows with `why` and `end` -> a sentence, or nothing
     names = [f'{_name(r)} ({r.why}' + (')' if pd.isna(r.end) else f', {100 * r.end:.1f} %)')
              for r in out.drop_duplicates(RUN).itertuples()]
-    return f' Left out: {", ".join(names[:4])}{f" and {len(names) - 4} more" if len(names) > 4 else ""}.' if names else ''
+    return f' Left out: {_first(names)}.' if names else ''
+
+def _first(names): return f'{", ".join(names[:4])}{f" and {len(names) - 4} more" if len(names) > 4 else ""}'
 
 # %% ../nbs/16_results.ipynb #fc8d0e3e
 def _unscreened(claim, part, used): # a sentence where the rule has no limit for a data set
@@ -577,6 +587,14 @@ def _room(cells, part): # the sentence's end where no cell has room for the effe
     mean = cells.control.mean()
     return f'{"ceiling" if mean > part.room[1] else "floor"}: the control is at {mean:.3f}, which leaves no room for the effect.'
 
+def _cell_names(some, cells): # those of `cells` by what tells them apart
+    apart = varying(cells, [f for f in ('dataset', 'arch', 'norm', 'attack', 'lam', 'source', 'target', 'batch_size') if f in cells])
+    return [' '.join(f'{r[f]:g}' if isinstance(r[f], float) else str(r[f]) for f in apart or ['arch'] if pd.notna(r[f])) for _, r in some.iterrows()]
+
+def _passed_over(full, cells): # cells without room -> a sentence, or nothing
+    names = _cell_names(full, pd.concat([cells, full]))
+    return f' No room: {_first([f"{n} (control {c:.3f})" for n, c in zip(names, full.control)])}.' if names else ''
+
 # %% ../nbs/16_results.ipynb #8de8cf00
 def _verdict(iv, how, cells, part, claim): # -> verdict and the sentence for it
     amount = lambda *values: _amount(*values, metric=part.metric)
@@ -586,12 +604,14 @@ def _verdict(iv, how, cells, part, claim): # -> verdict and the sentence for it
     found += f' ({level_of(claim, part):.0%} interval {amount(iv.low, iv.high)}; {how}, {seeds})'.replace('%', ' %')
     if not cells.room.any(): return 'inconclusive', f'{found}; {_room(cells, part)}'
     verdict, agreeing = judge(iv, part.direction, part.smallest_effect), f'{cells.agrees.sum()} of {len(cells)} cells'
+    beyond = [judge(c, part.direction, part.smallest_effect) == 'reproduced' for c in cells.itertuples()]
+    by_itself = f', beyond it by itself: {_first(_cell_names(cells[beyond], cells)) or "no cell"}' if len(cells) > 1 else ''
     if verdict == 'reproduced' and cells.agrees.mean() < claim.agree:
         return 'inconclusive', f'{found}; only {agreeing} point that way.'
     side = {'reproduced': 'beyond', 'not reproduced': 'short of', 'inconclusive': 'across'}[verdict]
     smallest = part.smallest_effect * (1 if part.direction == 'higher' else -1)
     limit = f'the smallest effect, {amount(smallest)}' if part.compare else 'the threshold'
-    return verdict, f'{found}, {side} {limit}; {agreeing} agree.'
+    return verdict, f'{found}, {side} {limit}; {agreeing} agree{by_itself}.'
 
 # %% ../nbs/16_results.ipynb #0bc7f23e
 def printed_effect(part, paper, datasets): # -> effect and its source; NaN and '' where the paper prints none
@@ -619,12 +639,12 @@ def decide_part(claim, part, rows, paper): # -> dict with PART_COLUMNS
         if len(out) and len(_compare(select(rows[rows.metric == part.metric], part.where), part)):
             return result | dict(verdict='inconclusive', reason=f'{_what(part)}: no pair is left.{_left_out(out)}')
         return result | dict(verdict=part.missing, reason=f'{_what(part)}: no such rows ({_where(part)}).')
-    used, cells = _usable(evidence, part, claim)
+    used, cells, full = _usable(evidence, part, claim)
     iv, how = _interval(used, claim, part)
     verdict, reason = _verdict(iv, how, cells, part, claim)
     return result | dict(verdict=verdict, effect=iv.mean, low=iv.low, high=iv.high, n_seeds=iv.n, interval=how,
                          archs=', '.join(sorted(set(cells.arch.dropna()))),
-                         reason=reason + _left_out(out) + _unscreened(claim, part, used))
+                         reason=reason + _passed_over(full, cells) + _left_out(out) + _unscreened(claim, part, used))
 
 # %% ../nbs/16_results.ipynb #9095d7b1
 def decide_parts(claims, # of load_claims

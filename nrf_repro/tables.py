@@ -408,7 +408,7 @@ def ours_text(v,      # a line of `decide`
     against = f' against {part.threshold:g}' if part.threshold is not None else ''
     ends = [amount(x, part.metric, unit=False) for x in (v.low, v.high)]
     which = f'{part.name}: ' if len(claim.parts) > 1 else ''
-    one_sided = '' if (level := level_of(claim, part)) == .95 else f' ({100 * level:.0f} %, one-sided)'
+    one_sided = '' if (level := level_of(claim, part)) == .95 else f' ({100 * level:.0f} %: one-sided {50 + 50 * level:.0f} %)'
     return which + amount(v.effect, part.metric) + against, f'[{", ".join(ends)}]{one_sided}' if pd.notna(v.low) else ''
 
 # %% ../nbs/20_tables.ipynb #ebb69c6c

@@ -277,7 +277,7 @@ def show_transfer(rows):
     success = rows[rows.metric == 'transfer_success'].dropna(subset=['eps', 'steps', 'target', 'n'])
     if not len(success): return
     first, seeds, n = success.iloc[0], sorted(rows.seed.unique()), sorted(success.n.unique())
-    about = (f'Images that all networks get right: {several(n)}; seed{"s" * (len(seeds) > 1)} {several(seeds)}; targets {"of the next seed, which began elsewhere" if len(seeds) > 1 else "began alike"}. '
+    about = (f'Images that all networks get right: {several(n)}; seed{"s" * (len(seeds) > 1)} {several(seeds)}; targets {"of the next seed, which began elsewhere (so two seeds share networks)" if len(seeds) > 1 else "began alike"}. '
              f'{first.attack} with eps {first.eps:g} in {first.steps} steps.')
     yield part('Transfer: who fools whom', f'Mean share over seeds. {about}', fig=draw_matrices(success[success.source == 'final']))
     for arch, of in rows.groupby('arch'):

@@ -154,6 +154,37 @@ def test_an_undertrained_network_is_left_out_and_named():
     assert 'digits vgg11 bn seed 2 (undertrained, 62.0 %)' in got.reason
 
 
+def test_a_lost_accuracy_is_the_answer_of_c8_and_no_reason_to_leave_a_network_out():
+    def row(metric, lam, seed, value, **more):
+        return R.make_row(**BASE | dict(experiment='regularization', metric=metric, norm='bn', lam=lam, seed=seed, value=value) | more)
+    rows = [row('clean_accuracy', lam, s, v) for lam, values in ((0., 5 * [.99]), (3., (.985, .982, .60, .55, .983))) for s, v in enumerate(values)]
+    rows += [row('robust_accuracy', lam, s, .1 + .1 * lam + .01 * s * lam, attack='pgd_l2', eps=1., reading='any') for lam in (0., 3.) for s in range(5)]
+    got = decide('C8', rows)
+    assert got.verdict == 'inconclusive' and got.part == 'clean' and got.n_seeds == 5 and got.effect == pytest.approx(-.17)
+
+
+def test_a_control_decides_no_claim():
+    def fall(arch, last):
+        return [R.make_row(**BASE | dict(experiment='history', arch=arch, norm='none', seed=s, epoch=e, value=v + .001 * s * (e > 1)) | more)
+                for s in range(3) for e, v in ((1, .9), (4, last)) for more in (dict(metric='ligs', sigma=.05), dict(metric='clean_accuracy', value=.97))]
+    plain, beside = R.frame(fall('vgg11', .7)), R.frame(fall('vgg11', .7) + fall('vgg11_nf', .99))
+    alone, both = ({p.part: p for p in R.decide_parts({'C4': CLAIMS['C4']}, rows, PAPER).itertuples()}['LIGS (none)'] for rows in (plain, beside))
+    assert alone.verdict == both.verdict == 'reproduced' and alone.effect == both.effect == pytest.approx(-.199) and both.archs == 'vgg11'
+
+
+def test_an_interval_of_shares_ends_where_shares_do():
+    part = next(p for p in CLAIMS['C7'].parts if p.name == 'conflicting (bn)')
+    rows = [R.make_row(**BASE | dict(experiment='features', source='conflicting', metric='clean_accuracy', norm='bn', seed=s, label_route=route, value=v))
+            for s, apart in enumerate((.70, .99, .95)) for route, v in (('rf', .995), ('nrf', .995 - apart))]
+    got = R.decide_part(CLAIMS['C7'], part, R.frame(rows), PAPER)
+    assert got['low'] == -1 and got['high'] == pytest.approx(-.88 + 4.302653 * np.std((.7, .99, .95), ddof=1) / 3**.5)
+
+
+def test_the_reason_names_who_shows_it_alone_and_who_had_no_room():
+    got = decide('C2', c2() + c2((.74, .90, .70), (.80, .81, .79), arch='vgg16') + c2((.001, .002, .003), (.04, .03, .035), arch='resnet18'))
+    assert '2 of 2 cells agree, beyond it by itself: vgg11. No room: resnet18 (control 0.035).' in got.reason
+
+
 def test_constant_networks_are_not_robust_features():
     rows = matrix(ligs, (.6, .61, .59), (1., 1., 1.))
     assert decide('C5', rows).verdict == 'reproduced'
