@@ -112,14 +112,14 @@ def table(rows):
 
 
 def summary(rows):
-    "By the networks' norm: the ratios' median and least; and how far our robust accuracy is above theirs."
-    parts = [['networks', 'pairs', *(f'{k}: median, least' for k in OURS), *(f'{k}: most points above' for k in OURS)]]
+    "By the networks' norm: the ratios' median and least; and how far our robust accuracy is above and below theirs."
+    parts = [['networks', 'pairs', *(f'{k}: median, least' for k in OURS), *(f'{k}: most points above, below' for k in OURS)]]
     for norm in dict.fromkeys(r['network'].split()[1] for r in rows):
         some = [r for r in rows if r['network'].split()[1] == norm]
         mid = {k: [median(r['ratios'][k]) for r in some] for k in OURS}
-        gap = {k: max(100 * (r['robust'][k] - r['robust'][r['rival']]) for r in some) for k in OURS}
+        gap = {k: [100 * (r['robust'][k] - r['robust'][r['rival']]) for r in some] for k in OURS}
         parts.append([f'norm: {norm}', len(some), *(f'{median(v):.2f}, {min(v):.2f}' for v in mid.values()),
-                      *(f'{max(v, 0):.1f}' for v in gap.values())])
+                      *(f'{max(*v, 0):.1f}, {max(*(-x for x in v), 0):.1f}' for v in gap.values())])
     return 'Over all these pairs:\n\n' + markdown(parts[0], parts[1:])
 
 
@@ -143,7 +143,7 @@ and recovered counts as fallen. It gains where images fall, nothing where none d
 gradients in bfloat16, but for the last tenth of the steps, and judges in float32; it is off by default, and no published
 row uses it. The libraries know no margin loss (cw) in a fixed ball, so there the plain loop stands alone.
 
-In float32 the convolutions decide: both sides run the same ones, and they are most of our time (the share is above). Where
+In float32 the convolutions decide: both sides run the same ones, and they are most of our time (the shares are above). Where
 there is no norm to fold, what is left to gain is their memory layout, ReLU and pooling.
 """
 
@@ -187,20 +187,21 @@ def kept(o):
     last = json.loads(OUT.read_text())
     other = [f'{k} ({last["kind"].get(k)})' for k, v in kind(o).items() if last['kind'].get(k) != v]
     if other: sys.exit(f'{OUT} was measured with another {other[0]}: give the same, or leave out --go-on.')
+    o.loads = [*last['loads'], o.load]
     return last['rows']
 
 
-def report(rows, model, x, y, o):
+def report(rows, x, y, o):
     "Rewrite the section, and the numbers behind it."
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(dict(kind=kind(o), rows=rows), indent=1))
-    few = slice(0, o.batch_size)
+    OUT.write_text(json.dumps(dict(kind=kind(o), loads=getattr(o, 'loads', [o.load]), rows=rows), indent=1))
     about = (f'{len(x)} test images of {o.data}, batches of {o.batch_size}; networks of width {o.width} trained on '
              f'{o.train_images} images for {o.epochs} epochs.')
     of = prod(map(len, (o.steps, o.archs, o.norms, o.balls, o.losses)))
     done = len({(r['network'], r['attack'], r['steps']) for r in rows})
     if done < of: about += f' **{done} of {of} cases: the run was ended before the others.**'
-    left = f'A gradient of ours ({rows[-1]["network"]}): {shares(model, x[few], y[few], o)}.' if o.device == 'cpu' else ''
+    few, names = slice(0, o.batch_size), dict.fromkeys(r['network'] for r in rows) if o.device == 'cpu' else ()
+    left = '\n'.join(f'- A gradient of ours, {n}: {shares(trained(*n.split(), o), x[few], y[few], o)}.' for n in names)
     publish('Attacks', '\n\n'.join([about, table(rows), summary(rows), left, NOTES]), o, 'torchattacks', 'foolbox')
 
 
@@ -213,7 +214,8 @@ def main():
         about = dict(network=network, attack=f'{a.loss} {a.ball} {a.eps:.3g}', steps=a.steps)
         if tuple(about.values()) in have: continue
         rows += [about | r for r in compare(model, x, y, a, o)]
-        report(rows, model, x, y, o)       # after each case: all of them take hours
+        report(rows, x, y, o)       # after each case: all of them take hours
+    if len({(r['network'], r['attack'], r['steps']) for r in rows}) == len(have): report(rows, x, y, o)   # none was left
 
 
 if __name__ == '__main__': main()

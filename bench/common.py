@@ -124,7 +124,9 @@ def machine(o, *packages):
     device = torch.cuda.get_device_name() if o.device.startswith('cuda') else f'{processor()}, {os.cpu_count()} cores'
     versions = [f'{m} {importlib.import_module(m).__version__}' for m in ('torch', *packages) if importlib.util.find_spec(m)]
     clock = 'CPU time' if o.cpu_time else 'wall time'
-    return (f'{device}, {torch.get_num_threads()} thread(s), load {o.load:.1f} when it began; Python '
+    loads = getattr(o, 'loads', [o.load])
+    began = f'load {", ".join(f"{n:.1f}" for n in loads)} when {"it" if len(loads) == 1 else "its runs"} began'
+    return (f'{device}, {torch.get_num_threads()} thread(s), {began}; Python '
             f'{platform.python_version()}, {", ".join(versions)}; {clock}, {o.repeats} repeats, {time.strftime("%Y-%m-%d", time.gmtime())}.')
 
 

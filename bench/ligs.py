@@ -63,7 +63,7 @@ def main():
                 print(rows[-1], flush=True)
     head = 'network', 'draws K', 'bare passes', 'LIGS / passes of the network', "LIGS / passes of LIGS' own fast copy"
     about = f'{len(x)} test images of {o.data}, batches of {o.batch_size}, width {o.width}. Below 1, LIGS is the faster.'
-    reading = f'Against its own fast copy, noise, cosines and the copying included, LIGS takes {max(worst):.2f} times the bare passes at most.'
+    reading = f'Against its own fast copy, noise, cosines and the copying included, LIGS takes at most {max(worst):.2f} times the bare passes, by the medians.'
     publish('LIGS', '\n\n'.join([about, markdown(head, rows), reading]), o)
 
 

@@ -63,7 +63,9 @@ def test_a_run_that_was_ended_goes_on_where_it_stopped_and_mixes_no_kinds(bench,
     first = run()
     both = run('--losses', 'ce', 'cw', '--go-on')
     assert first and both[:len(first)] == first and {r['attack'].split()[0] for r in both[len(first):]} == {'cw'}
-    assert '--go-on' not in (tmp_path / 'page.md').read_text()
+    page = (tmp_path / 'page.md').read_text()
+    assert '--go-on' not in page and 'when its runs began' in page
+    assert run('--losses', 'ce', 'cw', '--go-on') == both     # with nothing left, the page alone is written again
     with pytest.raises(SystemExit, match='another images'): run('--images', '30', '--go-on')
 
 
