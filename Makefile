@@ -46,7 +46,7 @@ plan: setup
 
 # All that guards the project: the book runs, exports what is committed and is clean; then the tests.
 test: test-notebooks test-clean
-	rm -rf $(COUNTS)
+	rm -rf reports/build/counts
 	NRF_COUNTS=$(COUNTS) $(PY) -m pytest -n 2 --dist loadfile --ignore tests/test_faults.py
 	@$(PY) tests/counted.py $(COUNTS)
 

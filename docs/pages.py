@@ -19,7 +19,7 @@ claim. It opens from a disk, offline.
 
 ## The claims
 
-Their rules are in [claims.yaml]({url}/reports/claims.yaml), written before any row was measured.
+Their rules are in [claims.yaml]({url}/reports/claims.yaml), fixed beforehand; what was changed later is listed at its head.
 
 | no. | claim | in a sentence |
 | --- | --- | --- |
@@ -87,7 +87,7 @@ BOARD = """
 ## Leaderboard
 
 Mean over seeds; robust accuracy under PGD l2 at the profile's eps, which differs between profiles. Read it beside clean accuracy.
-The small networks lie beside the rows: `nrf_repro.published.load_published('demo', norm='bn')`.
+The small networks lie beside the rows: `nrf_repro.published.load_published('demo', arch='vgg11', norm='bn')`.
 """
 
 
@@ -168,7 +168,7 @@ def bibtex(key, ref):
     kind = {'conference-paper': 'inproceedings', 'article': 'article'}.get(ref.get('type'), 'misc')
     fields = dict(title=f'{{{ref["title"]}}}', author=' and '.join(map(bibtex_name, ref['authors'])),
                   booktitle=(ref.get('conference') or {}).get('name'))
-    fields |= {name: ref.get(name) for name in ('journal', 'year', 'version', 'url')}
+    fields |= {name: ref.get(name) for name in ('journal', 'version', 'url')} | dict(year=ref.get('year') or str(ref.get('date-released', ''))[:4])
     return '\n'.join([f'@{kind}{{{key},', *(f'  {k} = {{{v}}},' for k, v in fields.items() if v), '}'])
 
 

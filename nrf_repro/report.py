@@ -429,7 +429,7 @@ def page(rows, claims, profile, paper, meta):
                                       for id, (cells, caption) in found.items()})
     drawn = figure_parts(rows, all_cells(rows, paper, claims.get('C1'))) + study_parts(rows)
     for i, p in enumerate(drawn): p |= dict(id=f'{p["id"]}-{i}') | (dict(svg=inline_svg(p['fig'], p['alt'], f'f{i}')) if p['fig'] else {})
-    rule = 'Each claim of the paper, decided by a rule that was fixed before the rows existed.'
+    rule = 'Each claim of the paper, decided by a rule fixed beforehand; later changes of rules are listed at the head of claims.yaml.'
     return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
                 hangs=hangs_on(rows, claims, verdicts), forest=[p for p in drawn if p['id'].startswith('effects')],

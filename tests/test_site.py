@@ -180,6 +180,19 @@ def test_names_in_how_to_add_exist():
     assert len(names) > 12 and not [n for n in names - {'nbdev_export'} if n not in book]
 
 
+def test_the_call_for_published_networks_works_as_written():
+    call = re.search(r'`nrf_repro\.published\.(load_published\(.+?\))`', pages.BOARD)[1]
+    from nrf_repro.published import load_published
+    net = eval(call, dict(load_published=load_published))
+    assert net.config['norm'] == 'bn' and not net.training
+
+
+def test_every_reference_says_where_it_appeared():
+    refs = yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))['references']
+    assert not [r['title'] for r in refs if r['type'] in ('conference-paper', 'article') and not pages.where(r).split(',')[0]]
+    assert f'year = {{{2026}}}' in pages.bibtex('ours', dict(title='t', authors=[dict(name='a')], **{'date-released': '2026-11-21'}))
+
+
 def test_without_published_reports_the_page_says_so(tmp_path):
     (tmp_path / 'reports').mkdir()
     shutil.copy(ROOT / 'reports/claims.yaml', tmp_path / 'reports')
