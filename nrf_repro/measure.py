@@ -302,9 +302,9 @@ def in_blocks(values, model, data, device, dtype, bar, block=1024):
 # %% ../nbs/24_measure.ipynb #20440d51
 def norm_of(model):
     "The norm whose layers the model has; None where it has several kinds."
-    names = dict(BatchNorm='bn', InstanceNorm='in', LayerNorm='ln', GroupNorm='gn')
-    kinds = {short for m in model.modules() for long, short in names.items() if type(m).__name__.startswith(long)}
-    return 'none' if not kinds else kinds.pop() if len(kinds) == 1 else None
+    from nrf_repro.norms import count_norms
+    kinds = list(count_norms(model)) or ['none']
+    return kinds[0] if len(kinds) == 1 else None
 
 # %% ../nbs/24_measure.ipynb #79638baf
 def fingerprint(tensors):

@@ -153,6 +153,21 @@ def test_outputs_that_are_no_tensor(images):
     with pytest.raises(TypeError, match='returns a dict'): measured(Wrapped(), images)
 
 
+@pytest.mark.parametrize('layer, norm', [
+    (nn.GroupNorm(1, 3), 'ln'), (nn.GroupNorm(3, 3), 'in'), (nn.SyncBatchNorm(3), 'bn'), (nn.BatchNorm2d(3), 'bn'),
+    (nn.LayerNorm([3, 8, 8]), 'ln'), (nn.Identity(), 'none'), (nn.Sequential(nn.BatchNorm2d(3), nn.GroupNorm(1, 3)), None)])
+def test_the_norm_is_named_by_what_its_layers_compute(images, layer, norm):
+    seen = measured(nn.Sequential(layer, Linear()).eval(), images, checks=0, attacks={})
+    assert (seen.frame.norm == norm).all() if norm else seen.frame.norm.isna().all()
+    said = {'none': 'none', None: 'several kinds'}.get(norm, str(norm).upper())
+    assert seen.facts['Model'].endswith(f'norm layers: {said}')
+
+
+@pytest.mark.parametrize('norm', ['none', 'bn', 'in', 'ln', 'gn'])
+def test_networks_of_the_package_have_the_norm_they_were_built_with(norm):
+    assert m.norm_of(build_model('vgg11', norm, width=1 / 16)) == norm
+
+
 def test_weights_that_would_run_code_are_refused(tmp_path):
     class Evil:
         def __reduce__(self): return (open, (str(tmp_path / 'ran'), 'w'))
