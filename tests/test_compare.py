@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from nrf_repro import compare as c
+from nrf_repro import results
+from nrf_repro.cli import main
 from nrf_repro.results import frame, load_claims, make_row, write_rows
 from nrf_repro.tables import made_up_rows
 
@@ -117,6 +119,44 @@ def test_the_page_holds_both_sides_escaped(rows, tmp_path):
 def test_sides_with_nothing_in_common_say_what_keeps_them_apart(rows, tmp_path):
     html = c.render_compare(rows, rows.assign(dataset='cifar10'), tmp_path / 'page.html', claims={}).read_text()
     assert 'No measurement is in both.' in html and 'ignore dataset' in html
+
+
+def test_words_are_whole_and_hashes_short(rows):
+    a, b = (c.side(rows.assign(arch=f'digits-vgg11-{k}', experiment=f'regularization-{k}', git_commit=k * 40, source_hash=k * 20)) for k in 'ab')
+    said = c.apart(a, b)
+    assert 'arch is digits-vgg11-a in A and digits-vgg11-b in B' in said and 'regularization-b in B' in said
+    told = c.origins(a, b).set_index('What differs').B
+    assert told['commit'] == told['code (hash)'] == 'b' * 12
+
+
+@pytest.mark.parametrize('text, sentence', [
+    ('', 'other.jsonl holds no rows: '), ('# A title\n', 'other.jsonl is not a file of rows (JSON lines): line 1 is not JSON.'),
+    ('\n', 'other.jsonl is not a file of rows (JSON lines): line 1 is not JSON.'), ('[1, 2]', 'other.jsonl line 1: a row is a JSON object'),
+    (b'\x89PNG', 'other.jsonl is not a file of rows (JSON lines): line 1 is not JSON.')])
+def test_a_file_without_rows_is_a_sentence(rows, tmp_path, capsys, text, sentence):
+    write_rows(tmp_path / 'a.jsonl', rows)
+    (tmp_path / 'other.jsonl').write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert main(['compare', str(tmp_path / 'a.jsonl'), str(tmp_path / 'other.jsonl')]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count('\n') == 1
+
+
+def test_a_line_that_is_damaged_is_named(rows, tmp_path):
+    file = write_rows(tmp_path / 'a.jsonl', rows)
+    lines = file.read_text().splitlines()
+    file.write_text('\n'.join([*lines[:3], lines[3][:40]]))
+    with pytest.raises(ValueError, match=r'a\.jsonl is not a file of rows .*: line 4 is not JSON'): c.side(file)
+
+
+@pytest.mark.parametrize('more', [[], ['--ignore', 'arch']])
+def test_outside_a_checkout_verdicts_are_left_out_and_it_says_so(rows, tmp_path, monkeypatch, capsys, more):
+    for name in 'ab': write_rows(tmp_path / f'{name}.jsonl', [one(.5, experiment='measure', arch='net')])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(results, 'PACKAGE', tmp_path / 'site/nrf_repro')
+    assert main(['compare', 'a.jsonl', 'b.jsonl', '--out', 'page.html', *more]) == 0
+    said, html = capsys.readouterr().out, (tmp_path / 'page.html').read_text()
+    assert 'id="differences"' in html and 'id="verdicts"' not in html
+    assert (c.NO_RULES in said) == (c.NO_RULES in html) == (not more)   # parts of one run have no verdicts anywhere
 
 
 def test_rows_of_no_claim_show_no_verdicts(tmp_path):
