@@ -6,7 +6,7 @@ import yaml
 
 from nrf_repro import experiment
 from nrf_repro.experiment import PARTS, Cell, attack_cell, attack_settings, jobs, load_profile, plan_table, planned, profiles, train_cell, train_settings
-from nrf_repro.results import read_rows
+from nrf_repro.results import in_checkout, read_rows
 
 TINY = load_profile('tiny')
 CELL = Cell('digits', 'vgg11', .0625, 'bn', 'standard', 0)
@@ -35,6 +35,7 @@ def test_every_profile_is_valid_and_its_jobs_cover_its_plan_once(name):
     (['data', 'digits', 'trian'], 5, "unknown key 'trian'"), (['grids', 0, 'norms'], ['bm'], "unknown norm 'bm'"),
     (['grids', 0, 'archs'], {'vgg12': 1}, "unknown arch 'vgg12'"), (['grids', 0, 'dataset'], 'mnist', "unknown dataset 'mnist'; known are digits"),
     (['grids', 0, 'attacks'], ['fgsm'], "unknown attack 'fgsm'"), (['grids', 0, 'regimes'], ['free'], "unknown regime 'free'"),
+    (['data', 'digits', 'recipes', 'standard', 'base'], 'digitz', "recipes.standard.base: unknown base 'digitz'; known are paper, "),
     (['data', 'digits', 'watch', 'attack'], 'apgd', "unknown attack 'apgd'"), (['data', 'digits', 'watch'], 3, 'expected keys and values')])
 def test_a_mistake_in_a_profile_is_named(tmp_path, path, value, sentence):
     profile = {k: v for k, v in edited(path, value).items() if k != 'name'}
@@ -50,6 +51,22 @@ def test_missing_key_unknown_profile_and_broken_yaml(tmp_path):
     with pytest.raises(ValueError, match="a.yaml line 1: '[a-z]+' is missing"): load_profile(str(tmp_path / 'a.yaml'))
     with pytest.raises(ValueError, match='b.yaml is not YAML'): load_profile(str(tmp_path / 'b.yaml'))
     with pytest.raises(ValueError, match='Unknown profile .*choose one of cifar, cifar-small, demo'): load_profile('huge')
+
+
+def test_a_copy_may_not_go_by_the_name_of_a_profile_that_is_there(tmp_path):
+    ours, copy_ = in_checkout('reports/profiles/demo.yaml'), tmp_path / 'demo.yaml'
+    copy_.write_text(ours.read_text())
+    with pytest.raises(ValueError, match="'demo' is a profile of reports/profiles.*give the file another name"): experiment.check_name(str(copy_))
+    (tmp_path / 'link').mkdir()
+    (tmp_path / 'link/demo.yaml').symlink_to(ours.resolve())
+    for fine in ('demo', ours, str(ours), tmp_path / 'link/demo.yaml', copy_.rename(tmp_path / 'mine.yaml'), tmp_path / 'gone/demo.yaml'):
+        experiment.check_name(fine)
+    experiment.check_name(tmp_path / 'mine.yaml', folder=str(tmp_path / 'nowhere'))
+
+
+def test_names_that_are_repeated_so_that_reading_a_profile_costs_no_torch():
+    from nrf_repro import models, norms, training
+    assert (experiment.BASES, experiment.ARCHS, experiment.NORMS) == (tuple(training.RECIPES), models.ARCHS, norms.NORMS)
 
 
 def test_recipe_mistakes_are_named():
