@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'SAYS', 'LIMITS', 'NAMES', 'WORDS', 'opened', 'read_weights', 'bare_names', 'misfit', 'filled',
-           'classes_of', 'from_file', 'offline', 'fetched', 'of_timm', 'by_name', 'from_code', 'find_network', 'ours',
-           'Subjects', 'check_tensors', 'of_tensors', 'decode', 'class_folders', 'find_images', 'as_subjects',
-           'attacks_at', 'attack_fields', 'asked', 'row_of', 'in_blocks', 'norm_of', 'fingerprint', 'Probe', 'Check',
-           'percent', 'looked', 'called', 'logits', 'chosen', 'check_outputs', 'check_repeats', 'check_learned',
-           'input_scales', 'accuracy', 'check_scale', 'check_gradients', 'attacked', 'check_steps', 'noisy',
-           'check_noise', 'check_large', 'check_losses', 'all_checks', 'first_look', 'placed', 'with_scale',
+           'classes_of', 'from_file', 'file_scale', 'offline', 'fetched', 'of_timm', 'by_name', 'from_code',
+           'find_network', 'ours', 'Subjects', 'check_tensors', 'of_tensors', 'decode', 'class_folders', 'find_images',
+           'as_subjects', 'attacks_at', 'attack_fields', 'asked', 'row_of', 'in_blocks', 'norm_of', 'fingerprint',
+           'Probe', 'Check', 'percent', 'looked', 'called', 'logits', 'chosen', 'check_outputs', 'check_repeats',
+           'check_learned', 'input_scales', 'accuracy', 'check_scale', 'check_gradients', 'attacked', 'check_steps',
+           'noisy', 'check_noise', 'check_large', 'check_losses', 'all_checks', 'first_look', 'placed', 'with_scale',
            'check_attacks', 'Measurement', 'run_all', 'check_all', 'about', 'facts_of', 'measure', 'name_of',
            'default_device', 'measurement', 'setting_of', 'line_of', 'numbers_text', 'belief_text', 'markdown', 'html',
            'fraction', 'add_arguments', 'run']
@@ -95,6 +95,14 @@ def from_file(make,   # num_classes -> the architecture
     with torch.device('meta'): have = make(1000).state_dict()
     return filled(make(classes_of(bare_names(weights, have), have)), weights, path)
 
+# %% ../nbs/24_measure.ipynb #6dff6e36
+def file_scale(name, seen):  # seen: torchvision's transforms
+    "Words for the layer that torchvision's weights want before them when they come as a file."
+    from nrf_repro.data import STATS
+    own = name in ('googlenet', 'inception_v3')  # loaded by torchvision, these two change the scale inside
+    stats = ((.5,) * 3,) * 2 if own else (tuple(seen.mean), tuple(seen.std))
+    return '--standardize imagenet' if stats == STATS['imagenet'] else f'standardize={stats} in Python'
+
 # %% ../nbs/24_measure.ipynb #66c79337
 def offline(what, e, cure): return FileNotFoundError(f'{what} cannot be downloaded ({type(e).__name__}): {cure}.')
 
@@ -104,10 +112,11 @@ def fetched(name, weights):
     known = get_model_weights(name).__members__
     if weights not in known:
         raise ValueError(f'{weights!r} is neither a file nor weights of {name}: those are {", ".join(known) or "none"}.')
-    chosen = known[weights]
+    chosen, seen = known[weights], known[weights].transforms()
     try: chosen.get_state_dict(progress=True, check_hash=True, weights_only=True)  # kept, and now known to hold tensors alone
-    except Exception as e: raise offline(f'The weights {weights} of {name}', e, f'fetch {chosen.url}, give the file') from None
-    seen = chosen.transforms()
+    except Exception as e:
+        cure = f'fetch {chosen.url}, give the file as weights, with {file_scale(name, seen)}'
+        raise offline(f'The weights {weights} of {name}', e, cure) from None
     return get_model(name, weights=chosen), (seen.mean, seen.std)
 
 # %% ../nbs/24_measure.ipynb #4cd5b6de
@@ -623,8 +632,8 @@ def measure(
     batch_size=256,  # images at once: speed and memory, not the answer
     limit=None,      # how many images, balanced over the classes; None: all
     seed=0,          # of the noise
-    weights=None,    # a local file, or for a named model the library's own, e.g. 'DEFAULT'
-    standardize=None,# layer before the model: 'none', 'data', 'imagenet', (mean, std); None: as the library's weights want
+    weights=None,    # a local file, taken as it is, or for a named model the library's own, e.g. 'DEFAULT'
+    standardize=None,# layer in front: 'none', 'data', 'imagenet', (mean, std); None: the one of the library's own weights
     size=None,       # side of the images of a folder; None: short side 256, centre 224
     checks=200,      # images for the checks of adequacy, 0: none
     progress=True,   # a bar
@@ -734,7 +743,8 @@ def add_arguments(parser):
     add = parser.add_argument
     add('model', help="a name of torchvision or timm, 'module:function' of your own, or a .safetensors file of this package")
     add('images', help='a folder with a folder per class, or the name of a data set')
-    add('--weights', help="a local file, or the library's own by name, e.g. DEFAULT")
+    add('--weights', help="a local file, whose network is taken as it is (torchvision's want --standardize imagenet), "
+        "or the library's own by name, e.g. DEFAULT, which come with their standardisation")
     add('--standardize', choices=['none', 'data', 'imagenet'], help='a layer before the model that standardises')
     add('--l2', type=fraction, default=.25, help='radius of the l2 ball, pixels in [0, 1]')
     add('--linf', type=fraction, default=1 / 255, help='radius of the linf ball, e.g. 8/255')

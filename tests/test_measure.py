@@ -199,7 +199,27 @@ def test_library_weights_come_with_their_scale_or_one_sentence(monkeypatch, tmp_
     assert asked[0] is True and list(mean) == [.485, .456, .406] and torch.equal(net.features[0].weight, state['features.0.weight'])
     def offline(self, *a, **k): raise OSError('no route')
     monkeypatch.setattr(SqueezeNet1_1_Weights, 'get_state_dict', offline)
-    with pytest.raises(FileNotFoundError, match='cannot be downloaded .OSError.: fetch https'): m.find_network('squeezenet1_1', 'DEFAULT')
+    with pytest.raises(FileNotFoundError, match='cannot be downloaded .OSError.: fetch https.*--standardize imagenet'):
+        m.find_network('squeezenet1_1', 'DEFAULT')
+
+
+def test_a_file_of_the_librarys_weights_with_the_advised_scale_is_the_same_network(monkeypatch, images, tmp_path):
+    from torchvision.models import Inception_V3_Weights, SqueezeNet1_1_Weights, squeezenet1_1
+    state, im = squeezenet1_1().state_dict(), m.as_subjects(images)
+    torch.save(state, tmp_path / 'w.pth')
+    monkeypatch.setattr(SqueezeNet1_1_Weights, 'get_state_dict', lambda self, *a, **k: state)
+    (net, known), (bare, stats) = (m.find_network('squeezenet1_1', w) for w in ('DEFAULT', tmp_path / 'w.pth'))
+    x = torch.rand(2, 3, 64, 64)
+    both = m.with_scale(net, None, known, im).eval()(x), m.with_scale(bare, 'imagenet', stats, im).eval()(x)
+    torch.testing.assert_close(*both)
+    assert stats is None and not torch.allclose(both[0], bare(x))
+    assert m.file_scale('squeezenet1_1', SqueezeNet1_1_Weights.DEFAULT.transforms()) == '--standardize imagenet'
+    assert '(0.5, 0.5, 0.5)' in m.file_scale('inception_v3', Inception_V3_Weights.DEFAULT.transforms())
+
+
+def test_the_help_says_that_a_files_network_is_taken_as_it_is():
+    said = ' '.join(m.add_arguments(ArgumentParser()).format_help().split())
+    assert "taken as it is (torchvision's want --standardize imagenet)" in said
 
 
 def test_timm_is_asked_where_it_is_installed(monkeypatch, tmp_path):
