@@ -23,6 +23,8 @@ from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 
+from . import __version__
+
 # %% ../nbs/23_cli.ipynb #4afb6a48
 def check_template(
     path,       # a notebook
@@ -141,11 +143,12 @@ def report(
     "Run what is missing and render the report of what is there."
     from nrf_repro.experiment import alone, build_folder, load_profile
     from nrf_repro.results import in_checkout
+    if cores is not None and cores < 1: raise ValueError(f'--cores {cores}: give at least 1, or leave it out.')
     settings = load_profile(profile)
     folder = build_folder(settings)
     check_jobs(settings, parts, jobs)
     name = Path(profile).resolve() if profile.endswith('.yaml') else profile
-    how = ['--cores', cores or settings.get('cores', 2)]
+    how = ['--cores', settings.get('cores', 2) if cores is None else cores]
     if cluster: how = ['--workflow-profile', in_checkout(cluster).resolve(), *(['--jobs', cores] if cores else [])]
     with alone(folder, wait=False) as lock:
         print(plan_text(settings, parts), flush=True)
@@ -161,20 +164,24 @@ def report(
 # %% ../nbs/23_cli.ipynb #ca8893e8
 def check_jobs(profile, parts, pattern):
     "A pattern that names no job would be a run of nothing."
-    from nrf_repro.experiment import jobs, study_jobs
-    names = [*jobs(profile, parts), *study_jobs(profile, parts)]
-    if not any(fnmatch(n, pattern) for n in names):
-        raise ValueError(f'No job of profile {profile["name"]} is called {pattern!r}: they are {", ".join(names)}.')
+    from nrf_repro.experiment import PARTS, jobs, study_jobs
+    here, there = ([*jobs(profile, p), *study_jobs(profile, p)] for p in (parts, PARTS))
+    if any(fnmatch(n, pattern) for n in here): return
+    more = [n for n in there if n not in here]
+    if fit := [n for n in more if fnmatch(n, pattern)]:
+        raise ValueError(f'{pattern!r} fits jobs of the extension alone ({", ".join(fit)}): add --all.')
+    also = f', and with --all {", ".join(more)}' if more else ''
+    raise ValueError(f'No job of profile {profile["name"]} is called {pattern!r}: they are {", ".join(here)}{also}.')
 
 # %% ../nbs/23_cli.ipynb #2b923c9f
 def plan_text(profile, parts):
     "The plan in words and a table."
     from nrf_repro.experiment import absent, plan_table
-    table = plan_table(profile, parts)
+    table = plan_table(profile, parts).astype(dict(minutes=float))   # None, where nothing is known, is no number
     core = f' Its core is meant to take {profile["minutes"]} minute{"s" * (profile["minutes"] != 1)} on {profile["cores"]} cores.' if 'minutes' in profile and 'cores' in profile else ''
     left_out = ''.join(f'\nLeft out: {line}.' for line in absent(profile, parts))
     return (f'Profile {profile["name"]}: {profile["about"]}\n{table.networks.sum()} networks; what is done is kept.{core}\n'
-            f'{table.to_string(index=False, na_rep="?")}{left_out}')
+            f'{table.to_string(index=False, na_rep="?", float_format="{:.1f}".format)}{left_out}')
 
 # %% ../nbs/23_cli.ipynb #da18450f
 def _bar(output): # one state of a progress bar
@@ -227,12 +234,12 @@ LATE = {  # commands of other chapters; their modules are imported only when the
 def parser(word=None): # the command that is meant, if known
     "The words of the command line."
     p = argparse.ArgumentParser('nrf-repro', description='Does batch normalisation learn non-robust features? Reproduce, measure, report.')
+    p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     sub = p.add_subparsers(dest='command', required=True)
-    def command(name, help, profile=True):
+    def command(name, help, profile=True, parts=True):
         c = sub.add_parser(name, help=help, description=help)
-        if profile:
-            c.add_argument('--profile', default='demo', help='a name in reports/profiles or the path of a .yaml file')
-            c.add_argument('--all', action='store_true', help='the extension as well as the core')
+        if profile: c.add_argument('--profile', default='demo', help='a name in reports/profiles or the path of a .yaml file')
+        if profile and parts: c.add_argument('--all', action='store_true', help='the extension as well as the core')
         return c
     c = command('report', 'run what is missing and render the report')
     c.add_argument('--cores', type=int, help='jobs at once')
@@ -244,7 +251,7 @@ def parser(word=None): # the command that is meant, if known
     c.add_argument('--speed', type=float, help='multiply-adds a second, such as 2e13; default: measured here, some seconds')
     c.add_argument('--like', help='a file of rows, such as reports/published/demo/rows.jsonl: cost at their speed')
     c.add_argument('--no-costs', action='store_true', help='only what would be run')
-    command('publish', 'copy report, rows and executed notebooks to reports/published')
+    command('publish', 'copy report, rows and executed notebooks to reports/published', parts=False)
     command('rows', 'collect the rows of what is there').add_argument('--folder', help='the build folder')
     c = command('notebook', 'execute a template, checked', profile=False)
     c.add_argument('template'); c.add_argument('out')
@@ -261,14 +268,15 @@ def run(a):
     "Do what the parsed words say; returns the exit status."
     if a.command in LATE: return a.do(a)
     if a.command == 'notebook': return run_notebook(a.template, a.out, parameters_of(a.parameters), a.done) or 0
-    from nrf_repro.experiment import PARTS, build_folder, load_profile
-    parts = PARTS if a.all else ('core',)
-    if a.command == 'plan': return plan(a, parts)
+    from nrf_repro.experiment import PARTS, build_folder, check_name, load_profile
+    if not getattr(a, 'folder', None): check_name(a.profile)
     if a.command == 'publish':
         from nrf_repro.results import in_checkout
         profile = load_profile(a.profile)
         print(publish(profile, build_folder(profile), in_checkout('reports') / 'published'))
         return 0
+    parts = PARTS if a.all else ('core',)
+    if a.command == 'plan': return plan(a, parts)
     if a.command == 'rows':
         profile = load_profile(a.profile)
         print(f'{len(collect(profile, parts, build_folder(profile, a.folder)))} rows')
