@@ -164,18 +164,21 @@ def find_network(model, weights=None):  # as in `measure`
     if not isinstance(model, (str, Path, nn.Module)):
         raise TypeError(f'model is a {type(model).__name__}: pass an nn.Module, a name, or a file of `save_model`.')
     if not isinstance(model, nn.Module):
-        if Path(model).is_file(): return ours(model), None
-        if ':' not in str(model): return by_name(str(model), weights)
-        model = from_code(str(model))
+        file = Path(model).is_file()
+        if not file and ':' not in str(model): return by_name(str(model), weights)
+        model = ours(model) if file else from_code(str(model))
     return (filled(model, read_weights(weights), weights) if weights else model), None
 
 # %% ../nbs/24_measure.ipynb #b66c2bc0
 def ours(path):
-    "The network in a file of `save_model`; weights alone are no model."
+    "The network in a file of `save_model`, or in a published one; weights alone are no model."
     from nrf_repro.models import load_model
-    try: return load_model(path)
-    except ValueError:
-        raise ValueError(f'{path} does not say which network it is of: name that, and give the file as weights.') from None
+    from nrf_repro.published import unpack_model
+    for read in (load_model, unpack_model):
+        try: return read(path)
+        except ValueError: pass
+    read_weights(path)  # a file that cannot be read says so here
+    raise ValueError(f'{path} does not say which network it is of: name that, and give the file as weights.')
 
 # %% ../nbs/24_measure.ipynb #21c50a9a
 @dataclass(frozen=True, eq=False)
@@ -622,7 +625,7 @@ def facts_of(net, data, checked, common, rows):
 
 # %% ../nbs/24_measure.ipynb #39b3ca39
 def measure(
-    model,           # nn.Module; a name of torchvision or timm; 'module:function'; or a file that `save_model` wrote
+    model,           # nn.Module; a name of torchvision or timm; 'module:function'; or a file of this package's networks
     images,          # `Images`, a pair (x, y) of tensors, the name of a data set, or a folder with a folder per class
     *,
     attacks=None,    # name -> `Attack`; None: the paper's four

@@ -14,6 +14,7 @@ from nrf_repro import measure as m
 from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_model
+from nrf_repro.published import pack_model, unpack_model
 from nrf_repro.results import read_rows, wilson, write_rows
 
 QUICK = m.attacks_at(l2=.5, linf=8 / 255, steps=3)
@@ -234,6 +235,32 @@ def test_timm_is_asked_where_it_is_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(fake, 'create_model', lambda name, num_classes=6, **k: Linear(6))
     assert m.find_network('linear_net', tmp_path / 'w.pt')[0].w.shape[0] == 6
     with pytest.raises(ValueError, match='neither'): m.find_network('nobody_net', 'DEFAULT')
+
+
+@pytest.mark.parametrize('bits', [8, 32])
+def test_a_published_network_can_be_measured(images, tmp_path, bits):
+    file = tmp_path / 'net.safetensors'
+    pack_model(build_model('vgg11', 'ln', num_classes=4, width=1 / 16, seed=0), file, bits)
+    seen, same = measured(str(file), images, checks=0), measured(unpack_model(file), images, checks=0)
+    np.testing.assert_array_equal(seen.frame.value, same.frame.value)
+    assert seen.name == 'net' and set(seen.frame.norm) == {'ln'}
+
+
+def test_each_file_says_what_keeps_it_from_being_a_network(tmp_path):
+    from safetensors.torch import save_file
+    net = build_model('vgg11', 'none', width=1 / 32, seed=0)
+    pack_model(net, tmp_path / 'whole.safetensors', 8), save_file(net.state_dict(), tmp_path / 'bare.safetensors')
+    (tmp_path / 'cut.safetensors').write_bytes((tmp_path / 'whole.safetensors').read_bytes()[:-9])
+    with pytest.raises(ValueError, match='does not say which network'): m.find_network(tmp_path / 'bare.safetensors')
+    with pytest.raises(ValueError, match='holds no weights that can be read'): m.find_network(tmp_path / 'cut.safetensors')
+
+
+def test_weights_beside_a_file_of_a_network_are_used(tmp_path):
+    one, two = (build_model('vgg11', 'none', width=1 / 32, seed=s) for s in (0, 1))
+    save_model(one, tmp_path / 'one.safetensors'), torch.save(two.state_dict(), tmp_path / 'two.pt')
+    found, _ = m.find_network(tmp_path / 'one.safetensors', tmp_path / 'two.pt')
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in two.state_dict().items())
+    with pytest.raises(FileNotFoundError, match='No weights at DEFAULT'): m.find_network(tmp_path / 'one.safetensors', 'DEFAULT')
 
 
 def test_a_function_of_ones_own(images, monkeypatch, tmp_path):
