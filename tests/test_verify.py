@@ -98,6 +98,15 @@ def test_what_cannot_be_checked_is_a_sentence(folder, run, tmp_path, capsys):
     assert 'not there' in error()
 
 
+def test_a_published_profile_is_meant_by_its_name(folder, tmp_path, monkeypatch, capsys):
+    rows = len(read_rows(folder / 'rows.jsonl'))
+    shutil.copytree(folder, tmp_path / 'reports/published/tiny-mine')
+    monkeypatch.chdir(tmp_path)
+    assert len(published('tiny-mine')[0]) == len(published('reports/published/tiny-mine')[0]) == rows
+    assert main(['verify', 'nobodys']) == 2
+    assert "'nobodys' is not there: name a published profile" in capsys.readouterr().err
+
+
 def test_rows_of_studies_alone_are_nothing_to_train_again(folder):
     rows = read_rows(folder / 'rows.jsonl')
     write_rows(folder / 'rows.jsonl', rows[rows.experiment == 'final'].assign(experiment='transfer'))
