@@ -10,9 +10,9 @@ __all__ = ['NORMS', 'ARCHS', 'BASES', 'JOB_FIELDS', 'PARTS', 'ATTACK', 'FIELDS_O
            'attack_settings', 'attack_of', 'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder',
            'check_name', 'one_cell', 'run_config', 'batch_statistics', 'monitor_of', 'attack_fields', 'cell_fields',
            'history_rows', 'write_json', 'read_json', 'trained', 'alone', 'machine', 'keeper', 'train_cell',
-           'processes_of', 'train_run', 'in_blocks', 'measure_cell', 'keep_values', 'attack_cell', 'run_cells',
-           'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table', 'time_limit', 'off_the_lock', 'lock_text',
-           'data_facts', 'report_meta']
+           'processes_of', 'train_run', 'lossy_of', 'in_blocks', 'measure_cell', 'keep_values', 'attack_cell',
+           'run_cells', 'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table', 'time_limit', 'off_the_lock',
+           'lock_text', 'data_facts', 'note_of', 'report_meta']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import fcntl
@@ -461,8 +461,13 @@ def train_run(
     common = cell_fields(profile, cell, config_hash(config), torch.device(device).type)
     write_rows(run / 'history.jsonl', history_rows(history, profile, cell, len(monitor.images), common))
     save_model(model, run / 'weights.safetensors')
-    write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint, machine=machine()))
+    write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint, lossy=lossy_of(train),
+                                          machine=machine()))
     (run / 'state.safetensors').unlink(missing_ok=True)
+
+def lossy_of(images): # how many of them are damaged; None: not known
+    marks = getattr(images, 'lossless', None)
+    return None if marks is None else int((~marks).sum())
 
 # %% ../nbs/17_experiment.ipynb #66219e62
 BLOCK = 1000  # images; the same whether killed or not, so that the numbers are the same to the last bit
@@ -640,11 +645,15 @@ def data_facts(profile, folder):
         configs = [read_json(p) for p in sorted(Path(folder, 'runs').glob(f'{name}-*/config.json'))]
         if prints := sorted({c['data'] for c in configs if 'data' in c}):
             yield dict(name=name, train=data['train'] or 'all', test=data['test'] or 'all', fingerprint=', '.join(prints),
-                       note=NOTES.get(name, ''))
+                       note=note_of(name, configs))
 
-NOTES = {
-    'digits': "scikit-learn's 1,797 digits of 8x8, resized to 32x32",
-    'cifar10': 'from Parquet files, 59,369 of 60,000 images are lossless; the other 631 were only to be had as JPEG'}
+def note_of(name, configs): # of `config.json`
+    "What a reader should know of the images: of their kind, and how many were damaged."
+    lossy = sorted({c['lossy'] for c in configs if c.get('lossy') is not None})
+    damaged = f'{" or ".join(map(str, lossy))} of the training images had been through JPEG' if lossy else ''
+    return '; '.join(filter(None, (NOTES.get(name), damaged)))
+
+NOTES = {'digits': "scikit-learn's 1,797 digits of 8x8, resized to 32x32"}
 
 # %% ../nbs/17_experiment.ipynb #99129fc4
 def report_meta(
