@@ -1,4 +1,6 @@
 """Any classifier in, numbers and doubts out: loading, rows, checks and the page."""
+import os
+import re
 import sys
 import types
 from argparse import ArgumentParser
@@ -146,6 +148,52 @@ def test_random_models_of_no_parameters_and_double_models(images):
 def test_a_mistake_is_one_sentence(images, bad, sentence):
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=sentence) as e: measured(Linear(), **dict(images=images) | bad)
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('bad, sentence', [
+    (dict(batch_size=0), 'batch_size=0: pass a whole number from 1 upwards'), (dict(batch_size=2.5), 'batch_size=2.5'),
+    (dict(checks=-3), 'checks=-3: pass a whole number from 0 upwards'), (dict(seed=-1), 'seed=-1: pass a whole'),
+    (dict(limit=0), 'limit=0'), (dict(size=0), 'size=0'), (dict(sigma=0), 'sigma=0'), (dict(sigma=float('nan')), 'sigma=nan'),
+    (dict(model='gone.safetensors'), 'No network at gone.safetensors: mend the path'), (dict(model='no/such/net'), 'No network at no/such/net'),
+    (dict(model='vgg11', weights='gone.pth'), 'No weights at gone.pth: mend the path'),
+    (dict(model='timms_net', weights='gone.pth'), 'No weights at gone.pth')])
+def test_a_mistake_is_found_before_the_first_image(monkeypatch, images, bad, sentence):
+    def read(*a): raise AssertionError('images were read')
+    monkeypatch.setattr(m, 'as_subjects', read)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as e: measured(**dict(model=Linear(), images=images) | bad)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('words, sentence', [
+    ('--l2 1/0', "argument --l2: '1/0' is no number"), ('--linf eight', "'eight' is no number"), ('--l2 1e999', "'1e999' is no number"),
+    ('--l2=-1', 'must be above 0'), ('--steps 0', 'steps=0'), ('--checks -3', 'checks=-3'), ('--batch-size 0', 'batch_size=0'),
+    ('--seed -1', 'seed=-1'), ('--out .', '--out . is a folder: name a file'), ('--rows .', '--rows . is a folder'),
+    ('--out file.txt/page.html', r'file.txt/page.html cannot be written \(Not a directory\)'),
+    ('--rows file.txt/new/rows.jsonl', r'rows.jsonl cannot be written')])
+def test_a_mistake_on_the_command_line_costs_nothing(monkeypatch, capsys, tmp_path, words, sentence):
+    from nrf_repro.cli import main
+    def touched(*a, **k): raise AssertionError('a network or images were read')
+    for part in ('find_network', 'as_subjects'): monkeypatch.setattr(m, part, touched)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file.txt').write_text('')
+    try: status = main(['measure', 'vgg11', 'digits', *words.split()])
+    except SystemExit as e: status = e.code
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 and re.search(sentence, said) and [p.name for p in tmp_path.iterdir()] == ['file.txt']
+
+
+def test_a_file_in_a_new_folder_can_be_written_and_trying_leaves_nothing(tmp_path):
+    m.check_writable('--out', tmp_path / 'new/er/page.html'), m.check_writable('--out', None)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'old.html').write_text('old')
+    m.check_writable('--out', tmp_path / 'old.html')
+    assert (tmp_path / 'old.html').read_text() == 'old'
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root writes everywhere')
+def test_a_folder_that_takes_no_files_is_found_first(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match='choose a folder'): m.check_writable('--out', tmp_path / 'page.html')
 
 
 def test_outputs_that_are_no_tensor(images):
