@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .experiment import Cell, read_json, write_json
-from .models import build_model, load_model, save_whole
+from .models import build_model, fitting, load_model, save_whole
 from .results import in_checkout, read_rows
 
 # %% ../nbs/31_published.ipynb #8cdc1fe3
@@ -50,7 +50,8 @@ def unpack_model(path, device='cpu'):
         with safe_open(path, 'pt') as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
         packed = [k for k in tensors if f'{k}.scale' in tensors]
         tensors |= {k: from_bytes(tensors[k], tensors.pop(f'{k}.scale')) for k in packed}
-        model = build_model(**json.loads(meta['config']))
+        fitting(config := json.loads(meta['config']), tensors)
+        model = build_model(**config)
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f'{path} is no published network ({str(e).splitlines()[0]}): restore it from git.') from None
