@@ -230,14 +230,15 @@ def clean_robust(rows): # of one profile
     nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == 'robust_accuracy').any()]
     if not nets: return None
     fig = Figure(figsize=(4.3 * min(len(nets), 3), 3.4 * math.ceil(len(nets) / 3)), layout='constrained')
-    axes = fig.subplots(math.ceil(len(nets) / 3), min(len(nets), 3), squeeze=False).flat
+    axes = fig.subplots(math.ceil(len(nets) / 3), min(len(nets), 3), squeeze=False).ravel()
     for ax in axes[len(nets):]: ax.set_axis_off()
     for ax, part in zip(axes, nets):
         for norm in (m for m in LOOKS if (part.norm == m).any()): path(ax, course(part, norm), norm)
         a = next(part.dropna(subset='attack').itertuples())
         ax.set(title=name_of(part), xlabel='clean accuracy, %',
                ylabel=f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %')
-        ax.legend()
+    lines = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
+    fig.legend(lines.values(), lines.keys(), loc='outside lower center', ncols=2 * min(len(nets), 3))
     return fig
 
 # %% ../nbs/21_figures.ipynb #81ad62a7
