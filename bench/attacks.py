@@ -119,7 +119,7 @@ def summary(rows):
         mid = {k: [median(r['ratios'][k]) for r in some] for k in OURS}
         gap = {k: [100 * (r['robust'][k] - r['robust'][r['rival']]) for r in some] for k in OURS}
         parts.append([f'norm: {norm}', len(some), *(f'{median(v):.2f}, {min(v):.2f}' for v in mid.values()),
-                      *(f'{max(*v, 0):.1f}, {max(*(-x for x in v), 0):.1f}' for v in gap.values())])
+                      *(f'{max(0., *v):.1f}, {max(0., *(-x for x in v)):.1f}' for v in gap.values())])
     return 'Over all these pairs:\n\n' + markdown(parts[0], parts[1:])
 
 
