@@ -589,7 +589,10 @@ def _room(cells, part): # the sentence's end where no cell has room for the effe
 
 def _cell_names(some, cells): # those of `cells` by what tells them apart
     apart = varying(cells, [f for f in ('dataset', 'arch', 'norm', 'attack', 'lam', 'source', 'target', 'batch_size') if f in cells])
-    return [' '.join(f'{r[f]:g}' if isinstance(r[f], float) else str(r[f]) for f in apart or ['arch'] if pd.notna(r[f])) for _, r in some.iterrows()]
+    def said(f, v):
+        value = f'{v:g}' if isinstance(v, float) else str(v)
+        return value if f in ('dataset', 'arch', 'norm', 'attack') else f'{f.replace("_", " ")} {value}'
+    return [' '.join(said(f, r[f]) for f in apart or ['arch'] if pd.notna(r[f])) for _, r in some.iterrows()]
 
 def _passed_over(full, cells): # cells without room -> a sentence, or nothing
     names = _cell_names(full, pd.concat([cells, full]))
