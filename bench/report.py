@@ -88,7 +88,8 @@ def anatomy(build, cores, wall):
     wall, work = wall or busy(spans), sum(took[k] for k in WORK)
     epochs, rest = rows_seconds(build)
     rows = [(k, f'{s:.0f}', f'{100 * s / sum(took.values()):.0f} %') for k, s in took.most_common()]
-    parts = [f'Build `{build.name}`, {len(spans)} notebooks; wall {wall:.0f} s on {cores} cores. Training, attacks and studies took '
+    seeds = {json.loads(f.read_text(encoding='utf-8')).get('seed') for f in build.glob('runs/*/config.json')} - {None}
+    parts = [f'Build `{build.name}`, {len(seeds)} seeds, {len(spans)} notebooks; wall {wall:.0f} s on {cores} cores. Training, attacks and studies took '
              f'{work:.0f} s of notebook time, {work / cores:.0f} s a core: **wall / pure compute = {wall * cores / work:.2f}** '
              f'(rows account for {epochs:.0f} s of training epochs and {rest:.0f} s of measurements).',
              markdown(('what', 'seconds, summed over notebooks', 'share'), rows)]
