@@ -236,6 +236,7 @@ def _begin(attack, x, restart):
     if not attack.random_start: return x
     return (x + BALLS[attack.ball].start(x, attack.eps, attack.seed, restart)).clamp(0, 1)
 
+# %% ../nbs/07_attacks.ipynb #1c067bd0
 def _step(attack, x, adv, g):
     "One step along g, back into the ball around x, back into [0, 1]."
     ball = BALLS[attack.ball]
@@ -401,6 +402,7 @@ class Rough(nn.Module):
         self.net = deepcopy(net).bfloat16()
     def forward(self, x): return self.net(x.bfloat16()).to(x.dtype)
 
+# %% ../nbs/07_attacks.ipynb #5a2fcf19
 def rough_then_fine(net, steps):
     "Who gives the gradient of each step: the rough copy, and `net` itself in the last tenth."
     fine = -(-steps // 10)

@@ -53,6 +53,21 @@ def kernel_sockets():
         own = os.name == 'posix' and len(os.fsencode(folder)) < 80  # a socket's path may have some hundred bytes
         yield Config(KernelManager=dict(transport='ipc', connection_file=f'{folder}/kernel.json') if own else {})
 
+# %% ../nbs/23_cli.ipynb #2b9eb486
+def _execute(template, draft, parameters, out):
+    "Papermill, with what went wrong in one sentence."
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    quiet = ['--IPKernelApp.log_level=50']
+    try:
+        with kernel_sockets() as config:
+            papermill.execute_notebook(str(template), str(draft), parameters, progress_bar=False, log_output=True,
+                                       kernel_name='python3', extra_arguments=quiet, config=config)
+    except papermill.PapermillExecutionError as e:
+        raise RuntimeError(f'{template.name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}. See {out}.') from None
+    except DeadKernelError:
+        raise RuntimeError(f'{template.name}: its kernel was killed, perhaps for want of memory. See {out} for how far it came; run again to go on.') from None
+
 # %% ../nbs/23_cli.ipynb #9e5aa507
 def run_notebook(
     template,
@@ -62,8 +77,6 @@ def run_notebook(
 ):
     "Execute a template; a failing cell is one sentence here and a traceback in the executed notebook."
     check_template(template, parameters)
-    import papermill
-    from nbclient.exceptions import DeadKernelError
     from nrf_repro.results import write_whole
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -71,15 +84,7 @@ def run_notebook(
     log = logging.getLogger('papermill')
     log.handlers, log.propagate = [_line_handler(out.stem)], False
     log.setLevel('INFO')
-    quiet = ['--IPKernelApp.log_level=50']
-    try:
-        with kernel_sockets() as config:
-            papermill.execute_notebook(str(template), str(draft), parameters, progress_bar=False, log_output=True,
-                                       kernel_name='python3', extra_arguments=quiet, config=config)
-    except papermill.PapermillExecutionError as e:
-        raise RuntimeError(f'{Path(template).name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}. See {out}.') from None
-    except DeadKernelError:
-        raise RuntimeError(f'{Path(template).name}: its kernel was killed, perhaps for want of memory. See {out} for how far it came; run again to go on.') from None
+    try: _execute(Path(template), draft, parameters, out)
     finally:
         if draft.is_file(): draft.replace(out)
     if done:  # Snakemake compares contents, not only times: a marker that says when is another marker
@@ -230,6 +235,20 @@ LATE = {  # commands of other chapters; their modules are imported only when the
     'compare': 'two runs side by side: what moved, and by how much',
     'verify': 'train a sample of published networks again and compare every row'}
 
+# %% ../nbs/23_cli.ipynb #c4702aa8
+def _report_words(add):
+    add('--cores', type=int, help='jobs at once')
+    add('--jobs', default='*', help="a pattern of job names, such as 'vgg11-*-standard-0': a part of the grid")
+    add('--dry-run', action='store_true', help='only say what would be run')
+    add('--cluster', help='a folder with a Snakemake profile, such as reports/slurm: run the jobs there')
+    add('--data', help='folder of the data sets; the same as NRF_DATA')
+
+# %% ../nbs/23_cli.ipynb #12da3083
+def _plan_words(add):
+    add('--speed', type=float, help='multiply-adds a second, such as 2e13; default: measured here, some seconds')
+    add('--like', help='a file of rows, such as reports/published/demo/rows.jsonl: cost at their speed')
+    add('--no-costs', action='store_true', help='only what would be run')
+
 # %% ../nbs/23_cli.ipynb #efb9e59d
 def parser(word=None): # the command that is meant, if known
     "The words of the command line."
@@ -241,16 +260,8 @@ def parser(word=None): # the command that is meant, if known
         if profile: c.add_argument('--profile', default='demo', help='a name in reports/profiles or the path of a .yaml file')
         if profile and parts: c.add_argument('--all', action='store_true', help='the extension as well as the core')
         return c
-    c = command('report', 'run what is missing and render the report')
-    c.add_argument('--cores', type=int, help='jobs at once')
-    c.add_argument('--jobs', default='*', help="a pattern of job names, such as 'vgg11-*-standard-0': a part of the grid")
-    c.add_argument('--dry-run', action='store_true', help='only say what would be run')
-    c.add_argument('--cluster', help='a folder with a Snakemake profile, such as reports/slurm: run the jobs there')
-    c.add_argument('--data', help='folder of the data sets; the same as NRF_DATA')
-    c = command('plan', 'say what a profile would run, and what it costs')
-    c.add_argument('--speed', type=float, help='multiply-adds a second, such as 2e13; default: measured here, some seconds')
-    c.add_argument('--like', help='a file of rows, such as reports/published/demo/rows.jsonl: cost at their speed')
-    c.add_argument('--no-costs', action='store_true', help='only what would be run')
+    _report_words(command('report', 'run what is missing and render the report').add_argument)
+    _plan_words(command('plan', 'say what a profile would run, and what it costs').add_argument)
     command('publish', 'copy report, rows and executed notebooks to reports/published', parts=False)
     command('rows', 'collect the rows of what is there').add_argument('--folder', help='the build folder')
     c = command('notebook', 'execute a template, checked', profile=False)

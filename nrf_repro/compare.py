@@ -64,6 +64,7 @@ def single(a, b):  # a row each
     if not is_share(a.metric) or pd.isna(a.n) or pd.isna(b.n): return None
     return Interval(b.value - a.value, *newcombe(a.value, int(a.n), b.value, int(b.n)), 1)
 
+# %% ../nbs/25_compare.ipynb #e9bb6721
 def interval_of(a, b):  # rows of one measurement by seed
     "The interval of b - a, and how it was formed."
     common = sorted(set(a.index) & set(b.index))
@@ -108,6 +109,7 @@ def essence(key):
     settings = set(SETTINGS) - ({'epoch'} if named['experiment'] == 'history' else set())
     return tuple(v for f, v in named.items() if f not in settings)
 
+# %% ../nbs/25_compare.ipynb #64748232
 def leftover(mine, theirs):
     "Essence -> the keys that the other side does not have."
     found = {}
@@ -269,6 +271,7 @@ def compare_verdicts(a, b, claims=None, paper=None):  # of `side`; of `load_clai
 MOVES = dict(up='clearly higher in B', down='clearly lower in B', same='without a clear difference',
              open='without an interval')
 
+# %% ../nbs/25_compare.ipynb #b1990f2e
 def count_text(lines):
     "How many moved, in words."
     both = lines[lines.only == '']
@@ -351,6 +354,7 @@ def rules_at_hand(ignore=(), claims=None, paper=None):  # as for `render_compare
     try: return load_claims() if claims is None else claims, paper_rows() if paper is None else paper, ''
     except FileNotFoundError: return {}, paper, NO_RULES
 
+# %% ../nbs/25_compare.ipynb #983aa2bb
 def shown_verdicts(a, b, claims, paper):  # sides, of `rules_at_hand`
     "The verdicts to show; none where neither side decides any."
     found = compare_verdicts(a, b, claims, paper) if claims else pd.DataFrame(columns=VERDICT)

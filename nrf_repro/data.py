@@ -391,6 +391,7 @@ def _rebuilt(raw, word, shape, order):
     array.__setstate__((1, shape, word, order == 'F', raw))
     return array
 
+# %% ../nbs/05_data.ipynb #7eb310b2
 def _stand_in(name):
     "For each name in the pickle of an array something that can do no harm, made anew every time."
     return {'ndarray': 'ndarray', 'dtype': lambda word, *flags: _Word(word), '_reconstruct': lambda *a: _Array(),
@@ -742,6 +743,7 @@ def on_disk(path, split, *, size=None) -> OnDisk:  # as in `from_folder`
 # %% ../nbs/05_data.ipynb #05b3317d
 KNOWN = ('digits', 'synthetic', *LAYOUTS, 'imagenet')
 
+# %% ../nbs/05_data.ipynb #19d6ce5c
 def is_here(name,       # one of `KNOWN`
             split,      # train | test
             root=None,  # as in `load`

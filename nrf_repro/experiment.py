@@ -647,6 +647,7 @@ def data_facts(profile, folder):
             yield dict(name=name, train=data['train'] or 'all', test=data['test'] or 'all', fingerprint=', '.join(prints),
                        note=note_of(name, configs))
 
+# %% ../nbs/17_experiment.ipynb #7db6e248
 def note_of(name, configs): # of `config.json`
     "What a reader should know of the images: of their kind, and how many were damaged."
     lossy = sorted({c['lossy'] for c in configs if c.get('lossy') is not None})

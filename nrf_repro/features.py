@@ -19,6 +19,7 @@ def unit_variance(f):  # n values of a feature, or n k values of k features
         raise ValueError('a feature has the same value on every image: it has no unit of its own, leave it out')
     return (f - f.mean(0)) / sd
 
+# %% ../nbs/08_features.ipynb #b6bfa7bc
 def usefulness(f,   # n values of a feature, or n k values of k features
                y):  # n labels, -1 or 1
     "rho = E[y f] with f at unit variance: -1 to 1, one number a feature."

@@ -273,6 +273,7 @@ def scattered(ax, net): # of `ends`: the seeds of one network
     size = 10 if kind not in LOOKS else 8
     ax.plot(100 * net.clean.mean(), 100 * net.robust.mean(), linestyle='', markersize=size, label=kind_name(kind), **look)
 
+# %% ../nbs/21_figures.ipynb #9f05d05b
 def joined(ax, family): # of `ends`: the networks of one family
     "A thin line through the means of none, BN and the control, and the family's name."
     order = {k: i for i, k in enumerate(['none', *(k for k in MARKS if k not in LOOKS), 'bn'])}

@@ -29,6 +29,7 @@ def wnids():
     "The WordNet ids of the 1,000 classes, in the order of a network's outputs."
     return tuple((PACKAGE / 'imagenet_classes.txt').read_text().split())
 
+# %% ../nbs/30_imagenet.ipynb #8034152e
 @cache
 def class_names():
     "torchvision's names of them, in the same order."
@@ -56,6 +57,7 @@ def in_order(images): # of `data.load`, from class folders
 TORCHVISION = {('vgg16', 'none'): 'vgg16', ('vgg16', 'bn'): 'vgg16_bn', ('vgg19', 'none'): 'vgg19', ('vgg19', 'bn'): 'vgg19_bn',
                ('resnet18', 'bn'): 'resnet18', ('resnet50', 'bn'): 'resnet50'}  # ResNets without norm: nobody publishes them
 
+# %% ../nbs/30_imagenet.ipynb #ae39b0aa
 def weights_file(name,   # of torchvision
                  folder):
     "The file of weights in a folder, or where to get it."

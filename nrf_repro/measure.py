@@ -90,6 +90,7 @@ def classes_of(weights, have):  # `have`: the same architecture with 1,000 class
     sizes = {weights[k].shape[0] for k, v in have.items() if k in weights and v.shape[:1] == (1000,)}
     return sizes.pop() if len(sizes) == 1 else 1000
 
+# %% ../nbs/24_measure.ipynb #00fe6ff7
 def from_file(make,   # num_classes -> the architecture
               path):
     "The architecture with as many classes as the file's weights have, and the weights in it."
@@ -576,6 +577,7 @@ def check_attacks(attacks):
 # %% ../nbs/24_measure.ipynb #a279d453
 LEAST = dict(batch_size=1, checks=0, seed=0, limit=1, size=1)
 
+# %% ../nbs/24_measure.ipynb #42b394cc
 def check_settings(sigma, **whole):  # name -> value, of those in LEAST
     "One sentence, before any image is read, for a number that makes no measurement."
     for name, value in whole.items():
@@ -683,6 +685,7 @@ def name_of(model):
     if not isinstance(model, (str, Path)): return 'model'
     return Path(model).stem if Path(model).is_file() else str(model)
 
+# %% ../nbs/24_measure.ipynb #701e9f10
 def default_device(model):
     "Where a module is (None), and for a model that is loaded here the GPU if there is one."
     import torch

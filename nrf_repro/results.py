@@ -89,6 +89,7 @@ PACKAGE = Path(find_spec('nrf_repro').origin).parent
 SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity',
            'smoothness', 'tables', 'costs', 'verify'}
 
+# %% ../nbs/16_results.ipynb #96490a0b
 def computing(text): # of a module
     "The source without its functions draw_... and show_..., which only show what was computed, comment lines and empty ones."
     shown = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef) and f.name.startswith(('draw_', 'show_'))]
@@ -358,6 +359,7 @@ def cell_numbers(pairs):
     keys = varying(pairs, [name for name in IDENTITY if name in pairs and name != 'seed'])
     return pairs.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=pairs.index)
 
+# %% ../nbs/16_results.ipynb #42b5499b
 def by_seed(pairs, column='difference'):
     "One column of `pairs` as a complete table, seeds x cells."
     table = pd.DataFrame(dict(seed=pairs.seed.astype(float).fillna(-1), cell=cell_numbers(pairs), x=pairs[column].astype(float)))

@@ -141,6 +141,7 @@ def part(title, caption, reading=(), fig=None, table=None): # fig: a matplotlib 
     if (fig is None) == (table is None): raise ValueError(f'{title}: a part shows either a figure or a table')
     return dict(title=title, caption=caption, reading=list(reading), fig=fig, table=table)
 
+# %% ../nbs/19_studies.ipynb #1df20f6f
 def show_incomplete(study, rows, e):
     "Rows that a study cannot draw sink no report; it says so, and which there are."
     counts = rows.metric.value_counts().sort_index()

@@ -202,6 +202,7 @@ def network_name(cell, regime=True):
     trained = f' · {cell.regime}' if regime and cell.regime != 'standard' else ''
     return f'{cell.dataset} · {arch_name(cell.arch)}{width}{trained}'
 
+# %% ../nbs/20_tables.ipynb #404a9587
 def name_of(lines, regime=True): return network_name(next(lines.itertuples()), regime)  # a frame about one network
 
 def arch_name(arch): return str(arch).replace('vgg', 'VGG').replace('resnet', 'ResNet').replace('_fixup', ' Fixup').replace('_nf', ' NF')
@@ -315,6 +316,7 @@ TEX = {'−': '$-$', 'ℓ2': r'$\ell_2$', 'ℓ∞': r'$\ell_\infty$', '▲': r'$
        '✓': r'$\surd$', '✗': r'$\times$', '–': '--', '…': r'\dots{}', '·': r'$\cdot$', '⚠': r'$\dagger$',
        '×': r'$\times$', '≥': r'$\ge$', '≤': r'$\le$'}
 
+# %% ../nbs/20_tables.ipynb #5e6aa103
 def to_latex(frame,     # of strings
              caption, label):
     "A booktabs table."
