@@ -6,8 +6,8 @@
 __all__ = ['NAMES', 'HEADS', 'BOUNDS_LOOKS', 'missed', 'harder', 'noisy', 'answers', 'withstand_noise', 'grey_ball',
            'no_gradient', 'Effort', 'Calm', 'square', 'by_gradient', 'in_ball', 'withstand', 'autoattack', 'Second',
            'Case', 'case', 'how', 'look_again', 'look_elsewhere', 'noise_ratio', 'rows_of', 'blindness', 'curves',
-           'strongest', 'second_look', 'asked_for', 'measure_adequacy', 'show_cell', 'show_checks', 'draw_bounds',
-           'show_strongest', 'show_marks', 'show_caption', 'show_adequacy']
+           'strongest', 'second_look', 'effort_of', 'asked_for', 'measure_adequacy', 'show_cell', 'show_checks',
+           'draw_bounds', 'show_strongest', 'show_marks', 'show_caption', 'show_adequacy']
 
 # %% ../nbs/10_vulnerability.ipynb #f5710550
 import math
@@ -239,14 +239,18 @@ def second_look(net, x, y, classes, attacks, effort):
         for more in (blindness(c), curves(c), strongest(c, seconds)): yield from more
 
 # %% ../nbs/10_vulnerability.ipynb #63d7fdcb
+def effort_of(given, study):
+    "The effort of a study's settings, or one sentence on what of them means nothing."
+    if odd := sorted(set(given) - {f.name for f in fields(Effort)}):
+        raise ValueError(f'study {study}: unknown effort {odd[0]!r}; known are {", ".join(f.name for f in fields(Effort))}.')
+    return Effort(**given)
+
 def asked_for(run):
     "The attacks to look behind and the effort, or one sentence on what of the settings means nothing."
     known, given = run.data['attacks'], run.settings
     for name in given['attacks']:
         if name not in known: raise ValueError(f'study adequacy: unknown attack {name!r}; {run.dataset} has {", ".join(known)}.')
-    if odd := sorted(set(given['effort']) - {f.name for f in fields(Effort)}):
-        raise ValueError(f'study adequacy: unknown effort {odd[0]!r}; known are {", ".join(f.name for f in fields(Effort))}.')
-    return {name: run.attack(name) for name in given['attacks']}, Effort(**given['effort'])
+    return {name: run.attack(name) for name in given['attacks']}, effort_of(given['effort'], 'adequacy')
 
 # %% ../nbs/10_vulnerability.ipynb #53f6a17e
 def measure_adequacy(run):

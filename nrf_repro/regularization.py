@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['by_library', 'direction', 'unremembered', 'turn', 'regularized', 'epoch_cost', 'lams_of', 'regularized_network',
            'network_rows', 'check_rows', 'cost_rows', 'measure_regularization', 'show_interval', 'draw_line',
-           'show_only', 'draw_figure_4', 'show_effect', 'show_gain', 'show_mean', 'show_training', 'show_checks',
-           'show_costs', 'show_suspicion', 'show_competitor', 'show_regularization']
+           'show_only', 'draw_figure_4', 'show_effect', 'show_told', 'show_gain', 'show_hard', 'show_mean',
+           'show_training', 'show_checks', 'show_costs', 'show_suspicion', 'show_competitor', 'show_regularization']
 
 # %% ../nbs/13_regularization.ipynb #625a828a
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .adequacy import autoattack, effort_of
 from .attacks import ce_gradient, image_rng, l2_norm, robust_correct, vanished
 from .features import ligs, unit
 from .figures import LOOKS, several, styled
@@ -139,14 +140,18 @@ def network_rows(run, net, cell, lam): # lam: None for a network trained in anot
 
 # %% ../nbs/13_regularization.ipynb #b5fdfd51
 def check_rows(run, net, cell, lam):
-    "The same attack by our gradient and by the library's, and one without gradients, on a few images."
+    "The same attack by our gradient and by the library's, one without gradients, and AutoAttack, on a few images."
     check, name = run.settings['checks'], run.settings['attack']
     few, attack, how = run.images('test')[:check['images']], run.attack(name), run.attacked(name, 'last')
     x, y = few.pixels(run.device), few.y.to(run.device)
     def row(right, **more): return run.row('robust_accuracy', right.double().mean().item(), cell, lam=lam, n=len(y), **how | more)
     yield row(robust_correct(net, x, y, attack, reading='last'))
     yield row(by_library(net, x, y, attack), attack=f'{name}_library')
-    yield row(by_library(net, x, y, attack, check['queries']), attack=f'square_{attack.ball}', steps=check['queries'], step_size=None)
+    effort = effort_of({k: v for k, v in check.items() if k != 'images'}, 'regularization')
+    left = by_library(net, x, y, attack, effort.queries)
+    yield row(left, attack=f'square_{attack.ball}', steps=effort.queries, step_size=None)
+    left = autoattack(net, x, y, attack.ball, attack.eps, len(few.classes), effort, left)
+    yield row(left, attack=f'autoattack_{attack.ball}', steps=effort.steps, step_size=None, reading='any')
 
 # %% ../nbs/13_regularization.ipynb #e3b54a89
 def cost_rows(run, cell, rounds=3):
@@ -186,8 +191,9 @@ def draw_line(ax, of, ticks, norm, shift, scale): # rows of one metric and norm
             markersize=0, label=norm_name(norm))
 
 # %% ../nbs/13_regularization.ipynb #82f278b2
-def show_only(rows, kind): # clean | robust | ligs
-    "The rows of one panel; robust: the claim's attack, any step."
+def show_only(rows, kind): # clean | robust | ligs | hard
+    "The rows of one panel; robust: the claim's attack, any step; hard: AutoAttack."
+    if kind == 'hard': return rows[rows.attack.str.startswith('autoattack', na=False)]
     if kind == 'robust':
         return rows[(rows.metric == 'robust_accuracy') & (rows.reading == 'any') & rows.attack.str.startswith('pgd', na=False)]
     return rows[rows.metric == dict(clean='clean_accuracy', ligs='ligs')[kind]]
@@ -216,6 +222,10 @@ def show_effect(rows, lam, scale=100): # rows of one metric and norm
     ends = '' if np.isnan(iv.low) else f' [{scale * iv.low:+.{digits}f}, {scale * iv.high:+.{digits}f}]'
     return f'{scale * iv.mean:+.{digits}f}{ends}'.replace('-', '−'), iv
 
+def show_told(iv):
+    "What an interval of an effect says."
+    return 'one seed, no interval' if np.isnan(iv.low) else 'rises' if iv.low > 0 else 'falls' if iv.high < 0 else 'not told apart from no change'
+
 def show_gain(rows): # of one arch
     "What each lambda changes, norm by norm, in sentences."
     for norm in (n for n in LOOKS if (rows.norm == n).any()):
@@ -223,8 +233,15 @@ def show_gain(rows): # of one arch
         for lam in sorted(set(of.lam) - {0.}):
             (clean, _), (robust, iv), (straight, _) = (show_effect(show_only(of, kind), lam, 1 if kind == 'ligs' else 100)
                                                        for kind in ('clean', 'robust', 'ligs'))
-            told = 'one seed, no interval' if np.isnan(iv.low) else 'rises' if iv.low > 0 else 'falls' if iv.high < 0 else 'not told apart from no change'
-            yield f'{norm_name(norm)}, lambda {lam:g} against 0: robust accuracy {robust} points ({told}), clean {clean} points, LIGS {straight}.'
+            yield f'{norm_name(norm)}, lambda {lam:g} against 0: robust accuracy {robust} points ({show_told(iv)}), clean {clean} points, LIGS {straight}.'
+
+def show_hard(rows): # of one arch
+    "What AutoAttack leaves of the gain, norm by norm."
+    hard = show_only(rows, 'hard')
+    for norm in (n for n in LOOKS if (hard.norm == n).any()):
+        of, lam = hard[hard.norm == norm], hard.lam[hard.lam > 0].mode().max()
+        left, (gain, iv) = 100 * of[of.lam == lam].value.mean(), show_effect(of, lam)
+        yield f'{norm_name(norm)} under AutoAttack: {left:.1f} % still right at lambda {lam:g}, {gain} points against 0 ({show_told(iv)}).'
 
 # %% ../nbs/13_regularization.ipynb #8ec75bad
 def show_mean(values, scale=100): return f'{scale * values.mean():.{1 if scale == 100 else 3}f}' if len(values) else ''
@@ -242,7 +259,7 @@ def show_checks(rows): # of one arch
         here = lambda which, part: show_mean(part[part.attack.str.contains(which, na=False)].value)
         lines.append({'Network': norm_name(norm), 'Training': show_training(of.iloc[0]),
                       'PGD, stable gradient': here('^pgd_[a-z0-9]+$', last), 'PGD, library': here('_library$', last),
-                      'Square': here('^square', last), 'Margin loss': here('^cw', of),
+                      'Square': here('^square', last), 'AutoAttack': here('^autoattack', of), 'Margin loss': here('^cw', of),
                       'No float32 gradient': show_mean(of[of.metric == 'vanished'].value),
                       'LIGS, stable': show_mean(of[of.metric == 'ligs'].value, 1),
                       'LIGS, plain': show_mean(of[of.metric == 'ligs_plain'].value, 1)})
@@ -271,6 +288,7 @@ def show_suspicion(rows): # of one arch
     if less < -.05: yield 'Square finds what PGD does not: the gradient is masked.'
     elif less < .1: yield 'Square finds no more than PGD does: no sign of a masked gradient.'
     else: yield f'Square leaves at least {100 * less:+.1f} points more than PGD: at its queries it is too weak to speak of masked gradients.'
+    yield from show_hard(rows)
 
 def show_competitor(rows): # of one arch
     "Adversarial training beside the claim's lambda, norm by norm."
@@ -296,7 +314,7 @@ def show_regularization(rows):
                    f'{n} test images, {about}; bars: 95 % t interval over seeds, hollow: one seed. Robust: {attack.attack} with eps {attack.eps:g} in {attack.steps} steps. '
                    'adv.: adversarial training, without the term.', [*show_gain(of), *show_competitor(of)], fig=draw_figure_4(of))
         yield part(f'Is the gain real? {name}',
-                   f'Per cent still right, mean over seeds; PGD (both, last step) and Square on {few} images, the rest on {n}.',
+                   f'Per cent still right, mean over seeds; PGD (both, last step), Square and AutoAttack on {few} images, the rest on {n}.',
                    list(show_suspicion(of)), table=show_checks(of))
         yield part(f'What it costs: {name}',
                    'One training epoch, from its first batches, the ways taken in turns and the best of three; median over seeds.', table=show_costs(of))
