@@ -26,7 +26,7 @@ from .data import balanced
 from .figures import INK, LOOKS, caption, eps_curves, styled
 from .results import t_interval
 from .studies import part
-from .tables import COLUMNS, direction, eps_text, name_of, norm_name, number
+from .tables import COLUMNS, direction, name_of, norm_name, number
 
 # %% ../nbs/10_vulnerability.ipynb #4dd74652
 def missed(first,   # bool n: right under the attack of the table

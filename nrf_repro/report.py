@@ -6,9 +6,9 @@
 __all__ = ['META', 'SIDES', 'ELSEWHERE', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves', 'range_text', 'reading_1', 'reading_2',
            'reading_3', 'reading_effects', 'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds',
            'words', 'data_text', 'network_texts', 'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download',
-           'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'reading_against', 'against_parts', 'figure_parts',
-           'between', 'reading_control', 'plane_parts', 'study_parts', 'tally', 'not_checked', 'all_tables',
-           'table_parts', 'small_tables', 'more_figures', 'hangs_on', 'page', 'source_text', 'linked', 'render']
+           'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'against_parts', 'figure_parts', 'between',
+           'reading_control', 'plane_parts', 'study_parts', 'tally', 'not_checked', 'all_tables', 'table_parts',
+           'small_tables', 'more_figures', 'hangs_on', 'page', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #1c07134a
 import gzip
@@ -17,13 +17,12 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 
 from . import tables
 from .checks import doubts
 from .results import FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, t_interval, typed, write_whole
-from .sensitivity import all_cells, reading, reading_cells, sensitivity, sensitivity_table
+from .sensitivity import all_cells, reading, reading_cells, reading_equal, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)
 
@@ -269,22 +268,12 @@ def curve_parts(rows): # of the final evaluation
         if fig := eps_curves(part): yield _part('eps', fig, title, caption(eps_rows(part)))
 
 # %% ../nbs/22_report.ipynb #513b66d3
-def reading_against(rows): # history of one network
-    "Robust accuracy of both where their clean accuracy is the same: the highest that both reach."
-    from nrf_repro.figures import course
-    none, bn = (course(rows, norm).sort_values('clean') for norm in ('none', 'bn'))
-    if not len(none) or not len(bn): return []
-    here = min(none.clean.max(), bn.clean.max())
-    levels = [number(np.interp(here, c.clean, c.robust), 'clean') for c in (none, bn)]
-    return [f'{name_of(rows, regime=False)}: at {number(here, "clean")} % clean accuracy, the highest that both reach, {levels[0]} % without norm '
-            f'and {levels[1]} % with BN are right under attack (between epochs interpolated).']
-
 def against_parts(rows): # of one profile
     "Robust against clean accuracy along the training."
     from nrf_repro.figures import caption, clean_robust
     past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
     if fig := clean_robust(past):
-        said = [line for _, part in past.groupby(['dataset', 'arch', 'width'], dropna=False) for line in reading_against(part)]
+        said = [line for _, part in past.groupby(['dataset', 'arch', 'width'], dropna=False) for line in reading_equal(part)]
         yield _part('against', fig, 'Robust against clean accuracy', 'Means over seeds, epoch by epoch. '
                     + caption(past[past.metric == 'robust_accuracy']), said)
 

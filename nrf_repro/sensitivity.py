@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['AXES', 'NOT_PRINTED', 'HEADS', 'evidence', 'relevant', 'keys', 'kept', 'values_of', 'asked_of', 'attack_name',
            'by_attack', 'variants', 'label', 'decided', 'sensitivity', 'axis_text', 'sensitivity_table', 'reading',
-           'all_cells', 'reading_cells']
+           'all_cells', 'reading_cells', 'courses', 'passing', 'at_equal_accuracy', 'gaps', 'gap_text', 'reading_equal']
 
 # %% ../nbs/28_sensitivity.ipynb #73aba879
 import dataclasses
 
+import numpy as np
 import pandas as pd
 
-from .results import NAMED_NORMS, decide, frame, select
-from .tables import COLUMNS, TABLE_1, amount, arch_name, norm_name, table
+from .results import NAMED_NORMS, decide, frame, select, t_interval
+from .tables import COLUMNS, TABLE_1, amount, arch_name, name_of, norm_name, table
 
 # %% ../nbs/28_sensitivity.ipynb #8837675f
 AXES = {'seed': ['seed'], 'network': ['arch', 'width'], 'data': ['dataset']}
@@ -152,3 +153,49 @@ def reading_cells(cells): # of `all_cells`
     for norm, part in attacked.groupby('norm', sort=False):
         yield (f'Probability above .95 that {norm_name(norm)} is less robust than no norm: in {(part.p_lower > .95).sum()} of {len(part)} cells; '
                f'that it is more robust: in {(part.p_lower < .05).sum()}.')
+
+# %% ../nbs/28_sensitivity.ipynb #63859b46
+def courses(rows, attack): # history of one dataset, arch, width and regime
+    "(norm, seed) -> a frame over the epochs: clean and robust accuracy on the watched images."
+    rows = rows[(rows.metric == 'clean_accuracy') | (rows.metric == 'robust_accuracy') & (rows.attack == attack)].dropna(subset='value')
+    return {key: of.pivot_table(index='epoch', columns='metric', values='value').dropna() for key, of in rows.groupby(['norm', 'seed'])}
+
+def passing(curve, clean):
+    "(epoch, robust accuracy) where a curve first passes this clean accuracy, on a straight line between two looks; NaN if it never does."
+    above = np.flatnonzero(curve.clean_accuracy.to_numpy() >= clean)
+    if not len(above) or above[0] == 0:
+        return (np.nan, np.nan) if not len(above) else (float(curve.index[0]), float(curve.robust_accuracy.iloc[0]))
+    a, b = curve.iloc[above[0] - 1], curve.iloc[above[0]]
+    part = (clean - a.clean_accuracy) / (b.clean_accuracy - a.clean_accuracy)
+    return float(a.name + part * (b.name - a.name)), float(a.robust_accuracy + part * (b.robust_accuracy - a.robust_accuracy))
+
+# %% ../nbs/28_sensitivity.ipynb #b872e219
+def at_equal_accuracy(rows, attack='pgd_l2', treatment='bn', control='none'): # history of one kind of network
+    "A line for each seed: where the treatment passes the control's last clean accuracy, and how robust both are there and at the end."
+    found, lines = courses(rows, attack), []
+    for seed in sorted({s for n, s in found if n == treatment} & {s for n, s in found if n == control}):
+        mine, other = found[treatment, seed], found[control, seed].iloc[-1]
+        epoch, robust = passing(mine, other.clean_accuracy)
+        lines.append(dict(seed=seed, clean=other.clean_accuracy, epoch=epoch, control=other.robust_accuracy, passing=robust,
+                          last=mine.robust_accuracy.iloc[-1]))
+    return pd.DataFrame(lines)
+
+# %% ../nbs/28_sensitivity.ipynb #a1013d46
+def gaps(at): # of `at_equal_accuracy`
+    "Intervals of treatment - control in robust accuracy: at the end, and at equal clean accuracy; both over the seeds that pass it."
+    there = at.dropna(subset='passing')
+    return t_interval(there['last'] - there.control), t_interval(there.passing - there.control)
+
+def gap_text(iv): # of a share
+    "In points, with its interval if it has one."
+    ends = '' if np.isnan(iv.low) else f' [{100 * iv.low:+.1f}, {100 * iv.high:+.1f}]'
+    return '' if np.isnan(iv.mean) else f'{100 * iv.mean:+.1f}{ends}'.replace('-', '−')
+
+def reading_equal(rows): # history of one kind of network
+    "What is left of BN - none where both are equally accurate."
+    at = at_equal_accuracy(rows)
+    if not len(at): return
+    (last, there), name = gaps(at), name_of(rows, regime=False)
+    if not there.n: yield f'{name}: BN never passes the {100 * at.clean.mean():.1f} % clean accuracy at which none ended.'
+    else: yield (f'{name}: none ended at {100 * at.clean.mean():.1f} % clean accuracy, which BN passes in epoch {at.epoch.mean():.1f} ({there.n} of {len(at)} seeds). '
+                 f'BN − none in robust accuracy: there {gap_text(there)} points, at its end {gap_text(last)}.')
