@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentTypeError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from hashlib import blake2b
@@ -184,10 +184,7 @@ def find_network(model, weights=None):  # as in `measure`
 def ours(path):
     "The network in a file of `save_model`, or in a published one; weights alone are no model."
     from nrf_repro.models import load_model
-    from nrf_repro.published import unpack_model
-    for read in (load_model, unpack_model):
-        try: return read(path)
-        except ValueError: pass
+    with suppress(ValueError): return load_model(path)
     read_weights(path)  # a file that cannot be read says so here
     raise ValueError(f'{path} does not say which network it is of: name that, and give the file as weights.')
 

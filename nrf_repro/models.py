@@ -6,7 +6,7 @@
 __all__ = ['VGG_STAGES', 'RESNET_BLOCKS', 'SLOW', 'CONTROLS', 'ARCHS', 'Standardize', 'scaled', 'norm_groups', 'conv_norm',
            'vgg_body', 'vgg_head', 'Residual', 'resnet_body', 'init_he', 'tame_branches', 'Scalar', 'Shift', 'Scale',
            'with_scalars', 'fixup_branch', 'fixup', 'StandardWeights', 'normalizer_free', 'Classifier', 'check_words',
-           'build_model', 'save_model', 'save_whole', 'load_model', 'fitting']
+           'build_model', 'save_model', 'save_whole', 'load_model', 'fitting', 'unpacked', 'from_bytes']
 
 # %% ../nbs/06_models.ipynb #97241ec8
 import json
@@ -269,19 +269,19 @@ def save_whole(path, tensors, **meta): # meta: name -> text
 
 # %% ../nbs/06_models.ipynb #0a230114
 def load_model(
-    path,         # a file that `save_model` wrote
+    path,         # a file that `save_model` wrote, or a published one
     device='cpu', # where the model goes
 ) -> Classifier:  # in eval mode
     "Build the model that a safetensors file describes and load its weights."
     if not Path(path).is_file(): raise FileNotFoundError(f'No weights at {path}: train the network first.')
     try:
         with safe_open(path, 'pt') as f:
-            config, weights = json.loads((f.metadata() or {})['config']), {k: f.get_tensor(k) for k in f.keys()}
+            config, weights = json.loads((f.metadata() or {})['config']), unpacked({k: f.get_tensor(k) for k in f.keys()})
         fitting(config, weights)
         model = build_model(**config)
         model.load_state_dict(weights)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as e:
-        raise ValueError(f'{path} holds no weights of ours ({" ".join(str(e).split())[:200]}): delete it and train again.') from None
+        raise ValueError(f'{path} holds no weights of ours ({" ".join(str(e).split())[:200]}): delete it and train again, or restore it from git.') from None
     return model.to(device).eval()
 
 # %% ../nbs/06_models.ipynb #7f68aadd
@@ -290,3 +290,16 @@ def fitting(config, weights):
     with torch.device('meta'): wanted = {k: (v.shape, v.dtype) for k, v in build_model(**config).state_dict().items()}
     if wanted != {k: (v.shape, v.dtype) for k, v in weights.items()}:
         raise ValueError('names, shapes or types of its weights are of another network')
+
+# %% ../nbs/06_models.ipynb #7ee2c176
+def unpacked(weights):
+    "Weights in float32 of a file that stores some in eight bits, each beside its scales (chapter 31)."
+    scales = {k: weights.pop(f'{k}.scale') for k in list(weights) if f'{k}.scale' in weights}
+    return weights | {k: from_bytes(weights[k], scale) for k, scale in scales.items()}
+
+def from_bytes(
+    q,     # int8, one row or filter for each output
+    scale, # float32, one number for each output
+):
+    "The weight whose whole numbers and scales these are."
+    return q.float() * scale.view(-1, *[1] * (q.ndim - 1))

@@ -15,8 +15,8 @@ from torch import nn
 from nrf_repro import measure as m
 from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
 from nrf_repro.data import load
-from nrf_repro.models import build_model, save_model
-from nrf_repro.published import pack_model, unpack_model
+from nrf_repro.models import build_model, load_model, save_model
+from nrf_repro.published import pack_model
 from nrf_repro.results import read_rows, wilson, write_rows
 
 QUICK = m.attacks_at(l2=.5, linf=8 / 255, steps=3)
@@ -289,7 +289,7 @@ def test_timm_is_asked_where_it_is_installed(monkeypatch, tmp_path):
 def test_a_published_network_can_be_measured(images, tmp_path, bits):
     file = tmp_path / 'net.safetensors'
     pack_model(build_model('vgg11', 'ln', num_classes=4, width=1 / 16, seed=0), file, bits)
-    seen, same = measured(str(file), images, checks=0), measured(unpack_model(file), images, checks=0)
+    seen, same = measured(str(file), images, checks=0), measured(load_model(file), images, checks=0)
     np.testing.assert_array_equal(seen.frame.value, same.frame.value)
     assert seen.name == 'net' and set(seen.frame.norm) == {'ln'}
 
