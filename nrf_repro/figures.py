@@ -229,7 +229,7 @@ def clean_robust(rows): # of one profile
     past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
     nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == 'robust_accuracy').any()]
     if not nets: return None
-    fig = Figure(figsize=(4.3 * min(len(nets), 3), 3.4 * math.ceil(len(nets) / 3)), layout='constrained')
+    fig = Figure(figsize=(3.2 * min(len(nets), 3), 2.9 * math.ceil(len(nets) / 3)), layout='constrained')
     axes = fig.subplots(math.ceil(len(nets) / 3), min(len(nets), 3), squeeze=False).ravel()
     for ax in axes[len(nets):]: ax.set_axis_off()
     for ax, part in zip(axes, nets):

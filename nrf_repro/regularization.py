@@ -254,7 +254,7 @@ def show_mean(values, scale=100): return f'{scale * values.mean():.{1 if scale =
 
 def show_training(r): # a row, or a group's key
     "How a network was trained, in words."
-    return 'adversarial' if pd.isna(r.lam) else f'lambda {r.lam:g}' if r.lam else 'standard'
+    return 'adversarial' if pd.isna(r.lam) else f'lambda\N{NO-BREAK SPACE}{r.lam:g}' if r.lam else 'standard'
 
 def show_checks(rows): # of one arch
     "A line for each network: the same attack read stably and plainly, another loss, no gradient at all."
@@ -264,9 +264,9 @@ def show_checks(rows): # of one arch
         last = of[of.reading == 'last']
         here = lambda which, part: show_mean(part[part.attack.str.contains(which, na=False)].value)
         lines.append({'Network': norm_name(norm), 'Training': show_training(of.iloc[0]),
-                      'PGD, stable gradient': here('^pgd_[a-z0-9]+$', last), 'PGD, library': here('_library$', last),
-                      'Square': here('^square', last), 'AutoAttack': here('^autoattack', of), 'Margin loss': here('^cw', of),
-                      'No float32 gradient': show_mean(of[of.metric == 'vanished'].value),
+                      'PGD, stable': here('^pgd_[a-z0-9]+$', last), 'PGD, library': here('_library$', last),
+                      'Square': here('^square', last), 'AutoAttack': here('^autoattack', of), 'Margin': here('^cw', of),
+                      'No gradient': show_mean(of[of.metric == 'vanished'].value),
                       'LIGS, stable': show_mean(of[of.metric == 'ligs'].value, 1),
                       'LIGS, plain': show_mean(of[of.metric == 'ligs_plain'].value, 1)})
     return pd.DataFrame(lines)
@@ -320,7 +320,7 @@ def show_regularization(rows):
                    f'{n} test images, {about}; bars: 95 % t interval over seeds, hollow: one seed. Robust: {attack.attack} with eps {attack.eps:g} in {attack.steps} steps. '
                    'adv.: adversarial training, without the term.', [*show_gain(of), *show_competitor(of)], fig=draw_figure_4(of))
         yield part(f'Is the gain real? {name}',
-                   f'Per cent still right, mean over seeds; PGD (both, last step), Square and AutoAttack on {few} images, the rest on {n}.',
+                   f'Per cent still right, mean over seeds; PGD (both, last step), Square and AutoAttack on {few} images, the rest on {n}. No gradient: in float32.',
                    list(show_suspicion(of)), table=show_checks(of))
         yield part(f'What it costs: {name}',
                    'One training epoch, from its first batches, the ways taken in turns and the best of three; median over seeds.', table=show_costs(of))
