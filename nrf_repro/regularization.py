@@ -6,7 +6,8 @@
 __all__ = ['Rows', 'by_library', 'direction', 'unremembered', 'turn', 'regularized', 'epoch_cost', 'lams_of',
            'regularized_network', 'network_rows', 'check_rows', 'cost_rows', 'measure_regularization', 'show_interval',
            'draw_line', 'show_only', 'draw_figure_4', 'show_effect', 'show_told', 'show_gain', 'show_hard', 'show_mean',
-           'show_training', 'show_checks', 'show_costs', 'show_suspicion', 'show_competitor', 'show_regularization']
+           'show_training', 'show_checks', 'show_costs', 'show_suspicion', 'show_competitor', 'show_collapsed',
+           'show_regularization']
 
 # %% ../nbs/13_regularization.ipynb #625a828a
 from contextlib import contextmanager
@@ -250,7 +251,7 @@ def show_hard(rows): # of one arch
         yield f'{norm_name(norm)} under AutoAttack: {left:.1f} % still right at lambda {lam:g}, {gain} points against 0 ({show_told(iv)}).'
 
 # %% ../nbs/13_regularization.ipynb #8ec75bad
-def show_mean(values, scale=100): return f'{scale * values.mean():.{1 if scale == 100 else 3}f}' if len(values) else ''
+def show_mean(values, scale=100): return f'{scale * values.mean():.{1 if scale == 100 else 3}f}' if values.notna().any() else ''
 
 def show_training(r): # a row, or a group's key
     "How a network was trained, in words."
@@ -309,18 +310,25 @@ def show_competitor(rows): # of one arch
                    + ('. The more robust one is not the straighter one.' if (theirs > robust) != (turned > straight) else '.'))
 
 # %% ../nbs/13_regularization.ipynb #7ad82090
+def show_collapsed(rows): # of one arch -> the rows of the others, and a sentence for each
+    "Networks without a gradient at any image, which have no LIGS: the term has left them one answer for all."
+    gone = rows[(rows.metric == 'ligs') & rows.value.isna()]
+    same = pd.MultiIndex.from_frame(rows[['norm', 'lam', 'seed']]).isin(pd.MultiIndex.from_frame(gone[['norm', 'lam', 'seed']]))
+    return rows[~same], [f'{norm_name(r.norm)}, lambda {r.lam:g}, seed {r.seed} has no gradient at any image: it gives one answer to all, and is left out of these sentences.'
+                         for r in gone.itertuples()]
+
 def show_regularization(rows):
     "For each arch figure 4 and two tables."
     for _, of in rows.groupby([n for n in NETWORK if n != 'regime'], dropna=False):
-        name, seeds = name_of(of, regime=False), sorted(of.seed.unique())
+        (alive, gone), name, seeds = show_collapsed(of), name_of(of, regime=False), sorted(of.seed.unique())
         n, few = int(of[of.metric == 'clean_accuracy'].n.max()), int(of[of.reading == 'last'].n.max())
         attack = show_only(of, 'robust').iloc[0]
         about = f'seed{"s" * (len(seeds) > 1)} {several(seeds)}'
         yield part(f'Figure 4: LIGS regularised, {name}',
                    f'{n} test images, {about}; bars: 95 % t interval over seeds, hollow: one seed. Robust: {attack.attack} with eps {attack.eps:g} in {attack.steps} steps. '
-                   'adv.: adversarial training, without the term.', [*show_gain(of), *show_competitor(of)], fig=draw_figure_4(of))
+                   'adv.: adversarial training, without the term.', [*show_gain(alive), *show_competitor(alive), *gone], fig=draw_figure_4(of))
         yield part(f'Is the gain real? {name}',
                    f'Per cent still right, mean over seeds; PGD (both, last step), Square and AutoAttack on {few} images, the rest on {n}. No gradient: in float32.',
-                   list(show_suspicion(of)), table=show_checks(of))
+                   list(show_suspicion(alive)), table=show_checks(of))
         yield part(f'What it costs: {name}',
                    'One training epoch, from its first batches, the ways taken in turns and the best of three; median over seeds.', table=show_costs(of))
