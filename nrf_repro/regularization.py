@@ -291,10 +291,10 @@ def show_suspicion(rows): # of one arch
     means = last.assign(kind=last.attack.str.extract('(library|square)', expand=False).fillna('ours')).groupby(['norm', 'lam', 'kind']).value.mean().unstack('kind')
     more, less = (means.library - means.ours).max(), (means.square - means.ours).min()
     yield (f"With the term up to {100 * gone.groupby(['norm', 'lam']).value.mean().max():.0f} % of the images have no float32 gradient, and the library's PGD leaves up to "
-           f'{100 * more:+.1f} points more than the stable one' + (': its number is not to be believed.' if more > .05 else '.'))
+           f'{100 * more:.1f} points more than the stable one' + (': its number is not to be believed.' if more > .05 else '.'))
     if less < -.05: yield 'Square finds what PGD does not: the gradient is masked.'
     elif less < .1: yield 'Square finds no more than PGD does: no sign of a masked gradient.'
-    else: yield f'Square leaves at least {100 * less:+.1f} points more than PGD: at its queries it is too weak to speak of masked gradients.'
+    else: yield f'Square leaves at least {100 * less:.1f} points more than PGD: at its queries it is too weak to speak of masked gradients.'
     yield from show_hard(rows)
 
 def show_competitor(rows): # of one arch
