@@ -193,7 +193,7 @@ def draw_line(ax, of, ticks, norm, shift, scale): # rows of one metric and norm
     "One norm over lambda, its lambdas joined, adversarial training apart."
     means = [(i + shift, show_interval(ax, i + shift, of[of.tick == tick].value, LOOKS[norm], scale)) for i, tick in enumerate(ticks)
              if (of.tick == tick).any()]
-    joined = [m for m in means if m[0] - shift < ticks.index('adv.')] if 'adv.' in ticks else means
+    joined = [m for m in means if m[0] < ticks.index('adv.') - .5] if 'adv.' in ticks else means
     ax.plot(*zip(*joined), color=LOOKS[norm]['color'], linestyle=LOOKS[norm]['linestyle'], marker=LOOKS[norm]['marker'],
             markersize=0, label=norm_name(norm))
 
