@@ -291,7 +291,7 @@ def between(ends, one, other, column): # ends: of `figures.ends`, one family
     return SimpleNamespace(column='clean', base=other, value=found.mean, low=found.low, high=found.high, seeds=tuple(pair.seed))
 
 SIDES = {(False, True): 'So what is lost comes with BN, not with being trained well.',
-         (True, False): 'So what is lost is lost without BN too.',
+         (True, False): 'So what is lost is lost without BN too, in part or in whole.',
          (True, True): 'So a part of what is lost is lost without BN too.',
          (False, False): 'So the seeds leave open on whose side it stands.'}  # (clearly below none, clearly above BN)
 
