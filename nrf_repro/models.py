@@ -297,6 +297,7 @@ def unpacked(weights):
     scales = {k: weights.pop(f'{k}.scale') for k in list(weights) if f'{k}.scale' in weights}
     return weights | {k: from_bytes(weights[k], scale) for k, scale in scales.items()}
 
+# %% ../nbs/06_models.ipynb #cb17b41b
 def from_bytes(
     q,     # int8, one row or filter for each output
     scale, # float32, one number for each output

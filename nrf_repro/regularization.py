@@ -36,6 +36,7 @@ class Rows(nn.Module):
     def __init__(self, net): super().__init__(); self.net = net; self.train(net.training)
     def forward(self, x): return self.net(x.reshape(len(x), -1).view(x.shape))
 
+# %% ../nbs/13_regularization.ipynb #e39d7da7
 def by_library(
     net, x, y,
     attack,       # an `Attack`: ball, eps, step size and steps are taken from it
@@ -189,6 +190,7 @@ def show_interval(ax, x, values, look, scale): # values: one for each seed
             markerfacecolor=look['color'] if iv.n > 1 else 'white', markersize=6, zorder=3)
     return scale * iv.mean
 
+# %% ../nbs/13_regularization.ipynb #0e2cd22a
 def draw_line(ax, of, ticks, norm, shift, scale): # rows of one metric and norm
     "One norm over lambda, its lambdas joined, adversarial training apart."
     means = [(i + shift, show_interval(ax, i + shift, of[of.tick == tick].value, LOOKS[norm], scale)) for i, tick in enumerate(ticks)
@@ -205,6 +207,7 @@ def show_only(rows, kind): # clean | robust | ligs | hard
         return rows[(rows.metric == 'robust_accuracy') & (rows.reading == 'any') & rows.attack.str.startswith('pgd', na=False)]
     return rows[rows.metric == dict(clean='clean_accuracy', ligs='ligs')[kind]]
 
+# %% ../nbs/13_regularization.ipynb #43f2c6ca
 @styled
 def draw_figure_4(rows): # of one arch
     "Clean accuracy, robust accuracy and LIGS over lambda; adversarial training as the last tick."
@@ -233,6 +236,7 @@ def show_told(iv):
     "What an interval of an effect says."
     return 'one seed, no interval' if np.isnan(iv.low) else 'rises' if iv.low > 0 else 'falls' if iv.high < 0 else 'not told apart from no change'
 
+# %% ../nbs/13_regularization.ipynb #dd84c8a9
 def show_gain(rows): # of one arch
     "What each lambda changes, norm by norm, in sentences."
     for norm in (n for n in LOOKS if (rows.norm == n).any()):
@@ -242,6 +246,7 @@ def show_gain(rows): # of one arch
                                                        for kind in ('clean', 'robust', 'ligs'))
             yield f'{norm_name(norm)}, lambda {lam:g} against 0: robust accuracy {robust} points ({show_told(iv)}), clean {clean} points, LIGS {straight}.'
 
+# %% ../nbs/13_regularization.ipynb #6a6d289e
 def show_hard(rows): # of one arch
     "What AutoAttack leaves of the gain, norm by norm."
     hard = show_only(rows, 'hard')
@@ -257,6 +262,7 @@ def show_training(r): # a row, or a group's key
     "How a network was trained, in words."
     return 'adversarial' if pd.isna(r.lam) else f'lambda\N{NO-BREAK SPACE}{r.lam:g}' if r.lam else 'standard'
 
+# %% ../nbs/13_regularization.ipynb #8a9f4896
 def show_checks(rows): # of one arch
     "A line for each network: the same attack read stably and plainly, another loss, no gradient at all."
     lines = []
@@ -317,6 +323,7 @@ def show_collapsed(rows): # of one arch -> the rows of the others, and a sentenc
     return rows[~same], [f'{norm_name(r.norm)}, lambda {r.lam:g}, seed {r.seed} has no gradient at any image: it gives one answer to all, and is left out of these sentences.'
                          for r in gone.itertuples()]
 
+# %% ../nbs/13_regularization.ipynb #db70a9e6
 def show_regularization(rows):
     "For each arch figure 4 and two tables."
     for _, of in rows.groupby([n for n in NETWORK if n != 'regime'], dropna=False):

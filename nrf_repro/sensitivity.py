@@ -160,6 +160,7 @@ def courses(rows, attack): # history of one dataset, arch, width and regime
     rows = rows[(rows.metric == 'clean_accuracy') | (rows.metric == 'robust_accuracy') & (rows.attack == attack)].dropna(subset='value')
     return {key: of.pivot_table(index='epoch', columns='metric', values='value').dropna() for key, of in rows.groupby(['norm', 'seed'])}
 
+# %% ../nbs/28_sensitivity.ipynb #23d2bd9e
 def passing(curve, clean):
     "(epoch, robust accuracy) where a curve first passes this clean accuracy, on a straight line between two looks; NaN if it never does."
     above = np.flatnonzero(curve.clean_accuracy.to_numpy() >= clean)
@@ -186,11 +187,13 @@ def gaps(at): # of `at_equal_accuracy`
     there = at.dropna(subset='passing')
     return t_interval(there['last'] - there.control), t_interval(there.passing - there.control)
 
+# %% ../nbs/28_sensitivity.ipynb #23cee8f9
 def gap_text(iv): # of a share
     "In points, with its interval if it has one."
     ends = '' if np.isnan(iv.low) else f' [{100 * iv.low:+.1f}, {100 * iv.high:+.1f}]'
     return '' if np.isnan(iv.mean) else f'{100 * iv.mean:+.1f}{ends}'.replace('-', '−')
 
+# %% ../nbs/28_sensitivity.ipynb #7596d20d
 def reading_equal(rows): # history of one kind of network
     "What is left of BN - none where both are equally accurate."
     at = at_equal_accuracy(rows)
