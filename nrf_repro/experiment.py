@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ARCHS', 'BASES', 'JOB_FIELDS', 'PARTS', 'ATTACK', 'FIELDS_OF_RECIPE', 'CHANGES', 'RECIPE', 'NETWORKS',
-           'STUDIES', 'BLOCK', 'UNKNOWN', 'NOTES', 'Cell', 'grid_cells', 'planned', 'Study', 'next_seed', 'study_cells',
-           'check_study', 'profile_schema', 'check_profile', 'among', 'check_controls', 'check_grid', 'profiles',
-           'load_profile', 'jobs', 'absent', 'study_jobs', 'trained_by', 'unmeasured', 'train_settings',
-           'attack_settings', 'attack_of', 'recipe_of', 'device_of', 'images_of', 'network_of', 'build_folder',
-           'check_name', 'one_cell', 'run_config', 'batch_statistics', 'monitor_of', 'attack_fields', 'cell_fields',
-           'history_rows', 'write_json', 'read_json', 'trained', 'alone', 'machine', 'keeper', 'train_cell',
-           'processes_of', 'train_run', 'lossy_of', 'in_blocks', 'measure_cell', 'keep_values', 'attack_cell',
-           'run_cells', 'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table', 'time_limit', 'off_the_lock',
-           'lock_text', 'data_facts', 'note_of', 'report_meta']
+           'STUDIES', 'WEIGHTS', 'WEIGHTS_8BIT', 'BLOCK', 'UNKNOWN', 'NOTES', 'Cell', 'grid_cells', 'planned', 'Study',
+           'next_seed', 'study_cells', 'check_study', 'profile_schema', 'check_profile', 'among', 'check_controls',
+           'check_grid', 'profiles', 'load_profile', 'jobs', 'absent', 'study_jobs', 'trained_by', 'unmeasured',
+           'train_settings', 'attack_settings', 'attack_of', 'recipe_of', 'device_of', 'images_of', 'network_of',
+           'build_folder', 'check_name', 'one_cell', 'run_config', 'batch_statistics', 'monitor_of', 'attack_fields',
+           'cell_fields', 'history_rows', 'write_json', 'read_json', 'trained', 'weights_file', 'alone', 'machine',
+           'keeper', 'train_cell', 'processes_of', 'train_run', 'lossy_of', 'in_blocks', 'measure_cell', 'keep_values',
+           'attack_cell', 'run_cells', 'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table', 'time_limit',
+           'off_the_lock', 'lock_text', 'data_facts', 'note_of', 'report_meta']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import fcntl
@@ -381,6 +381,12 @@ def trained(run, hash):
     "Does this folder hold a network of exactly these settings? config.json is written last."
     return read_json(run / 'config.json').get('hash') == hash
 
+WEIGHTS, WEIGHTS_8BIT = 'weights.safetensors', 'weights-8bit.safetensors'
+
+def weights_file(run):
+    "Where a run's final weights are: in float32, else in eight bits (a run from another machine), else None."
+    return next((run / name for name in (WEIGHTS, WEIGHTS_8BIT) if (run / name).is_file()), None)
+
 # %% ../nbs/17_experiment.ipynb #e4cc5af1
 @contextmanager
 def alone(
@@ -460,7 +466,7 @@ def train_run(
     if not team.lead: return
     common = cell_fields(profile, cell, config_hash(config), torch.device(device).type)
     write_rows(run / 'history.jsonl', history_rows(history, profile, cell, len(monitor.images), common))
-    save_model(model, run / 'weights.safetensors')
+    save_model(model, run / WEIGHTS)
     write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint, lossy=lossy_of(train),
                                           machine=machine()))
     (run / 'state.safetensors').unlink(missing_ok=True)
@@ -541,7 +547,7 @@ def attack_cell(
         torch.set_num_threads(profile['threads'])
         device, images = device_of(profile), images_of(profile, cell.dataset, 'test')
         common = dict(cell_fields(profile, cell, hash, device), epoch=recipe_of(profile, cell).epochs)
-        model, kept = load_model(run / 'weights.safetensors', device), keep_values(state, config_hash([hash, images.fingerprint]))
+        model, kept = load_model(weights_file(run) or run / WEIGHTS, device), keep_values(state, config_hash([hash, images.fingerprint]))
         write_rows(run / 'final.jsonl', measure_cell(model, images, profile, cell, attacks, common, *kept))
         write_json(run / 'attack.json', dict(config, hash=hash, data=images.fingerprint))
         state.unlink(missing_ok=True)

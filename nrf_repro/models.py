@@ -6,13 +6,13 @@
 __all__ = ['VGG_STAGES', 'RESNET_BLOCKS', 'SLOW', 'CONTROLS', 'ARCHS', 'Standardize', 'scaled', 'norm_groups', 'conv_norm',
            'vgg_body', 'vgg_head', 'Residual', 'resnet_body', 'init_he', 'tame_branches', 'Scalar', 'Shift', 'Scale',
            'with_scalars', 'fixup_branch', 'fixup', 'StandardWeights', 'normalizer_free', 'Classifier', 'check_words',
-           'build_model', 'save_model', 'save_whole', 'load_model', 'fitting', 'unpacked', 'from_bytes']
+           'build_model', 'save_model', 'save_whole', 'load_model', 'model_config', 'fitting', 'unpacked', 'from_bytes']
 
 # %% ../nbs/06_models.ipynb #97241ec8
 import json
 import math
 import secrets
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -272,17 +272,31 @@ def load_model(
     path,         # a file that `save_model` wrote, or a published one
     device='cpu', # where the model goes
 ) -> Classifier:  # in eval mode
-    "Build the model that a safetensors file describes and load its weights."
-    if not Path(path).is_file(): raise FileNotFoundError(f'No weights at {path}: train the network first.')
-    try:
-        with safe_open(path, 'pt') as f:
-            config, weights = json.loads((f.metadata() or {})['config']), unpacked({k: f.get_tensor(k) for k in f.keys()})
+    "The model that a safetensors file describes, with its weights. Raises FileNotFoundError, or ValueError for a damaged file."
+    with _readable(path) as f:
+        config, weights = _config(f), {k: f.get_tensor(k) for k in f.keys()}
+        weights = unpacked(weights, config)
         fitting(config, weights)
         model = build_model(**config)
         model.load_state_dict(weights)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as e:
-        raise ValueError(f'{path} holds no weights of ours ({" ".join(str(e).split())[:200]}): delete it and train again, or restore it from git.') from None
     return model.to(device).eval()
+
+# %% ../nbs/06_models.ipynb #8d77e98c
+def model_config(path) -> dict: # path: as for `load_model`
+    "The arguments of `build_model` that a file of weights was written with; its weights are not read."
+    with _readable(path) as f: return _config(f)
+
+def _config(f): return json.loads((f.metadata() or {})['config'])
+
+@contextmanager
+def _readable(path):
+    "An opened safetensors file; what goes wrong while it is read is an error that names it."
+    if not Path(path).is_file(): raise FileNotFoundError(f'No weights at {path}: train the network first.')
+    try:
+        with safe_open(path, 'pt') as f: yield f
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as e:
+        why = ' '.join(str(e).split())[:200]
+        raise ValueError(f'{path} holds no weights of ours ({why}): delete it and train again, or restore it from git.') from None
 
 # %% ../nbs/06_models.ipynb #7f68aadd
 def fitting(config, weights):
@@ -292,10 +306,20 @@ def fitting(config, weights):
         raise ValueError('names, shapes or types of its weights are of another network')
 
 # %% ../nbs/06_models.ipynb #7ee2c176
-def unpacked(weights):
-    "Weights in float32 of a file that stores some in eight bits, each beside its scales (chapter 31)."
-    scales = {k: weights.pop(f'{k}.scale') for k in list(weights) if f'{k}.scale' in weights}
-    return weights | {k: from_bytes(weights[k], scale) for k, scale in scales.items()}
+def unpacked(
+    weights, # name -> tensor, as stored
+    config,  # the arguments of `build_model`
+):           # name -> tensor, in float32
+    "The state dict of a file that stores some weights in eight bits, each beside its scales (chapter 31)."
+    scales = {name: weights[f'{name}.scale'] for name in weights if f'{name}.scale' in weights}
+    tensors = {name: w for name, w in weights.items() if name.removesuffix('.scale') not in scales or name in scales}
+    tensors |= {name: from_bytes(tensors[name], scale) for name, scale in scales.items()}
+    return tensors | _exact_standardize(scales, config)
+
+def _exact_standardize(scales, config):
+    "Mean and standard deviation from the config: files written before 2026-11-28 rounded them to eight bits."
+    rounded = [part for part in ('mean', 'std') if f'standardize.{part}' in scales]
+    return {f'standardize.{part}': torch.tensor(config[part], dtype=torch.float32).view(1, -1, 1, 1) for part in rounded}
 
 # %% ../nbs/06_models.ipynb #cb17b41b
 def from_bytes(

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
-from .experiment import (STUDIES, attack_fields, attack_of, device_of, images_of, network_of, read_json,
-                                  recipe_of, study_cells, write_json)
+from .experiment import (STUDIES, WEIGHTS, attack_fields, attack_of, device_of, images_of, network_of, read_json,
+                                  recipe_of, study_cells, weights_file, write_json)
 from .models import load_model, save_model
 from .results import config_hash, make_row, write_rows
 from .training import fit
@@ -54,8 +54,9 @@ class Run:
 # %% ../nbs/19_studies.ipynb #d0610e18
 @patch
 def network(run:Run, cell, epoch=None): # epoch: one that the profile keeps; None: the end
-    "The trained network of a cell, in eval mode on the run's device."
-    path = Path(run.folder, 'runs', cell.id, f'weights-{epoch}.safetensors' if epoch else 'weights.safetensors')
+    "The trained network of a cell, in eval mode on the run's device. Raises FileNotFoundError if it was not trained."
+    folder = Path(run.folder, 'runs', cell.id)
+    path = folder / f'weights-{epoch}.safetensors' if epoch else weights_file(folder) or folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f'{cell.id} has no {path.name}: train it first'
                                 + (f', with epoch {epoch} among watch.keep of the profile.' if epoch else '.'))
@@ -67,11 +68,15 @@ BESIDE = {'seeds', 'seconds', 'job', 'if_here'}   # settings that decide whether
 @patch(as_prop=True)
 def hash(run:Run):
     "Short hash of all that decides a study's rows."
-    weights = {c.id: read_json(Path(run.folder, 'runs', c.id, 'config.json')).get('hash')
-               for c in study_cells(run.profile, run.study, run.seed)}
+    weights = {c.id: _weights_key(Path(run.folder, 'runs', c.id)) for c in study_cells(run.profile, run.study, run.seed)}
     own = {k: v for k, v in run.settings.items() if k not in BESIDE}
     return config_hash(dict(study=run.study, seed=run.seed, settings=own, data=run.data, weights=weights,
                             threads=run.profile['threads'], device=run.profile['device']))
+
+def _weights_key(folder):
+    "Which weights a study takes: the hash of their settings, and whether they are rounded to eight bits."
+    key, stored = read_json(folder / 'config.json').get('hash'), weights_file(folder)
+    return f'{key}, eight bits' if stored and stored.name != WEIGHTS else key
 
 # %% ../nbs/19_studies.ipynb #aa49623f
 @patch

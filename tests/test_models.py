@@ -209,3 +209,12 @@ def test_a_control_learns_a_handful_of_images(arch):
         loss = nn.functional.cross_entropy(model(x), y)
         opt.zero_grad(); loss.backward(); opt.step()
     assert loss < .5
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'reports/published').glob('*/networks/*.safetensors')), ids=lambda p: p.stem)
+def test_published_networks_keep_the_exact_mean_and_standard_deviation(path):
+    with safe_open(path, 'pt') as f:
+        stored = {part: f.get_tensor(f'standardize.{part}').flatten().tolist() for part in ('mean', 'std')}
+        assert not any(name.startswith('standardize') and name.endswith('.scale') for name in f.keys())
+    config = model_config(path)
+    assert stored == {part: torch.tensor(config[part]).tolist() for part in ('mean', 'std')}
