@@ -1,15 +1,19 @@
 """The norm under test is the one that was built, and nothing else differs."""
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from nrf_repro.attacks import Attack
 from nrf_repro.features import ligs
 from nrf_repro.models import (ARCHS, CONTROLS, SLOW, Residual, Scale, Scalar, Shift, StandardWeights, build_model,
-                              load_model, save_model)
+                              load_model, model_config, save_model)
 from nrf_repro.norms import NORMS, count_norms
 from nrf_repro.results import CONTROLS as NAMED_CONTROLS
 
+ROOT = Path(__file__).parent.parent
 CONVS = dict(vgg11=8, vgg16=13, vgg19=16, resnet18=20, resnet50=53)
 PLAIN = tuple(CONVS)
 BUILDS = [(arch, norm) for arch in ARCHS for norm in (('none',) if arch in CONTROLS else NORMS)]
