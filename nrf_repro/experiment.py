@@ -11,8 +11,8 @@ __all__ = ['NORMS', 'ARCHS', 'BASES', 'JOB_FIELDS', 'PARTS', 'ATTACK', 'FIELDS_O
            'build_folder', 'check_name', 'one_cell', 'run_config', 'batch_statistics', 'monitor_of', 'attack_fields',
            'cell_fields', 'history_rows', 'write_json', 'read_json', 'trained', 'weights_file', 'alone', 'machine',
            'keeper', 'train_cell', 'processes_of', 'train_run', 'lossy_of', 'in_blocks', 'measure_cell', 'keep_values',
-           'attack_cell', 'run_cells', 'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table', 'time_limit',
-           'off_the_lock', 'lock_text', 'data_facts', 'note_of', 'report_meta']
+           'attack_config', 'attack_cell', 'run_cells', 'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table',
+           'time_limit', 'off_the_lock', 'lock_text', 'data_facts', 'note_of', 'report_meta']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import fcntl
@@ -529,6 +529,12 @@ def keep_values(path, hash):
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
         raise ValueError(f'{path} is damaged ({e}): delete it and run again.') from None
 
+# %% ../nbs/17_experiment.ipynb #36a77ac0
+def attack_config(profile, cell, attacks, weights): # weights: the hash of `run_config`
+    "All that decides the measurement of a trained network, as plain values, for the hash in its rows."
+    data = profile['data'][cell.dataset]
+    return dict(weights=weights, attacks={a: data['attacks'][a] for a in attacks}, sigma=data['sigma'], test=data['test'])
+
 # %% ../nbs/17_experiment.ipynb #ed56333e
 def attack_cell(
     profile,
@@ -539,10 +545,10 @@ def attack_cell(
     "Measure a trained network on the test images unless that was done; leave the rows in its folder."
     import torch
     from nrf_repro.models import load_model
-    run, data = Path(folder, 'runs', cell.id), profile['data'][cell.dataset]
+    run = Path(folder, 'runs', cell.id)
     weights = read_json(run / 'config.json').get('hash')
     if not weights: raise FileNotFoundError(f'{cell.id} is not trained: run network.ipynb first.')
-    config = dict(weights=weights, attacks={a: data['attacks'][a] for a in attacks}, sigma=data['sigma'], test=data['test'])
+    config = attack_config(profile, cell, attacks, weights)
     hash, state = config_hash(config), run / 'attack.safetensors'
     with alone(run):
         if read_json(run / 'attack.json').get('hash') == hash: return 'kept'
