@@ -103,8 +103,8 @@ STUDIES = {
     'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
     'medical': Study('consequences', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
     'adequacy': Study('adequacy', uses=('standard',), settings=('images', 'attacks', 'effort')),
-    'paired_images': Study('paired_images', uses=('standard',), settings=('images', 'attacks', 'strength', 'eps', 'sigma', 'levels',
-                                                                         'severities', 'transfer_eps')),
+    'paired_images': Study('paired_images', uses=('standard',), settings=('images', 'strength', 'eps', 'sigma', 'levels', 'severities',
+                                                                         'transfer_eps')),
     'imagenet': Study('imagenet', settings=('weights', 'attacks'))}
 
 # %% ../nbs/17_experiment.ipynb #d88ce58c

@@ -47,19 +47,19 @@ def paired_interval(
 class SampleSizes:
     "Test images for each part of the study, balanced by class."
     strength: int = 200     # the sequence of attacks
-    eps: int = 300          # robust accuracy against eps
-    sigma: int = 500        # LIGS against sigma
-    corruptions: int = 300
-    transfer: int = 300     # before those are dropped that a network misclassifies
+    eps: int = 200          # robust accuracy against eps
+    sigma: int = 200        # LIGS against sigma
+    corruptions: int = 200
+    transfer: int = 200     # before those are dropped that a network misclassifies
 
 @dataclass(frozen=True)
 class AttackLimits:
-    "How long the sequence of attacks tries."
+    "How long the sequence of attacks tries; 0 leaves an attack out."
     steps: int = 50     # of PGD, with a random start
     apgd: int = 30      # steps of APGD (AutoAttack: 100)
     targets: int = 3    # most likely wrong classes for the targeted attacks (AutoAttack: 9)
-    fab: int = 10       # steps of FAB (AutoAttack: 100)
-    queries: int = 200  # of Square (AutoAttack: 5000)
+    fab: int = 5        # steps of FAB (AutoAttack: 100)
+    queries: int = 50   # of Square (AutoAttack: 5000)
 
 # %% ../nbs/38_paired_images.ipynb #38a0000a
 def _parsed(given, kind, name):
@@ -68,6 +68,8 @@ def _parsed(given, kind, name):
     if unknown := sorted(set(given) - set(known)):
         raise ValueError(f'study paired_images, {name}: unknown setting {unknown[0]!r}. Choose from {", ".join(known)}.')
     return kind(**given)
+
+def _sizes(run): return _parsed(run.settings['images'], SampleSizes, 'images')
 
 # %% ../nbs/38_paired_images.ipynb #38a0000d
 def _paired_rows(run, metric, outcomes, **common): # outcomes: Cell -> bool[n], of one architecture
@@ -92,9 +94,9 @@ def _library_sequence(net, x, attack, classes, s):
     import torchattacks as ta
     common, few = dict(norm=NAMES[attack.ball], eps=attack.eps, seed=0), min(s.targets + 1, classes)
     yield 'APGD, cross-entropy', ta.APGD(Calm(net, x), steps=s.apgd, **common)
-    if classes >= 4: yield 'APGD, targeted', ta.APGDT(net, steps=s.apgd, n_classes=few, **common)
-    yield 'FAB, targeted', ta.FAB(net, steps=s.fab, n_classes=few, multi_targeted=True, **common)
-    yield 'Square', ta.Square(net, n_queries=s.queries, **common)
+    if classes >= 4 and s.targets: yield 'APGD, targeted', ta.APGDT(net, steps=s.apgd, n_classes=few, **common)
+    if s.targets and s.fab: yield 'FAB, targeted', ta.FAB(net, steps=s.fab, n_classes=few, multi_targeted=True, **common)
+    if s.queries: yield 'Square', ta.Square(net, n_queries=s.queries, **common)
 
 # %% ../nbs/38_paired_images.ipynb #38a00010
 def attack_sequence(
@@ -147,18 +149,18 @@ def _nets(run, arch):
 
 # %% ../nbs/38_paired_images.ipynb #38a00016
 def _strength_rows(run, arch, name): # name: of an attack of the profile
-    sizes, strength = (_parsed(run.settings[k], kind, k) for k, kind in (('images', SampleSizes), ('strength', AttackLimits)))
-    attack, (x, y) = run.attack(name), _test_images(run, sizes.strength)
+    attack, (x, y) = run.attack(name), _test_images(run, _sizes(run).strength)
+    strength = _parsed(run.settings['strength'][name], AttackLimits, f'strength of {name}')
     classes, stages = len(run.images('test').classes), {}
     for cell, net in _nets(run, arch).items():
         for stage, ok in attack_sequence(net, x, y, attack, classes, strength): stages.setdefault(stage, {})[cell] = ok
     for i, (stage, outcomes) in enumerate(stages.items()):
         yield from _paired_rows(run, 'robust_accuracy', outcomes, source=f'{i} {stage}', **run.attacked(name))
 
-def _eps_rows(run, arch, name):
-    attack, (x, y) = run.attack(name), _test_images(run, _parsed(run.settings['images'], SampleSizes, 'images').eps)
-    nets = _nets(run, arch)
-    for k in run.settings['eps']:
+def _eps_rows(run, arch):
+    name, (x, y) = run.settings['eps']['attack'], _test_images(run, _sizes(run).eps)
+    attack, nets = run.attack(name), _nets(run, arch)
+    for k in run.settings['eps']['times']:
         a = replace(attack, eps=k * attack.eps, step_size=k * attack.step_size)
         outcomes = {cell: robust_correct(net, x, y, a) for cell, net in nets.items()}
         yield from _paired_rows(run, 'robust_accuracy', outcomes, source='eps', attack=name, eps=a.eps, steps=a.steps,
@@ -166,7 +168,7 @@ def _eps_rows(run, arch, name):
 
 # %% ../nbs/38_paired_images.ipynb #38a00017
 def _sigma_rows(run, arch):
-    x, y = _test_images(run, _parsed(run.settings['images'], SampleSizes, 'images').sigma)
+    x, y = _test_images(run, _sizes(run).sigma)
     nets = _nets(run, arch)
     for sigma in run.settings['sigma']:
         values = {cell: ligs(net, x, y, sigma=sigma) for cell, net in nets.items()}
@@ -186,7 +188,7 @@ def _ligs_rows(run, values, sigma): # values: Cell -> float64[n]
 
 # %% ../nbs/38_paired_images.ipynb #38a00018
 def _corruption_rows(run, arch):
-    n, s, images = _parsed(run.settings['images'], SampleSizes, 'images').corruptions, run.settings, run.images('test')
+    n, s, images = _sizes(run).corruptions, run.settings, run.images('test')
     images, nets = images[balanced(images.y, n)], _nets(run, arch)
     for source, severity in [(c, v) for c in CORRUPTIONS for v in s['severities']]:
         changed = corrupted(images, source, severity, s['levels'], run.seed)
@@ -196,14 +198,15 @@ def _corruption_rows(run, arch):
 
 # %% ../nbs/38_paired_images.ipynb #38a0001a
 def _transfer_rows(run):
-    x, y = _test_images(run, _parsed(run.settings['images'], SampleSizes, 'images').transfer)
-    nets, eps = {cell: run.network(cell) for cell in run.cells()}, run.settings['transfer_eps']
-    plain = next(run.attack(name) for name in run.settings['attacks'] if run.attack(name).ball == 'linf')
+    x, y = _test_images(run, _sizes(run).transfer)
+    eps, nets = run.settings['transfer_eps'], {cell: run.network(cell) for cell in run.cells()}
+    name = next(name for name in run.settings['strength'] if run.attack(name).ball == 'linf')
+    plain = run.attack(name)
     attack = replace(plain, eps=eps, step_size=plain.step_size * eps / plain.eps)
     ok = torch.stack([correct(net, x, y) for net in nets.values()]).all(0)
     x, y = x[ok], y[ok]
     made = {cell: attack(net, x, y) for cell, net in nets.items()}
-    common = dict(source='same images', attack='pgd_linf', eps=eps, steps=attack.steps, step_size=attack.step_size, reading='last')
+    common = dict(source='same images', attack=name, eps=eps, steps=attack.steps, step_size=attack.step_size, reading='last')
     for target, net in nets.items():
         for arch in dict.fromkeys(cell.arch for cell in nets):
             fooled = {cell: ~correct(net, made[cell], y) for cell in nets if cell.arch == arch and cell != target}
@@ -226,9 +229,9 @@ def _tasks(run):
     archs = dict.fromkeys(cell.arch for cell in run.cells())
     def each(name, make): return [Task(name, arch, lambda arch=arch: make(run, arch)) for arch in archs]
     def by_attack(name, make):
-        return [Task(name, f'{arch}-{a}', lambda arch=arch, a=a: make(run, arch, a)) for a in run.settings['attacks'] for arch in archs]
-    return [*each('stored-weights', _eight_bit_rows), *by_attack('strength', _strength_rows), *each('sigma', _sigma_rows),
-            *by_attack('eps', _eps_rows), *each('corruptions', _corruption_rows), Task('transfer', 'all', lambda: _transfer_rows(run))]
+        return [Task(name, f'{arch}-{a}', lambda arch=arch, a=a: make(run, arch, a)) for a in run.settings['strength'] for arch in archs]
+    return [*by_attack('strength', _strength_rows), *each('stored-weights', _eight_bit_rows), *each('sigma', _sigma_rows),
+            *each('eps', _eps_rows), Task('transfer', 'all', lambda: _transfer_rows(run)), *each('corruptions', _corruption_rows)]
 
 def measure_paired_images(run): # `Run` of chapter 19
     "The rows of every part; each part is written when it ends."
