@@ -204,10 +204,11 @@ def _copy(member, into):
     if len(data) != member.size: raise ValueError(f'{member.name!r} has not the {member.size:,} bytes that the archive says.')
     path.write_bytes(data)
 
-# %% ../nbs/36_archive.ipynb #9696ba04
+# %% ../nbs/36_archive.ipynb #c6e69cde
 def _unpack(source, into): # an archive, an empty folder
     "Copy the files of an archive; the names of its runs, and of its networks, in order."
     with _naming(source), ExitStack() as stack:
+        if source.is_file() and (size := source.stat().st_size) > TOTAL: raise ValueError(f'it has {size:,} bytes, more than {TOTAL:,}.')
         if source.is_dir(): members = list(_folder_members(source))
         else: members = list(_zip_members(stack.enter_context(zipfile.ZipFile(source))))
         _check_members(members)

@@ -309,10 +309,10 @@ def run(a):
         profile = load_profile(a.profile)
         print(f'{len(collect(profile, parts, build_folder(profile, a.folder)))} rows')
         return 0
+    _check_report_words(a)
     if a.data: os.environ['NRF_DATA'] = a.data
     if (data := os.environ.get('NRF_DATA')) and not Path(data).is_dir():
         raise FileNotFoundError(f'The data folder {data} is not there: mend NRF_DATA or --data, or leave it out.')
-    _check_report_words(a)
     if a.budget is not None:
         from nrf_repro.budget import report_within
         return report_within(a, parts)
