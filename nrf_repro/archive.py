@@ -7,7 +7,7 @@ __all__ = ['ROWS', 'EIGHT', 'LIMIT', 'LARGEST', 'TOTAL', 'FILES', 'NAME', 'FILE'
            'finished', 'Packed', 'write_archive', 'Member', 'restore_standardizing', 'Run', 'Gathered', 'gather',
            'add_arguments', 'summary', 'run']
 
-# %% ../nbs/36_archive.ipynb #a863fd5e
+# %% ../nbs/36_archive.ipynb #38e0e8ec
 import json
 import math
 import os
@@ -22,6 +22,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -68,11 +69,11 @@ def _add(z, name, path, how):
     info.compress_type, info.external_attr = how, 0o100644 << 16
     z.writestr(info, path.read_bytes())
 
-# %% ../nbs/36_archive.ipynb #356385d6
+# %% ../nbs/36_archive.ipynb #c112be1d
 @contextmanager
 def _zip_whole(out):
     "A zip file to write, whole or not at all: a draft beside it, then one rename."
-    for left in out.parent.glob(f'.{out.name}.*.tmp'): left.unlink()    # of a writer that was killed
+    for left in out.parent.glob(f'.{escape(out.name)}.*.tmp'): left.unlink()    # of a writer that was killed
     draft = out.with_name(f'.{out.name}.{secrets.token_hex(4)}.tmp')
     try:
         with zipfile.ZipFile(draft, 'w') as z: yield z
@@ -203,10 +204,11 @@ def _copy(member, into):
     if len(data) != member.size: raise ValueError(f'{member.name!r} has not the {member.size:,} bytes that the archive says.')
     path.write_bytes(data)
 
-# %% ../nbs/36_archive.ipynb #9696ba04
+# %% ../nbs/36_archive.ipynb #c6e69cde
 def _unpack(source, into): # an archive, an empty folder
     "Copy the files of an archive; the names of its runs, and of its networks, in order."
     with _naming(source), ExitStack() as stack:
+        if source.is_file() and (size := source.stat().st_size) > TOTAL: raise ValueError(f'it has {size:,} bytes, more than {TOTAL:,}.')
         if source.is_dir(): members = list(_folder_members(source))
         else: members = list(_zip_members(stack.enter_context(zipfile.ZipFile(source))))
         _check_members(members)

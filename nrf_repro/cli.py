@@ -145,6 +145,7 @@ def report(
     jobs='*',        # a pattern of job names, to run a part of the grid
     dry_run=False,   # say what would be run
     cluster=None,    # a folder with a Snakemake profile, such as reports/slurm: run the jobs there
+    render=False,    # run nothing: render what is there
 ) -> int:            # exit status
     "Run what is missing and render the report of what is there."
     from nrf_repro.experiment import alone, build_folder, load_profile
@@ -161,8 +162,8 @@ def report(
         for draft in (folder / 'notebooks').glob('.*.ipynb'): draft.unlink()    # of notebooks that were killed
         def make(target, *more): return snakemake(name, parts, folder, jobs, target, *how, *more, pass_fds=[lock.fileno()])
         if dry_run: return make('measure', '--dry-run')
-        failed = make('measure')
-        rendered = make('report.html')
+        failed = 0 if render else make('measure')
+        rendered = make('report.html', *(['--forcerun', 'rows'] if render else []))   # gathered runs have no job that is newer
     if not rendered: print(f'{folder / "report.html"}')
     if failed: print(f'Some jobs failed: their notebooks, with the traceback, are in {folder / "notebooks"}.', file=sys.stderr)
     return failed or rendered
@@ -244,7 +245,20 @@ def _report_words(add):
     add('--jobs', default='*', help="a pattern of job names, such as 'vgg11-*-standard-0': a part of the grid")
     add('--dry-run', action='store_true', help='only say what would be run')
     add('--cluster', help='a folder with a Snakemake profile, such as reports/slurm: run the jobs there')
+    add('--render', action='store_true', help='run nothing: render the report of what is there')
     add('--data', help='folder of the data sets; the same as NRF_DATA')
+    add('--budget', help='stop after this time, such as 9m or 1h30m: several networks at once, pairs first, into an archive for `nrf-repro gather`')
+    add('--parallel', type=int, help='with --budget: networks at once; default: 5 on a GPU, else as the profile says')
+    add('--archive', help="with --budget: the archive; default: archive.zip in the build folder")
+
+def _check_report_words(a):
+    "Refuse words of `nrf-repro report` that do not go together."
+    alone = dict(cores=None, jobs='*', dry_run=False, cluster=None, render=False)
+    given = [name for name, default in alone.items() if getattr(a, name) != default]
+    if a.budget is not None and given: raise ValueError(f'--budget does not go with --{given[0].replace("_", "-")}: leave one of them out.')
+    lost = [name for name in ('parallel', 'archive') if getattr(a, name) is not None]
+    if a.budget is None and lost: raise ValueError(f'--{lost[0]} goes with --budget: say how long, such as --budget 9m.')
+    if a.render and len(given) > 1: raise ValueError(f'--render runs nothing, so it does not go with --{given[0].replace("_", "-")}: leave one of them out.')
 
 # %% ../nbs/23_cli.ipynb #12da3083
 def _plan_words(add):
@@ -295,10 +309,14 @@ def run(a):
         profile = load_profile(a.profile)
         print(f'{len(collect(profile, parts, build_folder(profile, a.folder)))} rows')
         return 0
+    _check_report_words(a)
     if a.data: os.environ['NRF_DATA'] = a.data
     if (data := os.environ.get('NRF_DATA')) and not Path(data).is_dir():
         raise FileNotFoundError(f'The data folder {data} is not there: mend NRF_DATA or --data, or leave it out.')
-    return report(a.profile, parts, a.cores, a.jobs, a.dry_run, a.cluster)
+    if a.budget is not None:
+        from nrf_repro.budget import report_within
+        return report_within(a, parts)
+    return report(a.profile, parts, a.cores, a.jobs, a.dry_run, a.cluster, a.render)
 
 # %% ../nbs/23_cli.ipynb #10112c34
 def plan(a, parts):

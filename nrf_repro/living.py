@@ -493,7 +493,7 @@ def stored(profile, folder, device='cpu'): # the build folder
     if not (cells := pair(profile)): raise ValueError(f'profile {profile["name"]} plans no network both without norm and with BN')
     files = {norm: Path(folder, 'runs', cell.id, 'weights.safetensors') for norm, cell in cells.items()}
     lost = [path.parent.name for path in files.values() if not path.is_file()]
-    if lost: raise FileNotFoundError(f'not trained: {", ".join(lost)}')
+    if lost: raise FileNotFoundError(f'no weights of {", ".join(lost)}')
     return {norm: load_model(path, device) for norm, path in files.items()}, cells['bn']
 
 # %% ../nbs/26_living.ipynb #64f8ccac
