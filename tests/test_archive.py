@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nrf_repro import archive
-from nrf_repro.archive import EIGHT, ROWS, gather, write_archive
+from nrf_repro.archive import ROWS, gather, write_archive
 from nrf_repro.cli import collect, main
-from nrf_repro.experiment import attack_cell, load_profile, planned, report_meta, run_cells, train_cell
+from nrf_repro.experiment import WEIGHTS_8BIT, attack_cell, load_profile, planned, report_meta, run_cells, train_cell
 from nrf_repro.models import load_model, save_whole
 from nrf_repro.published import to_bytes
 from nrf_repro.report import render
@@ -93,7 +93,7 @@ def test_all_runs_come_through_a_zip_and_the_report_keeps_them(made, build, gath
     for cell in CELLS:
         for name in ROWS: assert (build / 'runs' / cell.id / name).read_bytes() == (there / 'runs' / cell.id / name).read_bytes()
         assert not (build / 'runs' / cell.id / 'weights.safetensors').exists()
-        assert load_model(build / 'runs' / cell.id / EIGHT).config['norm'] == cell.norm
+        assert load_model(build / 'runs' / cell.id / WEIGHTS_8BIT).config['norm'] == cell.norm
     before = contents(build / 'runs')
     assert set(run_cells(TINY, CELLS, build, lambda *a: train_cell(*a, progress=False)).values()) == {'kept'}
     assert set(run_cells(TINY, CELLS, build, lambda p, c, f: attack_cell(p, c, PLAN[c], f)).values()) == {'kept'}
@@ -107,7 +107,7 @@ def test_a_folder_is_an_archive_too_and_what_is_there_is_kept(unpacked, build, g
     (unpacked / 'README.md').write_text('ten networks')
     assert gathering(unpacked)[0] == 0
     edit(build / 'runs' / A / 'final.jsonl', r'"value": [\d.]+', '"value": 0.125')        # ours from now on
-    (build / 'runs' / B / EIGHT).unlink()
+    (build / 'runs' / B / WEIGHTS_8BIT).unlink()
     before = contents(build)
     status, out, _ = gathering(unpacked)
     assert status == 0 and out.count('kept    ') == 4 and '0 runs copied' in out and contents(build) == before
@@ -166,7 +166,7 @@ def test_a_rounded_standardising_layer_is_restored_and_nothing_else_changes(unpa
     exact.standardize.std.copy_(torch.tensor(exact.config['std']).view(1, -1, 1, 1))
     rounded(file)
     assert gathering(unpacked)[0] == 0
-    here = load_model(build / 'runs' / A / EIGHT)
+    here = load_model(build / 'runs' / A / WEIGHTS_8BIT)
     assert all(torch.equal(w, here.state_dict()[name]) for name, w in exact.state_dict().items())
 
 
@@ -260,7 +260,7 @@ def test_no_room_in_the_build_folder_changes_nothing(unpacked, build, gathering,
     copy = shutil.copyfile
 
     def full(source, to):
-        if B in str(to) and to.name == EIGHT: raise OSError(28, 'No space left on device')
+        if B in str(to) and to.name == WEIGHTS_8BIT: raise OSError(28, 'No space left on device')
         return copy(source, to)
     monkeypatch.setattr(archive.shutil, 'copyfile', full)
     status, _, err = gathering(unpacked)
