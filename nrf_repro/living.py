@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .experiment import Cell, attack_of, grid_cells, images_of, read_json
+from .experiment import Cell, attack_of, grid_cells, images_of, read_json, weights_file
 from .figures import caption, data_uri, styled
 from .results import NAMED_NORMS
 from .tables import COLUMNS, NETWORK, arch_name, environment, eps_text, named, network_name, norm_name, number
@@ -491,8 +491,8 @@ def stored(profile, folder, device='cpu'): # the build folder
     "norm -> network, and the BN network's cell."
     from nrf_repro.models import load_model
     if not (cells := pair(profile)): raise ValueError(f'profile {profile["name"]} plans no network both without norm and with BN')
-    files = {norm: Path(folder, 'runs', cell.id, 'weights.safetensors') for norm, cell in cells.items()}
-    lost = [path.parent.name for path in files.values() if not path.is_file()]
+    files = {norm: weights_file(Path(folder, 'runs', cell.id)) for norm, cell in cells.items()}
+    lost = [cells[norm].id for norm, path in files.items() if path is None]
     if lost: raise FileNotFoundError(f'no weights of {", ".join(lost)}')
     return {norm: load_model(path, device) for norm, path in files.items()}, cells['bn']
 

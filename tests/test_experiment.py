@@ -50,7 +50,7 @@ def test_missing_key_unknown_profile_and_broken_yaml(tmp_path):
     (tmp_path / 'b.yaml').write_text('about: [')
     with pytest.raises(ValueError, match="a.yaml line 1: '[a-z]+' is missing"): load_profile(str(tmp_path / 'a.yaml'))
     with pytest.raises(ValueError, match='b.yaml is not YAML'): load_profile(str(tmp_path / 'b.yaml'))
-    with pytest.raises(ValueError, match='Unknown profile .*choose one of cifar, cifar-small, demo'): load_profile('huge')
+    with pytest.raises(ValueError, match='Unknown profile .*choose one of cifar, cifar-cpu, cifar-small, demo'): load_profile('huge')
 
 
 def test_a_copy_may_not_go_by_the_name_of_a_profile_that_is_there(tmp_path):
