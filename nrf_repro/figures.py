@@ -381,7 +381,7 @@ def training_images(profile, dataset, folder='reports/profiles'):
     settings = read_yaml(path)[0]['data'] if path.is_file() else {}
     if dataset not in settings: return ''
     count = settings[dataset]['train']
-    return 'all training images' if count is None else f'{count:,} training images'
+    return 'all images' if count is None else f'{count:,} training images'
 
 # %% ../nbs/21_figures.ipynb #8c3f50d9
 def scale_heading(part,        # the lines of one profile and data set
@@ -434,7 +434,9 @@ def headline_line(ax, c, y, scale): # of `headline_effects`; where it stands; 10
 
 def quantity(part): # of a claim
     "What a part measures, in words."
-    return dict(clean_accuracy='clean accuracy', ligs='LIGS').get(part.metric) or f'robust accuracy under {COLUMNS[part.where["attack"]]}'
+    name = dict(ligs='LIGS').get(part.metric, part.metric.replace('_', ' '))
+    attack = part.where.get('attack')
+    return f'{name} under {COLUMNS.get(attack, attack)}' if attack else name
 
 # %% ../nbs/21_figures.ipynb #f4c81b69
 def _layout(effects, published): # -> (y, heading), (y, line), and the number of lines
@@ -456,22 +458,22 @@ def draw_headline(effects,     # of `headline_effects`
     """
     if effects.empty: raise ValueError('the headline figure needs BN and none of the same network and seed. The rows have no such pair.')
     headings, lines, rows = _layout(in_order(effects, claim.scales), published)
-    part, height = claim.parts[0], .25 * rows + 1.55
+    part, height = claim.parts[0], .25 * rows + 1.8
     scale, unit = (1, 'LIGS') if part.metric == 'ligs' else (100, 'percentage points')
-    fig = Figure(figsize=(6.4, height), dpi=120)
-    ax = fig.add_axes([.315, 1.3 / height, .41, 1 - 1.4 / height])
+    fig = Figure(figsize=(5.6, height), dpi=120)
+    ax = fig.add_axes([.36, 1.55 / height, .34, 1 - 1.65 / height])
     ax.axvspan(-scale * part.smallest_effect, scale * part.smallest_effect, color=GRID, linewidth=0, zorder=0)
     ax.axvline(0, color=INK, linewidth=1)
     for y, text in headings: _beside(ax, y, text, .01, fontweight='bold')
     for y, c in lines:
         if c.seeds: headline_line(ax, c, y, scale)
         _beside(ax, y, line_label(c), .03)
-        _beside(ax, y, effect_text(c) + (' (no interval)' if len(c.seeds) == 1 else ''), .745)
+        _beside(ax, y, effect_text(c) + (' (no interval)' if len(c.seeds) == 1 else ''), .725)
     ax.set(ylim=(rows - .2, -.7), yticks=[])
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.spines['left'].set_visible(False)
     what = quantity(part)
-    fig.text(.01, .68 / height, f'{what[0].upper()}{what[1:]}: difference from the same network\nwithout normalisation, {unit}', linespacing=1.3)
+    fig.text(.01, .97 / height, f'{what[0].upper()}{what[1:]}: difference from the same network\nwithout normalisation, {unit}', linespacing=1.3)
     _headline_legend(fig, effects, f'{scale * part.smallest_effect:g} {unit.split()[-1]}')
     return fig
 
@@ -488,11 +490,12 @@ def _headline_legend(fig, effects, small): # below the axis; what the band is wi
     cross = Line2D([], [], linestyle='', marker='x', color=INK, markersize=8, markeredgewidth=2.2)
     if effects.paper.notna().any(): entries.append((cross, 'BN minus none, paper'))
     entries.append((Patch(color=GRID), f'less than {small}: too small to count'))
-    fig.legend(*zip(*entries), loc='lower left', bbox_to_anchor=(0, 0), ncols=2, fontsize=8.5, borderpad=.2, handletextpad=.4, columnspacing=1.2)
+    fig.legend(*zip(*entries), loc='lower left', bbox_to_anchor=(0, 0), fontsize=8.5, borderpad=.2, handletextpad=.4, labelspacing=.3)
 
 # %% ../nbs/21_figures.ipynb #0c4be7a6
 def headline_finding(effects, # of `headline_effects`
-                     claim):  # with the order of scales, the smallest effect and the claimed side
+                     claim,   # with the order of scales, the smallest effect and the claimed side
+                     lead='At the largest scale'): # how the sentence begins
     "One sentence: in how many architectures of the largest scale the effect of BN lies beyond the smallest effect, with each effect."
     bn = in_order(effects[(effects.kind == 'bn') & effects.effect.notna()], claim.scales)
     if bn.empty: return 'No network has rows with BN and without.'
@@ -502,7 +505,7 @@ def headline_finding(effects, # of `headline_effects`
     small = number(part.smallest_effect, 'ligs') if part.metric == 'ligs' else f'{100 * part.smallest_effect:g}'
     each = ', '.join(f'{arch_name(c.arch)} {effect_text(c)}' for c in top.itertuples())
     verb = 'lowers' if part.direction == 'lower' else 'raises'
-    return (f'At the largest scale, {scale_heading(top)}, BN {verb} {quantity(part)} by more than {small}{unit} (whole interval) in '
+    return (f'{lead}, {scale_heading(top)}, BN {verb} {quantity(part)} by more than {small}{unit} (whole interval) in '
             f'{far.sum()} of {len(top)} architecture{"" if len(top) == 1 else "s"}: {each}{unit}.')
 
 # %% ../nbs/21_figures.ipynb #6b2e8d0f
