@@ -461,7 +461,7 @@ def draw_headline(effects,     # of `headline_effects`
     part, height = claim.parts[0], .25 * rows + 1.8
     scale, unit = (1, 'LIGS') if part.metric == 'ligs' else (100, 'percentage points')
     fig = Figure(figsize=(5.6, height), dpi=120)
-    ax = fig.add_axes([.36, 1.55 / height, .34, 1 - 1.65 / height])
+    ax = fig.add_axes([.39, 1.55 / height, .315, 1 - 1.65 / height])
     ax.axvspan(-scale * part.smallest_effect, scale * part.smallest_effect, color=GRID, linewidth=0, zorder=0)
     ax.axvline(0, color=INK, linewidth=1)
     for y, text in headings: _beside(ax, y, text, .01, fontweight='bold')

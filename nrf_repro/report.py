@@ -8,7 +8,8 @@ __all__ = ['META', 'SIDES', 'ELSEWHERE', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves',
            'words', 'data_text', 'network_texts', 'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download',
            'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'against_parts', 'figure_parts', 'between',
            'reading_control', 'plane_parts', 'study_parts', 'tally', 'not_checked', 'all_tables', 'table_parts',
-           'small_tables', 'more_figures', 'hangs_on', 'page', 'source_text', 'linked', 'render']
+           'small_tables', 'more_figures', 'published_above', 'headline_part', 'hangs_on', 'page', 'source_text',
+           'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #1c07134a
 import gzip
@@ -21,7 +22,8 @@ import pandas as pd
 
 from . import tables
 from .checks import doubts
-from .results import FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, t_interval, typed, write_whole
+from .results import (FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, in_checkout, load_claims, paper_rows, read_rows, t_interval, typed,
+                               write_whole)
 from .sensitivity import all_cells, reading, reading_cells, reading_equal, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)
@@ -399,6 +401,33 @@ def more_figures(given): # of meta['figures']
         yield dict(id=f'more-{i}', title=f['title'], caption=f.get('caption', ''), alt=f.get('alt') or f['title'],
                    src=data_uri(data, mime))
 
+# %% ../nbs/22_report.ipynb #c4f7a012
+def published_above(profile, claim, # one of `load_claims`, with the order of scales
+                    folder):        # of published profiles
+    "Profile -> published rows of each larger scale. Empty where nothing is published, or the profile has no place in the order."
+    if profile not in claim.scales: return {}
+    larger = claim.scales[claim.scales.index(profile) + 1:]
+    try: base = in_checkout(folder)
+    except FileNotFoundError: return {}
+    return {name: read_rows(base/name/'rows.jsonl') for name in larger if (base/name/'rows.jsonl').is_file()}
+
+# %% ../nbs/22_report.ipynb #0f6de8a9
+def headline_part(rows, profile, # rows of this profile
+                  claims, paper,
+                  folder='reports/published'): # of published profiles
+    "The forest plot of the main claim with what it shows, or None where no network has rows with BN and without."
+    from nrf_repro.figures import draw_headline, headline_caption, headline_effects, headline_finding, quantity
+    if (claim := claims.get('C2')) is None: return None
+    own = headline_effects(rows, claim, paper)
+    if own.empty: return None
+    larger = published_above(profile, claim, folder)
+    effects = pd.concat([own, *(headline_effects(other, claim, paper) for other in larger.values())], ignore_index=True)
+    said = [headline_finding(own, claim, lead='In this profile')]
+    if larger: said = [f'Published: {headline_finding(effects, claim, lead="at the largest scale")}', *said]
+    what = quantity(claim.parts[0])
+    return _part('headline', draw_headline(effects, claim, larger), f'{what[0].upper()}{what[1:]}: BN and controls against no normalisation',
+                 headline_caption(effects, claim, finding=False), said)
+
 # %% ../nbs/22_report.ipynb #3a0de54e
 def hangs_on(rows, claims, verdicts): # rows of one profile
     "The sensitivity of the verdicts: a reading and a table."
@@ -408,7 +437,7 @@ def hangs_on(rows, claims, verdicts): # rows of one profile
     return dict(reading=reading(found), html=tables.plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
 
 # %% ../nbs/22_report.ipynb #67cc2ce2
-def page(rows, claims, profile, paper, meta):
+def page(rows, claims, profile, paper, meta, published='reports/published'):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.figures import inline_svg
     warnings, rows = warnings_of(rows, profile), of_profile(rows, profile)
@@ -418,8 +447,10 @@ def page(rows, claims, profile, paper, meta):
                                       for id, (cells, caption) in found.items()})
     drawn = figure_parts(rows, all_cells(rows, paper, claims.get('C1'))) + study_parts(rows)
     for i, p in enumerate(drawn): p |= dict(id=f'{p["id"]}-{i}') | (dict(svg=inline_svg(p['fig'], p['alt'], f'f{i}')) if p['fig'] else {})
+    lead = headline_part(rows, profile, claims, paper, published)
+    if lead: lead |= dict(svg=inline_svg(lead['fig'], lead['alt'], 'lead'))
     rule = 'Each claim of the paper, decided by a rule fixed beforehand; later changes of rules are listed at the head of claims.yaml.'
-    return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
+    return dict(profile=profile, lead=lead, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
                 hangs=hangs_on(rows, claims, verdicts), forest=[p for p in drawn if p['id'].startswith('effects')],
                 tables=list(table_parts(found, files)), figures=[p for p in drawn if not p['id'].startswith('effects')],
@@ -443,11 +474,12 @@ def render(
     *,
     profile,      # whose rows are shown; others are left out and named
     paper=None,   # of `paper_rows`; read from reports/paper when not given
+    published='reports/published', # folder whose larger scales are drawn beside this profile, where it is there
     **meta,       # see META: what the rows cannot know
 ) -> Path:        # of the file
     "Write the report: one self-contained HTML file."
     meta = check_meta(meta)
-    values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta)
+    values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta, published)
     there, lost = linked(meta['notebooks'] or {}, Path(out).parent)
     values |= dict(notebooks=there, gaps=values['gaps'] + lost)
     tables_css, report_css, script = map(source_text, ('tables.css', 'report.css', 'report.js'))
