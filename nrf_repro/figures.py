@@ -9,7 +9,8 @@ __all__ = ['INK', 'GRID', 'LOOKS', 'INKED', 'STYLE', 'styled', 'FIGURE_3_ENDS', 
            'forest', 'eps_rows', 'eps_curves', 'course', 'clean_robust', 'path', 'kind_of', 'kind_name', 'ends',
            'scattered', 'joined', 'plane', 'headline_pairs', 'printed_difference', 'headline_effects', 'width_text',
            'training_images', 'scale_heading', 'line_label', 'effect_text', 'in_order', 'mark_look', 'headline_line',
-           'quantity', 'draw_headline', 'headline_finding', 'headline_caption', 'svg_text', 'data_uri', 'inline_svg']
+           'quantity', 'draw_headline', 'headline_finding', 'headline_caption', 'control_effects', 'svg_text',
+           'data_uri', 'inline_svg']
 
 # %% ../nbs/21_figures.ipynb #4a90d31f
 import base64
@@ -458,30 +459,37 @@ def draw_headline(effects,     # of `headline_effects`
     """
     if effects.empty: raise ValueError('the headline figure needs BN and none of the same network and seed. The rows have no such pair.')
     headings, lines, rows = _layout(in_order(effects, claim.scales), published)
-    part, height = claim.parts[0], .25 * rows + 1.8
+    part, what = claim.parts[0], quantity(claim.parts[0])
     scale, unit = (1, 'LIGS') if part.metric == 'ligs' else (100, 'percentage points')
+    legend = _headline_legend(effects, f'{scale * part.smallest_effect:g} {unit.split()[-1]}')
+    below = .75 + .17 * len(legend[0])         # inches for ticks, axis label and legend
+    height = .25 * rows + below + .25
     fig = Figure(figsize=(5.6, height), dpi=120)
-    ax = fig.add_axes([.39, 1.55 / height, .315, 1 - 1.65 / height])
-    ax.axvspan(-scale * part.smallest_effect, scale * part.smallest_effect, color=GRID, linewidth=0, zorder=0)
-    ax.axvline(0, color=INK, linewidth=1)
+    ax = fig.add_axes([.39, below / height, .315, 1 - (below + .1) / height])
+    _headline_axis(ax, rows, scale * part.smallest_effect)
     for y, text in headings: _beside(ax, y, text, .01, fontweight='bold')
     for y, c in lines:
         if c.seeds: headline_line(ax, c, y, scale)
         _beside(ax, y, line_label(c), .03)
         _beside(ax, y, effect_text(c) + (' (no interval)' if len(c.seeds) == 1 else ''), .725)
+    label = f'{what[0].upper()}{what[1:]}: difference from the same network\nwithout normalisation, {unit}'
+    fig.text(.01, (below - .33) / height, label, linespacing=1.3, va='top')
+    fig.legend(*legend, loc='lower left', bbox_to_anchor=(0, 0), fontsize=8.5, borderpad=.2, handletextpad=.4, labelspacing=.3)
+    return fig
+
+# %% ../nbs/21_figures.ipynb #63f8a0d4
+def _headline_axis(ax, rows, small): # how many lines high; half the band
+    ax.axvspan(-small, small, color=GRID, linewidth=0, zorder=0)
+    ax.axvline(0, color=INK, linewidth=1)
     ax.set(ylim=(rows - .2, -.7), yticks=[])
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.spines['left'].set_visible(False)
-    what = quantity(part)
-    fig.text(.01, .97 / height, f'{what[0].upper()}{what[1:]}: difference from the same network\nwithout normalisation, {unit}', linespacing=1.3)
-    _headline_legend(fig, effects, f'{scale * part.smallest_effect:g} {unit.split()[-1]}')
-    return fig
 
 def _beside(ax, y, text, x, **look): # at a place of the figure's width, at the height of a line
     ax.annotate(text, (x, y), xycoords=('figure fraction', 'data'), va='center', annotation_clip=False, **look)
 
 # %% ../nbs/21_figures.ipynb #bc5a1e84
-def _headline_legend(fig, effects, small): # below the axis; what the band is wide
+def _headline_legend(effects, small): # what the band is wide -> handles and labels
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     entries = [(Line2D([], [], **mark_look('bn')), 'BN minus none')]
@@ -490,7 +498,7 @@ def _headline_legend(fig, effects, small): # below the axis; what the band is wi
     cross = Line2D([], [], linestyle='', marker='x', color=INK, markersize=8, markeredgewidth=2.2)
     if effects.paper.notna().any(): entries.append((cross, 'BN minus none, paper'))
     entries.append((Patch(color=GRID), f'less than {small}: too small to count'))
-    fig.legend(*zip(*entries), loc='lower left', bbox_to_anchor=(0, 0), fontsize=8.5, borderpad=.2, handletextpad=.4, labelspacing=.3)
+    return [list(side) for side in zip(*entries)]
 
 # %% ../nbs/21_figures.ipynb #0c4be7a6
 def headline_finding(effects, # of `headline_effects`
@@ -513,13 +521,14 @@ def headline_caption(effects, # of `headline_effects`
                      claim,   # its claim
                      finding=True): # whether the sentence to remember comes first
     "What the plot shows, n, seeds, interval, the smallest effect, the paper's sources, and what was left out."
+    effects = in_order(effects, claim.scales)
     part, single = claim.parts[0], (effects.seeds.map(len) == 1).any()
     small = f'{part.smallest_effect:g}' if part.metric == 'ligs' else f'{100 * part.smallest_effect:g} points'
     shown = f'Shown: {quantity(part)}{_eps_text(effects)}, minus that of the same network without normalisation and of the same seed.'
     bars = f'Bars: {100 * claim.level:g} % t interval over seeds, whose number stands at each line{"; one seed has no interval" if single else ""}.'
     band = f'Shaded: smaller than the smallest effect that counts ({small}, claims.yaml).'
     first = [headline_finding(effects, claim)] if finding else []
-    return ' '.join([*first, shown, bars, _sizes(in_order(effects, claim.scales)), band, *_sources(effects), *_absent(effects)])
+    return ' '.join([*first, shown, bars, _sizes(effects), band, *_sources(effects), *_absent(effects)])
 
 # %% ../nbs/21_figures.ipynb #94fd1c3e
 def _eps_text(effects): # of each data set
@@ -543,6 +552,19 @@ def _sources(effects): # where the crosses come from, and what the open marks ar
 def _absent(effects): # seeds that the claim's rule leaves out
     lost = [f'{arch_name(c.arch)} {kind_name(c.kind)} seed {several(c.left_out)} ({c.profile})' for c in effects.itertuples() if c.left_out]
     if lost: yield f'Left out, as one of the two networks is undertrained: {"; ".join(lost)}.'
+
+# %% ../nbs/21_figures.ipynb #5f2ac7d8
+def control_effects(rows,       # a frame of `read_rows`, of one profile or several
+                    claim=None): # of `load_claims`; its first part says which quantity; C2 when not given
+    "A line for each control and profile: its mean, those of none and BN, and the paired differences from both with their t intervals."
+    claim, on = load_claims()['C2'] if claim is None else claim, [c for c in [*CELL, 'seed'] if c != 'kind']
+    used = headline_pairs(rows, claim).query('used')
+    bn = used[used.kind == 'bn'][[*on, 'value']].rename(columns=dict(value='bn'))
+    lines = []
+    for key, cell in used[used.kind != 'bn'].merge(bn, on=on).groupby(CELL, dropna=False, sort=False):
+        sides = t_interval(cell.difference, claim.level), t_interval(cell.value - cell.bn, claim.level)
+        lines.append([*key, cell.value_control.mean(), cell.value.mean(), cell.bn.mean(), *sides])
+    return pd.DataFrame(lines, columns=[*CELL, 'none', 'value', 'bn', 'from_none', 'from_bn'])
 
 # %% ../nbs/21_figures.ipynb #39a53cf9
 def svg_text(fig):

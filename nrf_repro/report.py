@@ -7,9 +7,9 @@ __all__ = ['META', 'SIDES', 'ELSEWHERE', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves',
            'reading_3', 'reading_effects', 'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds',
            'words', 'data_text', 'network_texts', 'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download',
            'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'against_parts', 'figure_parts', 'between',
-           'reading_control', 'plane_parts', 'study_parts', 'tally', 'not_checked', 'all_tables', 'table_parts',
-           'small_tables', 'more_figures', 'published_above', 'headline_part', 'hangs_on', 'page', 'source_text',
-           'linked', 'render']
+           'reading_control', 'control_table', 'reading_controls', 'plane_parts', 'study_parts', 'tally', 'not_checked',
+           'all_tables', 'table_parts', 'small_tables', 'more_figures', 'published_above', 'headline_part', 'hangs_on',
+           'page', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #1c07134a
 import gzip
@@ -307,6 +307,38 @@ def reading_control(ends, kind): # one family, with its networks without norm an
     side = SIDES[direction(none) == 'down', direction(bn) == 'up']
     return (f'{ends.dataset.iloc[0]} · {arch_name(ends.family.iloc[0])} {kind_name(kind)}, without norm: clean {levels("clean")}, under attack {levels("robust")}. '
             f'Against None robust accuracy {moves(none)}, against BN it {moves(bn)}. {side}')
+
+# %% ../nbs/22_report.ipynb #6ad20f93
+def control_table(rows,   # a frame of `read_rows`, of one profile or several
+                  claims): # of `load_claims`
+    "A frame of strings, a line for each control: clean and robust accuracy of none, control and BN, and the differences with intervals."
+    from nrf_repro.figures import control_effects, in_order, kind_name, scale_heading
+    robust, clean = (control_effects(rows, claims[id]) for id in ('C2', 'C1'))
+    lines = []
+    for c in in_order(robust, claims['C2'].scales).itertuples():
+        same = clean[(clean.profile == c.profile) & (clean.dataset == c.dataset) & (clean.arch == c.arch) & (clean.kind == c.kind)]
+        lines.append({'Scale': scale_heading(robust[(robust.profile == c.profile) & (robust.dataset == c.dataset) & (robust.arch == c.arch)]),
+                      'Control': f'{arch_name(c.arch)} {kind_name(c.kind)}', 'Seeds': str(c.from_none.n),
+                      'Clean, %: none, control, BN': _three(next(same.itertuples())) if len(same) else 'not available',
+                      'PGD ℓ2, %: none, control, BN': _three(c),
+                      'Control − none, points': _points(c.from_none), 'Control − BN, points': _points(c.from_bn)})
+    return pd.DataFrame(lines)
+
+def _three(c): return ', '.join(number(v, 'clean') for v in (c.none, c.value, c.bn))
+
+def _points(iv): # an interval of a share
+    ends = '' if pd.isna(iv.low) else f' [{number(iv.low, "clean", True)}, {number(iv.high, "clean", True)}]'
+    return number(iv.mean, 'clean', True) + ends
+
+# %% ../nbs/22_report.ipynb #ce51d7a4
+def reading_controls(rows, claims): # as `control_table`
+    "How many controls are clearly less robust than none, and how many are clearly more robust than BN."
+    from nrf_repro.figures import control_effects
+    found = control_effects(rows, claims['C2'])
+    if found.empty: return []
+    lost, kept = sum(iv.high < 0 for iv in found.from_none), sum(iv.low > 0 for iv in found.from_bn)
+    return [f'{lost} of {len(found)} controls are clearly less robust than the same network without normalisation (whole interval below zero); '
+            f'{kept} of {len(found)} are clearly more robust than the network with BN (whole interval above zero).']
 
 # %% ../nbs/22_report.ipynb #57a90a05
 ELSEWHERE = ('Printed elsewhere, measured by others: ResNet110 on CIFAR-10, PGD ℓ∞ and ℓ2 (AngusG/bn-advex-zhang-fixup): '
