@@ -467,7 +467,7 @@ def draw_headline(effects,     # of `headline_effects`
     fig = Figure(figsize=(5.6, height), dpi=120)
     ax = fig.add_axes([.39, below / height, .315, 1 - (below + .1) / height])
     _headline_axis(ax, rows, scale * part.smallest_effect)
-    for y, text in headings: _beside(ax, y, text, .01, fontweight='bold')
+    for y, text in headings: _beside(ax, y, text, .01, fontweight='bold', bbox=dict(facecolor='white', edgecolor='none', pad=1))
     for y, c in lines:
         if c.seeds: headline_line(ax, c, y, scale)
         _beside(ax, y, line_label(c), .03)
