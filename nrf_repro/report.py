@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['META', 'SIDES', 'ELSEWHERE', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves', 'range_text', 'reading_1', 'reading_2',
            'reading_3', 'reading_effects', 'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds',
-           'words', 'data_text', 'network_texts', 'machine_texts', 'time_texts', 'code_texts', 'facts', 'gaps', 'jsonl',
-           'download', 'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'against_parts', 'figure_parts',
-           'between', 'reading_control', 'plane_parts', 'study_parts', 'tally', 'not_checked', 'all_tables',
-           'table_parts', 'small_tables', 'more_figures', 'hangs_on', 'page', 'source_text', 'linked', 'render']
+           'words', 'data_text', 'network_texts', 'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download',
+           'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'against_parts', 'figure_parts', 'between',
+           'reading_control', 'control_table', 'reading_controls', 'plane_parts', 'study_parts', 'tally', 'not_checked',
+           'all_tables', 'table_parts', 'small_tables', 'more_figures', 'published_above', 'headline_part', 'hangs_on',
+           'page', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #1c07134a
 import gzip
@@ -21,8 +22,8 @@ import pandas as pd
 
 from . import tables
 from .checks import doubts
-from .results import (FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, load_claims, paper_rows, source_hash, t_interval,
-                               typed, write_whole)
+from .results import (FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, in_checkout, load_claims, paper_rows, read_rows, t_interval, typed,
+                               write_whole)
 from .sensitivity import all_cells, reading, reading_cells, reading_equal, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)
@@ -181,13 +182,6 @@ def time_texts(rows, seconds):
     cpu = cpu_seconds(rows)
     return ([f'{duration(seconds)} wall time'] if seconds else []) + ([f'{duration(cpu)} of training epochs and measurements in the grids'] if cpu else [])
 
-# %% ../nbs/22_report.ipynb #22c0de01
-def code_texts(rows):
-    "Each version of the code that made the rows, by its source hash; this code, if it is another."
-    made = rows.source_hash.fillna('unknown').value_counts()
-    texts = [f'{hash} ({n} rows)' for hash, n in made.items()]
-    return texts + [f'the code that rendered this report has {source_hash()}'] * (set(made.index) != {source_hash()})
-
 # %% ../nbs/22_report.ipynb #00ba6457
 def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
     "What was run on what: label -> text."
@@ -200,7 +194,7 @@ def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
             'Settings': words([f'profile {meta["settings"]}'] * bool(meta['settings'])
                               + [f'{rows.config_hash.nunique()} hashes in the rows']),
             'Lock file': meta['lock'] or 'not stated',
-            'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': words(code_texts(rows)),
+            'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
             'Time': words(time_texts(rows, meta['seconds']))}
 
 # %% ../nbs/22_report.ipynb #a578edd9
@@ -314,6 +308,38 @@ def reading_control(ends, kind): # one family, with its networks without norm an
     return (f'{ends.dataset.iloc[0]} · {arch_name(ends.family.iloc[0])} {kind_name(kind)}, without norm: clean {levels("clean")}, under attack {levels("robust")}. '
             f'Against None robust accuracy {moves(none)}, against BN it {moves(bn)}. {side}')
 
+# %% ../nbs/22_report.ipynb #6ad20f93
+def control_table(rows,   # a frame of `read_rows`, of one profile or several
+                  claims): # of `load_claims`
+    "A frame of strings, a line for each control: clean and robust accuracy of none, control and BN, and the differences with intervals."
+    from nrf_repro.figures import control_effects, in_order, kind_name, scale_heading
+    robust, clean = (control_effects(rows, claims[id]) for id in ('C2', 'C1'))
+    lines = []
+    for c in in_order(robust, claims['C2'].scales).itertuples():
+        same = clean[(clean.profile == c.profile) & (clean.dataset == c.dataset) & (clean.arch == c.arch) & (clean.kind == c.kind)]
+        lines.append({'Scale': scale_heading(robust[(robust.profile == c.profile) & (robust.dataset == c.dataset) & (robust.arch == c.arch)]),
+                      'Control': f'{arch_name(c.arch)} {kind_name(c.kind)}', 'Seeds': str(c.from_none.n),
+                      'Clean, %: none, control, BN': _three(next(same.itertuples())) if len(same) else 'not available',
+                      'PGD ℓ2, %: none, control, BN': _three(c),
+                      'Control − none, points': _points(c.from_none), 'Control − BN, points': _points(c.from_bn)})
+    return pd.DataFrame(lines)
+
+def _three(c): return ', '.join(number(v, 'clean') for v in (c.none, c.value, c.bn))
+
+def _points(iv): # an interval of a share
+    ends = '' if pd.isna(iv.low) else f' [{number(iv.low, "clean", True)}, {number(iv.high, "clean", True)}]'
+    return number(iv.mean, 'clean', True) + ends
+
+# %% ../nbs/22_report.ipynb #ce51d7a4
+def reading_controls(rows, claims): # as `control_table`
+    "How many controls are clearly less robust than none, and how many are clearly more robust than BN."
+    from nrf_repro.figures import control_effects
+    found = control_effects(rows, claims['C2'])
+    if found.empty: return []
+    lost, kept = sum(iv.high < 0 for iv in found.from_none), sum(iv.low > 0 for iv in found.from_bn)
+    return [f'{lost} of {len(found)} controls are clearly less robust than the same network without normalisation (whole interval below zero); '
+            f'{kept} of {len(found)} are clearly more robust than the network with BN (whole interval above zero).']
+
 # %% ../nbs/22_report.ipynb #57a90a05
 ELSEWHERE = ('Printed elsewhere, measured by others: ResNet110 on CIFAR-10, PGD ℓ∞ and ℓ2 (AngusG/bn-advex-zhang-fixup): '
              'with BN 7.5 and 59.4 %, Fixup without BN 38.6 and 77.4 %.')
@@ -407,6 +433,33 @@ def more_figures(given): # of meta['figures']
         yield dict(id=f'more-{i}', title=f['title'], caption=f.get('caption', ''), alt=f.get('alt') or f['title'],
                    src=data_uri(data, mime))
 
+# %% ../nbs/22_report.ipynb #c4f7a012
+def published_above(profile, claim, # one of `load_claims`, with the order of scales
+                    folder):        # of published profiles
+    "Profile -> published rows of each larger scale. Empty where nothing is published, or the profile has no place in the order."
+    if profile not in claim.scales: return {}
+    larger = claim.scales[claim.scales.index(profile) + 1:]
+    try: base = in_checkout(folder)
+    except FileNotFoundError: return {}
+    return {name: read_rows(base/name/'rows.jsonl') for name in larger if (base/name/'rows.jsonl').is_file()}
+
+# %% ../nbs/22_report.ipynb #0f6de8a9
+def headline_part(rows, profile, # rows of this profile
+                  claims, paper,
+                  folder='reports/published'): # of published profiles
+    "The forest plot of the main claim with what it shows, or None where no network has rows with BN and without."
+    from nrf_repro.figures import draw_headline, headline_caption, headline_effects, headline_finding, quantity
+    if (claim := claims.get('C2')) is None: return None
+    own = headline_effects(rows, claim, paper)
+    if own.empty: return None
+    larger = published_above(profile, claim, folder)
+    effects = pd.concat([own, *(headline_effects(other, claim, paper) for other in larger.values())], ignore_index=True)
+    said = [headline_finding(own, claim, lead='In this profile')]
+    if larger: said = [f'Published: {headline_finding(effects, claim, lead="at the largest scale")}', *said]
+    what = quantity(claim.parts[0])
+    return _part('headline', draw_headline(effects, claim, larger), f'{what[0].upper()}{what[1:]}: BN and controls against no normalisation',
+                 headline_caption(effects, claim, finding=False), said)
+
 # %% ../nbs/22_report.ipynb #3a0de54e
 def hangs_on(rows, claims, verdicts): # rows of one profile
     "The sensitivity of the verdicts: a reading and a table."
@@ -416,7 +469,7 @@ def hangs_on(rows, claims, verdicts): # rows of one profile
     return dict(reading=reading(found), html=tables.plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
 
 # %% ../nbs/22_report.ipynb #67cc2ce2
-def page(rows, claims, profile, paper, meta):
+def page(rows, claims, profile, paper, meta, published='reports/published'):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.figures import inline_svg
     warnings, rows = warnings_of(rows, profile), of_profile(rows, profile)
@@ -426,8 +479,10 @@ def page(rows, claims, profile, paper, meta):
                                       for id, (cells, caption) in found.items()})
     drawn = figure_parts(rows, all_cells(rows, paper, claims.get('C1'))) + study_parts(rows)
     for i, p in enumerate(drawn): p |= dict(id=f'{p["id"]}-{i}') | (dict(svg=inline_svg(p['fig'], p['alt'], f'f{i}')) if p['fig'] else {})
+    lead = headline_part(rows, profile, claims, paper, published)
+    if lead: lead |= dict(svg=inline_svg(lead['fig'], lead['alt'], 'lead'))
     rule = 'Each claim of the paper, decided by a rule fixed beforehand; later changes of rules are listed at the head of claims.yaml.'
-    return dict(profile=profile, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
+    return dict(profile=profile, lead=lead, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
                 hangs=hangs_on(rows, claims, verdicts), forest=[p for p in drawn if p['id'].startswith('effects')],
                 tables=list(table_parts(found, files)), figures=[p for p in drawn if not p['id'].startswith('effects')],
@@ -451,11 +506,12 @@ def render(
     *,
     profile,      # whose rows are shown; others are left out and named
     paper=None,   # of `paper_rows`; read from reports/paper when not given
+    published='reports/published', # folder whose larger scales are drawn beside this profile, where it is there
     **meta,       # see META: what the rows cannot know
 ) -> Path:        # of the file
     "Write the report: one self-contained HTML file."
     meta = check_meta(meta)
-    values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta)
+    values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta, published)
     there, lost = linked(meta['notebooks'] or {}, Path(out).parent)
     values |= dict(notebooks=there, gaps=values['gaps'] + lost)
     tables_css, report_css, script = map(source_text, ('tables.css', 'report.css', 'report.js'))

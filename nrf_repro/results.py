@@ -10,7 +10,8 @@ __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'BOUNDS', 'NEEDS', 'NAMED_NORM
            'write_rows', 'frame', 'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval', 'wilson',
            't_interval', 'probability_below', 'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers',
            'by_seed', 'paired_effect', 'Part', 'Claim', 'load_claims', 'screen', 'level_of', 'effects', 'judge',
-           'printed_effect', 'decide_part', 'decide_parts', 'decide']
+           'printed_effect', 'decide_part', 'decide_parts', 'conclude', 'decide', 'by_scale', 'headline',
+           'read_published', 'decide_published']
 
 # %% ../nbs/16_results.ipynb #81d74ffc
 import ast
@@ -403,6 +404,7 @@ class Claim:
     learned_by: str        # the metric of the next two
     undertrained: dict     # profile or data set -> accuracy; a network below it is left out
     not_learned: dict      # the same; at or below it the network is a constant
+    scales: tuple          # profiles, the smallest first; the largest at which a claim was run gives its headline verdict
 
 # %% ../nbs/16_results.ipynb #574e0026
 def _check_part(part, place):
@@ -434,7 +436,10 @@ def _expand(entry, place): # one entry under `parts` -> Parts
 def _claim(entry, rules, place):
     given = rules | entry
     for table in ('undertrained', 'not_learned'): given[table] = rules[table] | entry.get(table, {})
-    return Claim(**given | dict(parts=tuple(p for e in entry['parts'] for p in _expand(e, place))))
+    scales = tuple(given['scales'])
+    if len(set(scales)) < len(scales): raise ValueError(f'{place}: a scale is given twice in {", ".join(scales)}. Name each profile once.')
+    parts = tuple(p for e in entry['parts'] for p in _expand(e, place))
+    return Claim(**given | dict(parts=parts, scales=scales))
 
 # %% ../nbs/16_results.ipynb #659f9826
 def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
@@ -448,7 +453,8 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
 
 # %% ../nbs/16_results.ipynb #50af6218
 LIMITS = dict(type='object', additionalProperties=NUMBER)
-RULES = dict(level=NUMBER, min_seeds=COUNT, bootstrap_from=COUNT, agree=NUMBER, learned_by=TEXT, undertrained=LIMITS, not_learned=LIMITS)
+RULES = dict(level=NUMBER, min_seeds=COUNT, bootstrap_from=COUNT, agree=NUMBER, learned_by=TEXT, undertrained=LIMITS, not_learned=LIMITS,
+             scales=each(TEXT))
 FIELDS_GIVEN = dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)]))
 PART = closed(name=TEXT, metric=TEXT, where=FIELDS_GIVEN, each=FIELDS_GIVEN | dict(maxProperties=1),
               direction=one_of('higher', 'lower'), smallest_effect=NUMBER,
@@ -681,15 +687,67 @@ def _because(parts, worst, speaker): # the sentence of a claim with several part
     return '; '.join(f'{verdict}: {which}' for verdict, which in names.items()) + f'. {speaker.part}: {speaker.reason}'
 
 # %% ../nbs/16_results.ipynb #2b887123
+def conclude(claims, # of load_claims
+             parts): # lines of decide_parts, of one profile
+    "One line per claim: verdict, the weakest part's effect, the reason, and `complete`: whether every part has an effect."
+    lines = []
+    for id, own in parts.groupby('id', sort=False):
+        worst, speaker = _weakest(own)
+        line = dict(id=id, title=claims[id].title, statement=claims[id].statement, verdict=worst)
+        line |= speaker.drop(['id', 'verdict']).to_dict()
+        lines.append(line | dict(reason=_because(own, worst, speaker), complete=bool(own.effect.notna().all())))
+    return pd.DataFrame(lines)
+
+# %% ../nbs/16_results.ipynb #a3d1f0b6
 def decide(claims,     # of load_claims
            rows,       # a frame of read_rows
            paper=None): # of paper_rows; read from reports/paper when not given
-    "One line per claim: verdict, the weakest part's effect with its interval, the paper's, and the reason in a sentence."
+    """One line per claim: verdict, the weakest part's effect with its interval, the paper's, and the reason in a sentence.
+
+    Raise ValueError if the rows lack a column.
+    """
     if lacking := [name for name in FIELDS if name not in rows]:
         raise ValueError(f'the rows lack the columns {", ".join(lacking)}; read them with read_rows')
-    lines, all_parts = [], decide_parts(claims, rows, paper)
-    for id, parts in all_parts.groupby('id', sort=False):
-        worst, speaker = _weakest(parts)
-        lines.append(dict(id=id, title=claims[id].title, statement=claims[id].statement, verdict=worst)
-                     | speaker.drop(['id', 'verdict']).to_dict() | dict(reason=_because(parts, worst, speaker)))
+    return conclude(claims, decide_parts(claims, rows, paper))
+
+# %% ../nbs/16_results.ipynb #9e2d4a70
+def by_scale(profiles, # names
+             claim):   # its `scales` are the order
+    "The names, the smallest scale first. Raise ValueError if one has no place in the order."
+    if unknown := sorted(set(profiles) - set(claim.scales)):
+        raise ValueError(f'profile {unknown[0]!r} has no place in the order of scales. Add it to `scales` in claims.yaml.')
+    return sorted(profiles, key=claim.scales.index)
+
+# %% ../nbs/16_results.ipynb #d41c8e55
+def headline(decided, # lines of `decide` of several profiles, with a column `profile`
+             claims): # of load_claims
+    """One line per claim: that of the largest scale at which it was run; without one the verdict is 'not run' and the profile empty.
+
+    Raise ValueError if a profile has no place in the order of scales.
+    """
+    lines = []
+    for id, own in decided.groupby('id', sort=False):
+        order = by_scale(own.profile, claims[id])
+        own = own.set_index('profile', drop=False).loc[order]
+        run = own[own.complete & (own.verdict != 'not run')]
+        why = f'No profile has rows for all parts: {", ".join(order)}.'
+        nothing = own.iloc[-1].to_dict() | dict(verdict='not run', profile='', effect=math.nan, low=math.nan, high=math.nan, reason=why)
+        lines.append(run.iloc[-1].to_dict() if len(run) else nothing)
     return pd.DataFrame(lines)
+
+# %% ../nbs/16_results.ipynb #8a55e4cd
+def read_published(folder='reports/published'): # holds a folder with rows.jsonl for each profile
+    "Profile -> its published rows. Raise FileNotFoundError if there are none."
+    found = {path.parent.name: read_rows(path) for path in sorted(in_checkout(folder).glob('[!.]*/rows.jsonl'))}
+    if found: return found
+    raise FileNotFoundError(f'{folder} holds no profile with rows.jsonl. Run nrf-repro publish first.')
+
+# %% ../nbs/16_results.ipynb #b7e09d34
+def decide_published(claims,     # of load_claims
+                     found,      # profile -> rows, as `read_published` gives
+                     paper=None): # of paper_rows; read from reports/paper when not given
+    "The lines of `decide` and those of `decide_parts`, each with a column `profile`, the smallest scale first."
+    order = by_scale(found, next(iter(claims.values())))
+    parts = [decide_parts(claims, found[name], paper).assign(profile=name) for name in order]
+    decided = [conclude(claims, own).assign(profile=name) for name, own in zip(order, parts)]
+    return pd.concat(decided, ignore_index=True), pd.concat(parts, ignore_index=True)

@@ -9,7 +9,8 @@ __all__ = ['MADE_UP', 'MADE_UP_ATTACKS', 'COLUMNS', 'TABLE_1', 'SETTING', 'NETWO
            'norm_name', 'line_name', 'missing', 'not_run', 'number', 'direction', 'interval_text', 'value_text', 'head',
            'eps_text', 'numbered', 'notes_text', 'wide', 'to_markdown', 'to_latex', 'environment', 'fragment',
            'stylesheet', 'own_eps', 'layout', 'to_html', 'amount', 'ours_text', 'verdict_lines', 'verdict_table',
-           'verdicts_html', 'plain_html', 'settings', 'gradients', 'printed_table', 'printed_notes']
+           'verdicts_html', 'part_name', 'shown_part', 'scale_cell', 'headline_table', 'plain_html', 'settings',
+           'gradients', 'printed_table', 'printed_notes']
 
 # %% ../nbs/20_tables.ipynb #0ac6e4e8
 import math
@@ -19,7 +20,7 @@ from functools import cache
 import pandas as pd
 
 from .checks import doubts
-from .results import CONTROLS, NAMED_NORMS, PRINTED_NOTES, frame, level_of, make_row, printed_note, probability_below, t_interval, wilson
+from .results import CONTROLS, NAMED_NORMS, PRINTED_NOTES, by_scale, frame, headline, level_of, make_row, printed_note, probability_below, t_interval, wilson
 
 # %% ../nbs/20_tables.ipynb #495acd9b
 MADE_UP = {'none': (.975, .82, .80), 'bn': (.988, .58, .60), 'in': (.96, .72, .72),  # clean, PGD l2, LIGS
@@ -435,6 +436,47 @@ def verdict_table(verdicts, claims):
 def verdicts_html(verdicts, claims, caption, id='verdicts'):
     "The verdicts as an HTML fragment."
     return fragment('verdicts', list(verdict_lines(verdicts, claims)), caption, id)
+
+# %% ../nbs/20_tables.ipynb #b8e21f07
+def part_name(name): # of a claim
+    "A part's name as the tables write it."
+    return COLUMNS.get(name) or (norm_name(name) if name in NAMED_NORMS else name)
+
+def shown_part(claim): # of `load_claims`
+    "Which effect of a claim a table across scales shows, and its unit."
+    part = claim.parts[0]
+    unit = 'points' if amount(0, part.metric).endswith('points') else 'LIGS'
+    against = f' minus {part.threshold:g}' if part.threshold is not None else ''
+    if len(claim.parts) == 1: return unit + against
+    name = part_name(part.name)
+    return name if name.startswith(unit) else f'{name}, {unit}{against}'
+
+# %% ../nbs/20_tables.ipynb #1c5f8b92
+def scale_cell(line,  # of `decide`: one claim at one profile
+               first): # of `decide_parts`: the claim's first part there
+    "Verdict's sign, the first part's effect with its interval, and which other part decided; '–' where there is no row."
+    if line.verdict == 'not run' and pd.isna(first.effect): return SIGNS['not run']
+    ends = [amount(x, first.metric, unit=False) for x in (first.low, first.high)]
+    text = 'no usable pair' if pd.isna(first.effect) else amount(first.effect, first.metric, unit=False)
+    text += f' [{", ".join(ends)}]' if pd.notna(first.low) else ''
+    if not line.complete: return f'{SIGNS[line.verdict]} {text} (parts are missing)'
+    decided = '' if line.verdict == 'reproduced' or line.part == first.part else f' (decided by {part_name(line.part)})'
+    return f'{SIGNS[line.verdict]} {text}{decided}'
+
+# %% ../nbs/20_tables.ipynb #e90d37a4
+def headline_table(decided, parts, # of `decide_published`
+                   claims):        # of `load_claims`
+    "A frame of strings: claim, headline verdict with its scale, and a column for each profile, the largest first."
+    lines = []
+    for v in headline(decided, claims).itertuples():
+        own = {line.profile: line for line in decided[decided.id == v.id].itertuples()}
+        metric = claims[v.id].parts[0].metric
+        firsts = {line.profile: line for line in parts[parts.id == v.id].drop_duplicates('profile').assign(metric=metric).itertuples()}
+        scale = f' (`{v.profile}`)' if v.profile else ''
+        cells = {f'`{name}`': scale_cell(own[name], firsts[name]) for name in reversed(by_scale(own, claims[v.id]))}
+        lines.append({'Claim (effect shown)': f'{v.id} {v.title} ({shown_part(claims[v.id])})',
+                      'Headline verdict': f'{SIGNS[v.verdict]} {v.verdict}{scale}', **cells})
+    return pd.DataFrame(lines)
 
 # %% ../nbs/20_tables.ipynb #067442ea
 def plain_html(frame,    # of anything that prints

@@ -3,6 +3,7 @@ import dataclasses
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -337,9 +338,53 @@ def test_effects_for_a_forest_plot():
     assert R.effects(CLAIMS['C2'], R.frame([])).empty
 
 
+# several scales, one headline
+
+def scaled(**rows): # profile -> rows
+    "The lines of `decide` at each profile, of C1, C2 and C4."
+    claims = {id: CLAIMS[id] for id in ('C1', 'C2', 'C4')}
+    return pd.concat([R.decide(claims, R.frame(unique(r | dict(profile=p.replace('_', '-')) for r in own)), PAPER).assign(profile=p.replace('_', '-'))
+                      for p, own in rows.items()])
+
+
+def test_the_headline_is_the_verdict_of_the_largest_scale():
+    lower, higher = c2(), c2((.80, .81, .79), (.60, .58, .62))
+    got = R.headline(scaled(cifar=lower, demo=higher), CLAIMS).set_index('id').loc['C2']
+    assert (got.profile, got.verdict, got.effect) == ('cifar', 'reproduced', pytest.approx(-.2))
+    got = R.headline(scaled(cifar=higher, cifar_small=lower, demo=lower), CLAIMS).set_index('id').loc['C2']
+    assert (got.profile, got.verdict) == ('cifar', 'not reproduced') and got.effect > 0      # the larger scale, not the better verdict
+
+
+def test_a_claim_was_run_where_all_of_its_parts_were():
+    both = history((1., .9, .7), (.5, .9, .97)) + reliance(.4)
+    decided = scaled(cifar=history((1., .9, .7), (.5, .9, .97)), demo=both)
+    assert decided[decided.id == 'C4'].verdict.tolist() == ['inconclusive', 'reproduced']      # not 'not run', and yet it was not
+    got = R.headline(decided, CLAIMS).set_index('id').loc['C4']
+    assert (got.profile, got.verdict) == ('demo', 'reproduced')
+    got = R.headline(scaled(cifar=c2(attacks=ATTACKS[:3]), demo=c2()), CLAIMS).set_index('id').loc['C2']
+    assert got.profile == 'demo'
+
+
+def test_a_claim_that_was_run_nowhere_says_so():
+    got = R.headline(scaled(demo=c2(attacks=ATTACKS[:1]), cifar=[]), CLAIMS).set_index('id').loc['C2']
+    assert (got.verdict, got.profile) == ('not run', '') and np.isnan(got.effect) and 'demo, cifar' in got.reason
+
+
+def test_a_scale_without_a_place_is_named():
+    with pytest.raises(ValueError, match="profile 'mine' has no place in the order of scales. Add it to `scales`"):
+        R.headline(scaled(demo=c2(), mine=c2()), CLAIMS)
+
+
+def test_the_order_of_scales_is_that_of_the_file():
+    assert CLAIMS['C2'].scales == ('tiny', 'demo', 'cifar-small', 'cifar-cpu', 'cifar', 'paper')
+    turned = {id: dataclasses.replace(claim, scales=claim.scales[::-1]) for id, claim in CLAIMS.items()}
+    decided = scaled(cifar=c2(), demo=c2((.80, .81, .79), (.60, .58, .62)))
+    assert R.headline(decided, turned).set_index('id').profile['C2'] == 'demo'
+
+
 # the file
 
-GOOD = dict(rules=dict(level=.95, min_seeds=2, bootstrap_from=5, agree=1, learned_by='clean_accuracy', undertrained={}, not_learned={}),
+GOOD = dict(rules=dict(level=.95, min_seeds=2, bootstrap_from=5, agree=1, learned_by='clean_accuracy', undertrained={}, not_learned={}, scales=['demo', 'paper']),
             claims=[dict(id='X', title='t', statement='s', parts=[dict(metric='ligs', where=dict(experiment='final'), threshold=.5,
                                                                        direction='higher', smallest_effect=0)])])
 
@@ -365,6 +410,9 @@ def changed(**changes):
     (changed(c_parts=[]), 'parts: [] has fewer items than 1'),
     (dict(rules=GOOD['rules']), "'claims' is missing"),
     (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'agree'}), "rules: 'agree' is missing"),
+    (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'scales'}), "rules: 'scales' is missing"),
+    (changed(r_scales=['demo', 'paper', 'demo']), 'a scale is given twice'),
+    (changed(r_scales=[]), 'scales: [] has fewer items than 1'),
     (GOOD | dict(claims=GOOD['claims'] * 2), 'given twice'),
     (GOOD | dict(claims=['C1']), "claims[0]: expected keys and values, got 'C1'")])
 def test_a_bad_claims_file_is_one_sentence(tmp_path, text, words):
