@@ -231,34 +231,29 @@ def of_tensors(x, y):
 # %% ../nbs/24_measure.ipynb #cfe85ac0
 def decode(file, size=None):  # side of the image; None: short side 256, centre 224
     "An image file as uint8, h w 3, or a sentence that names it."
-    from PIL import Image
-    from torchvision.transforms.functional import center_crop, resize
-    from nrf_repro.data import FORMATS
-    try:
-        with Image.open(file, formats=FORMATS) as im: return np.asarray(center_crop(resize(im.convert('RGB'), size or 256), size or 224))
-    except Exception as e: raise ValueError(f'{file}: not a readable image ({type(e).__name__}).') from e
+    from nrf_repro.data import _decode_file
+    return _decode_file(file, size or 256, size or 224)
 
 def class_folders(path, limit=None, size=None):
     "A folder per class, decoded."
     import torch
-    from torchvision.datasets import ImageFolder
-    from nrf_repro.data import Images, balanced, channel_stats, decode_all
-    try: listed = ImageFolder(path)
-    except FileNotFoundError: raise FileNotFoundError(f'{path}: no folder per class with images in it.') from None
-    keep = list(balanced(listed.targets, limit) if limit else range(len(listed)))
-    x = decode_all(lambda i: decode(listed.imgs[i][0], size), keep, str(path))
-    return Images(x, torch.tensor(listed.targets)[keep], tuple(listed.classes), *channel_stats(x), Path(path).name, 'test')
+    from nrf_repro.data import Images, balanced, channel_stats, class_images, decode_all
+    names, files, y = class_images(path)
+    keep = list(balanced(y, limit) if limit else range(len(y)))
+    x = decode_all(lambda i: decode(files[i], size), keep, str(path))
+    return Images(x, torch.tensor(y)[keep], tuple(names), *channel_stats(x), Path(path).name, 'test')
 
 # %% ../nbs/24_measure.ipynb #89482991
 def find_images(name, limit=None, size=None):
     "Test images by the name of a data set or the path of a folder."
-    from nrf_repro.data import KNOWN, load
+    from nrf_repro.data import KNOWN, _split_folder, load
     if str(name) in KNOWN: return load(str(name), 'test', limit=limit)
-    path = Path(name)
+    path, tests, train = Path(name), None, None
     if not path.is_dir(): raise FileNotFoundError(f'{name} is no folder, nor one of the data sets {", ".join(KNOWN)}.')
-    tests = [path / n for n in ('test', 'val') if (path / n).is_dir()]
-    if tests and (path / 'train').is_dir(): return load(path, 'test', limit=limit, size=size)
-    return class_folders(tests[0] if tests else path, limit, size)
+    with suppress(FileNotFoundError): tests = _split_folder(path, 'test')
+    with suppress(FileNotFoundError): train = _split_folder(path, 'train')
+    if tests and train: return load(path, 'test', limit=limit, size=size)
+    return class_folders(tests or path, limit, size)
 
 # %% ../nbs/24_measure.ipynb #8a63b65e
 def as_subjects(images, limit=None, size=None):
