@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LATE', 'SENTENCES', 'check_template', 'kernel_sockets', 'run_notebook', 'collect', 'snakemake', 'job_environment',
-           'report', 'check_jobs', 'plan_text', 'portable', 'publish', 'parser', 'run', 'plan', 'parameters_of', 'main']
+           'report', 'check_jobs', 'plan_text', 'without_paths', 'portable', 'publish', 'safe_printing', 'parser',
+           'run', 'plan', 'parameters_of', 'main']
 
 # %% ../nbs/23_cli.ipynb #342fc951
 import argparse
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from importlib import import_module
@@ -192,15 +193,32 @@ def plan_text(profile, parts):
 def _bar(output): # one state of a progress bar
     return output.get('name') == 'stderr' and '\r' in ''.join(output['text'])
 
+def _own_paths():
+    "The folders of this machine that a published notebook must not show, the longest first; not / and not what is unknown."
+    from nrf_repro.results import PACKAGE
+    paths = [PACKAGE.parent]
+    with suppress(RuntimeError): paths.append(Path.home())
+    return sorted({str(p) for p in paths if p.is_absolute() and p != Path(p.anchor)}, key=len, reverse=True)
+
+def without_paths(value,  # text, or a list or dict with texts in it
+                  paths): # folders
+    "The value with what lies in the folders named by its path from there; only whole parts of a path are taken."
+    if isinstance(value, list): return [without_paths(v, paths) for v in value]
+    if isinstance(value, dict): return {k: without_paths(v, paths) for k, v in value.items()}
+    if not isinstance(value, str): return value
+    for path in paths:
+        whole = rf'(?<![\w.~-]){re.escape(path)}'
+        value = re.sub(rf'{whole}/(?=[\w.~-])', '', value)
+        value = re.sub(rf'{whole}(?![\w~-]|\.\w)', '.', value)
+    return value
+
+# %% ../nbs/23_cli.ipynb #c3d04a04
 def portable(notebook):
     "The text of an executed notebook without its progress bars and the paths of the machine that ran it."
-    from nrf_repro.results import PACKAGE
     content = json.loads(notebook.read_text(encoding='utf-8'))
     for cell in content['cells']:
         if 'outputs' in cell: cell['outputs'] = [o for o in cell['outputs'] if not _bar(o)]
-    text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
-    for path in (str(PACKAGE.parent), str(Path.home())): text = text.replace(path + '/', '').replace(path, '.')
-    return text
+    return json.dumps(without_paths(content, _own_paths()), ensure_ascii=False, indent=1, sort_keys=True) + '\n'
 
 # %% ../nbs/23_cli.ipynb #3a3deb4e
 def publish(
@@ -228,6 +246,38 @@ def publish(
     new.rename(out)
     shutil.rmtree(old, ignore_errors=True)
     return out
+
+# %% ../nbs/23_cli.ipynb #c3d04a07
+class _Printed:
+    "A stream to print to that does not fail when its reader has gone."
+    def __init__(self, stream): self.stream = stream
+    def __getattr__(self, name): return getattr(self.stream, name)
+
+    def _tried(self, do, *args):
+        try: return do(*args)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # what is still in the buffer goes there, and so does what follows
+            os.close(nowhere)
+
+    def write(self, text):
+        self._tried(self.stream.write, text)
+        return len(text)
+    def flush(self): self._tried(self.stream.flush)
+
+# %% ../nbs/23_cli.ipynb #c3d04a08
+@contextmanager
+def safe_printing():
+    "Inside, nothing that is printed raises an error for a character that the terminal lacks, or for a closed pipe."
+    kept = sys.stdout, sys.stderr
+    for stream in kept:
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+    sys.stdout, sys.stderr = (stream and _Printed(stream) for stream in kept)
+    try:
+        yield
+        for stream in (sys.stdout, sys.stderr):
+            if stream: stream.flush()
+    finally: sys.stdout, sys.stderr = kept
 
 # %% ../nbs/23_cli.ipynb #ae9ed1d2
 LATE = {  # commands of other chapters; their modules are imported only when they are meant
@@ -324,6 +374,7 @@ SENTENCES = (ValueError, TypeError, FileNotFoundError, PermissionError, RuntimeE
 def main(argv=None):
     "Entry point of `nrf-repro`: an error is one sentence on stderr and a status that is not 0."
     words = sys.argv[1:] if argv is None else argv
-    try: return run(parser(next(iter(words), None)).parse_args(words))
-    except KeyboardInterrupt: print('Interrupted; what was finished is kept, run again to go on.', file=sys.stderr); return 130
-    except SENTENCES as e: print(f'nrf-repro: {e}', file=sys.stderr); return 2
+    with safe_printing():
+        try: return run(parser(next(iter(words), None)).parse_args(words))
+        except KeyboardInterrupt: print('Interrupted; what was finished is kept, run again to go on.', file=sys.stderr); return 130
+        except SENTENCES as e: print(f'nrf-repro: {e}', file=sys.stderr); return 2
