@@ -871,5 +871,5 @@ def _check_request(name, split, size):
     if name not in KNOWN and not Path(name).is_dir():
         raise ValueError(f'unknown data set {str(name)!r}: give one of {", ".join(KNOWN)}, or a folder with train/ and test/.')
     if size is not None and name in KNOWN and name != 'imagenet': raise ValueError(f'size= is for class folders; {name} has its own.')
-    if size is not None and (not isinstance(size, int) or size < 1):
+    if size is not None and (isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1):
         raise ValueError(f'size must be a whole number of pixels, not {size!r}.')

@@ -141,7 +141,7 @@ def test_random_models_of_no_parameters_and_double_models(images):
 @pytest.mark.parametrize('bad, sentence', [
     (dict(images=(torch.rand(3, 8, 8), torch.zeros(3).long())), 'n c h w'),
     (dict(images=(torch.rand(2, 1, 8, 8), torch.zeros(2).long())), 'does not take images of shape'),
-    (dict(images=(2 + torch.rand(2, 3, 8, 8), torch.zeros(2).long())), 'x lies in'),
+    (dict(images=(2 + torch.rand(2, 3, 8, 8), torch.zeros(2).long())), 'x has values outside'),
     (dict(images=(torch.rand(2, 3, 8, 8), torch.tensor([0, 9]))), 'y holds 9'), (dict(images='nowhere'), 'is no folder'),
     (dict(limit=0), 'limit=0'), (dict(attacks=dict(a=3)), 'name -> Attack'), (dict(standardize='cifar'), 'choose one of'),
     (dict(images=(torch.rand(0, 3, 8, 8), torch.zeros(0).long())), 'no images'), (dict(sigma=0), 'sigma=0')])
