@@ -405,7 +405,7 @@ def check_tensors(x, y):
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != x.shape[:1]:
         raise ValueError(f'y is {y.dtype} of shape {tuple(y.shape)}: pass one class index, a whole number, for each of {len(x)} images.')
     if x.is_floating_point(): check_pixels(x)
-    if len(y) and int(y.min()) < 0: raise ValueError(f'y holds {int(y.min())}. Pass class indices from 0 upwards.')
+    if (least := int(y.long().min())) < 0: raise ValueError(f'y holds {least}. Pass class indices from 0 upwards.')
 
 def check_pixels(x):
     "One sentence for floats that are no pixels in [0, 1]."
