@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['META', 'SIDES', 'ELSEWHERE', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves', 'range_text', 'reading_1', 'reading_2',
            'reading_3', 'reading_effects', 'of_profile', 'warnings_of', 'check_meta', 'duration', 'cpu_seconds',
-           'words', 'data_text', 'network_texts', 'machine_texts', 'time_texts', 'facts', 'gaps', 'jsonl', 'download',
-           'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'against_parts', 'figure_parts', 'between',
-           'reading_control', 'control_table', 'reading_controls', 'plane_parts', 'study_parts', 'tally', 'not_checked',
-           'all_tables', 'table_parts', 'small_tables', 'more_figures', 'published_above', 'headline_part', 'hangs_on',
-           'page', 'source_text', 'linked', 'render']
+           'words', 'data_text', 'network_texts', 'machine_texts', 'time_texts', 'code_texts', 'facts', 'gaps', 'jsonl',
+           'download', 'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'against_parts', 'figure_parts',
+           'between', 'reading_control', 'control_table', 'reading_controls', 'plane_parts', 'study_parts', 'tally',
+           'not_checked', 'all_tables', 'table_parts', 'small_tables', 'more_figures', 'published_above',
+           'headline_part', 'hangs_on', 'page', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #1c07134a
 import gzip
@@ -22,8 +22,8 @@ import pandas as pd
 
 from . import tables
 from .checks import doubts
-from .results import (FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, in_checkout, load_claims, paper_rows, read_rows, t_interval, typed,
-                               write_whole)
+from .results import (FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, in_checkout, load_claims, paper_rows, read_rows,
+                               source_hash, t_interval, typed, write_whole)
 from .sensitivity import all_cells, reading, reading_cells, reading_equal, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)
@@ -182,6 +182,13 @@ def time_texts(rows, seconds):
     cpu = cpu_seconds(rows)
     return ([f'{duration(seconds)} wall time'] if seconds else []) + ([f'{duration(cpu)} of training epochs and measurements in the grids'] if cpu else [])
 
+# %% ../nbs/22_report.ipynb #22c0de01
+def code_texts(rows):
+    "Each version of the code that made the rows, by its source hash; this code, if it is another."
+    made = rows.source_hash.fillna('unknown').value_counts()
+    texts = [f'{hash} ({n} rows)' for hash, n in made.items()]
+    return texts + [f'the code that rendered this report has {source_hash()}'] * (set(made.index) != {source_hash()})
+
 # %% ../nbs/22_report.ipynb #00ba6457
 def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
     "What was run on what: label -> text."
@@ -194,7 +201,7 @@ def facts(rows, profile, meta): # rows of the profile; meta of `check_meta`
             'Settings': words([f'profile {meta["settings"]}'] * bool(meta['settings'])
                               + [f'{rows.config_hash.nunique()} hashes in the rows']),
             'Lock file': meta['lock'] or 'not stated',
-            'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': seen('source_hash'),
+            'Commit': words(c[:12] for c in sorted(rows.git_commit.dropna().unique())), 'Source hash': words(code_texts(rows)),
             'Time': words(time_texts(rows, meta['seconds']))}
 
 # %% ../nbs/22_report.ipynb #a578edd9

@@ -6,22 +6,25 @@
 __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'BOUNDS', 'NEEDS', 'NAMED_NORMS', 'CONTROLS', 'PACKAGE', 'SHOWING',
            'PRINTED_ATTACKS', 'PRINTED_NOTES', 'VERDICTS', 'LIMITS', 'RULES', 'FIELDS_GIVEN', 'PART', 'CLAIMS', 'RUN',
            'EFFECT_COLUMNS', 'SHARES', 'SAID', 'PART_COLUMNS', 'typed', 'check_row', 'computing', 'source_hash',
-           'torch_version', 'git_commit', 'config_hash', 'complete', 'make_row', 'describe', 'sort_rows', 'write_whole',
-           'write_rows', 'frame', 'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval', 'wilson',
-           't_interval', 'probability_below', 'hierarchical_bootstrap', 'select', 'varying', 'pairs', 'cell_numbers',
-           'by_seed', 'paired_effect', 'Part', 'Claim', 'load_claims', 'screen', 'level_of', 'effects', 'judge',
-           'printed_effect', 'decide_part', 'decide_parts', 'conclude', 'decide', 'by_scale', 'headline',
+           'torch_version', 'git_commit', 'config_hash', 'complete', 'make_row', 'describe', 'sort_rows', 'is_special',
+           'write_whole', 'write_rows', 'frame', 'read_rows', 'in_checkout', 'paper_rows', 'printed_note', 'Interval',
+           'wilson', 't_interval', 'probability_below', 'hierarchical_bootstrap', 'select', 'varying', 'pairs',
+           'cell_numbers', 'by_seed', 'paired_effect', 'Part', 'Claim', 'load_claims', 'screen', 'level_of', 'effects',
+           'judge', 'printed_effect', 'decide_part', 'decide_parts', 'conclude', 'decide', 'by_scale', 'headline',
            'read_published', 'decide_published']
 
 # %% ../nbs/16_results.ipynb #81d74ffc
 import ast
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
 import subprocess
+import sys
+import time
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -163,18 +166,64 @@ def sort_rows(rows): # dicts, or a frame of read_rows
     return rows
 
 # %% ../nbs/16_results.ipynb #d02b4366
-def write_whole(path, text):
-    "Write a file whole or not at all: a draft beside it, then one rename."
-    path = Path(path)
-    draft = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')  # two writers never meet
+_STREAMS = {'/dev/stdout': 1, '/dev/stderr': 2}
+
+def _stream_of(path):
+    "The number of the open stream that a path such as /dev/stdout or /dev/fd/3 names, also through links; None for other paths."
+    path = os.path.abspath(path)
+    for _ in range(40):
+        place, _, number = path.rpartition('/')
+        if path in _STREAMS: return _STREAMS[path]
+        if place in ('/dev/fd', '/proc/self/fd', f'/proc/{os.getpid()}/fd') and number.isdigit(): return int(number)
+        if not os.path.islink(path): return None
+        path = os.path.normpath(os.path.join(place, os.readlink(path)))
+
+def is_special(path):
+    "Whether a path names something that is written into and never replaced: a stream, a pipe, a device."
+    return _stream_of(path) is not None or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+# %% ../nbs/16_results.ipynb #c3d04a01
+def _opened_special(path, seconds=5): # how long to wait for somebody to read from a pipe
+    "A number of an open file for a stream, a pipe or a device."
+    if (stream := _stream_of(path)) is not None:
+        for own in (sys.stdout, sys.stderr):
+            if own is not None: own.flush()   # what was printed before comes before
+        return os.dup(stream)
+    end = time.monotonic() + seconds
+    while True:
+        try: fd = os.open(path, os.O_WRONLY | getattr(os, 'O_NONBLOCK', 0))
+        except OSError as e:
+            if e.errno != errno.ENXIO: raise
+            if time.monotonic() > end: raise OSError(e.errno, 'nobody reads from it') from None
+            time.sleep(.05)
+        else:
+            os.set_blocking(fd, True)
+            return fd
+
+# %% ../nbs/16_results.ipynb #c3d04a02
+def _replace(path, text):
+    "The text as a new file in place of the old one; a link stays, and the file that it names is replaced."
+    path = Path(os.path.realpath(path))
+    draft = path.with_name(f'.{path.name[:80]}.{secrets.token_hex(4)}.tmp')  # two writers never meet
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(text, encoding='utf-8')
         os.replace(draft, path)
-    except OSError as e:
-        raise type(e)(f'{path} cannot be written ({e.strerror}): make room, or choose a folder that can be written to. Nothing was changed.') from None
     finally:
         with suppress(OSError): draft.unlink()
+
+def write_whole(path, text):
+    """Write a file whole or not at all, and return its path: a draft beside it, then one rename.
+
+    A pipe, a device or a stream such as /dev/stdout is written into. Raises `OSError` that names the path.
+    """
+    path = Path(path)
+    try:
+        if not is_special(path): _replace(path, text)
+        else:
+            with open(_opened_special(path), 'w', encoding='utf-8') as f: f.write(text)
+    except OSError as e:
+        raise type(e)(f'{path} cannot be written ({e.strerror}): make room, or choose a folder that can be written to. Nothing was changed.') from None
     return path
 
 # %% ../nbs/16_results.ipynb #bea0775d

@@ -5,16 +5,23 @@
 # %% auto #0
 __all__ = ['AUGMENTS', 'SCHEDULES', 'RANDOM_TARGETS', 'RECIPES', 'ALONE', 'Recipe', 'recipe_problem', 'checked', 'lr_at',
            'random_crop', 'random_flip', 'augment', 'correct', 'Monitor', 'cross_entropy', 'batches', 'Alone',
-           'train_epoch', 'run_key', 'save_state', 'load_state', 'put_back', 'run_epoch', 'sgd', 'fit']
+           'train_epoch', 'described', 'run_key', 'key_difference', 'save_state', 'AnotherRun', 'holds', 'check_key',
+           'load_state', 'put_back', 'run_epoch', 'sgd', 'check_task', 'fit']
 
 # %% ../nbs/09_training.ipynb #bfe316ba
+import dis
 import hashlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from enum import Enum
+from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -52,6 +59,9 @@ AUGMENTS, SCHEDULES = ('none', 'crop', 'crop-flip'), ('multistep', 'onecycle')
 
 def recipe_problem(r):
     "What is wrong with a recipe, in one sentence, or None."
+    for name in ('epochs', 'batch_size', 'seed'):
+        value = getattr(r, name)
+        if not isinstance(value, Integral): return f'{name}={value!r} must be a whole number, such as {name}=2.'
     if r.epochs < 1 or r.batch_size < 1: return f'epochs={r.epochs} and batch_size={r.batch_size} must be at least 1.'
     if not r.lr > 0: return f'lr={r.lr} must be positive.'
     if r.schedule not in SCHEDULES: return f'Unknown schedule {r.schedule!r}: choose one of {", ".join(SCHEDULES)}.'
@@ -183,36 +193,181 @@ def train_epoch(model, opt, train, recipe, epoch, loss, forward, bar, team=ALONE
         bar.update()
     return float(team.mean(total)) / steps
 
-# %% ../nbs/09_training.ipynb #3b8668da
-def run_key(model, train, recipe, monitor):
-    "Short hash of all that decides the result: model, images, recipe and what is watched."
-    watched = monitor and (monitor.images.fingerprint, monitor.attack and asdict(monitor.attack), monitor.sigma, monitor.epochs)
-    what = (getattr(model, 'config', str(model)), train.fingerprint, asdict(recipe), watched)
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+# %% ../nbs/09_training.ipynb #c1d04a01
+def _digest(tensors): # name -> tensor
+    "A short hash of names, types, shapes and contents."
+    h = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        t = torch.as_tensor(t).detach().cpu().contiguous()
+        h.update(f'{name} {t.dtype} {tuple(t.shape)} '.encode())
+        h.update(t.flatten().view(torch.uint8).numpy().data)
+    return h.hexdigest()[:16]
 
+# %% ../nbs/09_training.ipynb #c1d04a03
+def _ours(thing):
+    "Is it defined in this package (whose source is hashed as a whole) or in a library?"
+    return (getattr(thing, '__module__', None) or '').partition('.')[0] in ('nrf_repro', 'torch', 'torchvision', 'numpy', 'builtins')
+
+def _class_of(kind, inside):
+    "A class by its name and, where it is the user's own, by the code of its methods."
+    if _ours(kind): return f'{kind.__module__}.{kind.__qualname__}'
+    methods = {k: described(v, inside) for k, v in vars(kind).items() if isinstance(v, FunctionType) and k not in _MADE}
+    constants = {k: v for k, v in vars(kind).items() if isinstance(v, (int, float, str)) and not k.startswith('__')}
+    return dict(name=kind.__qualname__, methods=methods, constants=constants, bases=[_class_of(b, inside) for b in kind.__bases__])
+
+_MADE = {'__init__', '__repr__', '__eq__', '__hash__', '__setattr__', '__delattr__', '__replace__'} # by `dataclass`, from the fields
+
+# %% ../nbs/09_training.ipynb #c1d04a04
+def _code_of(code, inside):
+    "Compiled code without its file and line numbers."
+    consts = [described(c, inside) for c in code.co_consts]
+    return [hashlib.sha256(code.co_code).hexdigest()[:16], consts, list(code.co_names), list(code.co_varnames)]
+
+def _globals_of(code):
+    "Names that a function, or a function within it, reads from its module."
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    return names.union(*(_globals_of(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+# %% ../nbs/09_training.ipynb #c1d04a05
+def _function_of(f, inside):
+    "A function by its name, its code, its defaults, and the values that it uses from outside."
+    if _ours(f): return f'{f.__module__}.{f.__qualname__}'
+    cells = zip(f.__code__.co_freevars, f.__closure__ or ())
+    used = {name: f.__globals__[name] for name in sorted(_globals_of(f.__code__)) if name in f.__globals__}
+    used |= {name: cell.cell_contents for name, cell in cells}
+    outside = {name: described(value, inside) for name, value in used.items() if not isinstance(value, ModuleType)}
+    defaults = described([f.__defaults__, f.__kwdefaults__], inside)
+    return dict(name=f.__qualname__, code=described(f.__code__, inside), defaults=defaults, outside=outside)
+
+# %% ../nbs/09_training.ipynb #c1d04a06
+def _object_of(thing, inside):
+    "An object by its class and its contents."
+    of = _class_of(type(thing), inside)
+    if hasattr(thing, 'fingerprint'): return dict(of=of, fingerprint=thing.fingerprint)  # `Images`
+    if isinstance(thing, torch.nn.Module): return dict(of=of, layers=str(thing), weights=_digest(_state(thing)))
+    own = {f.name: getattr(thing, f.name) for f in fields(thing)} if is_dataclass(thing) else getattr(thing, '__dict__', None)
+    if own is None:
+        raise TypeError(f'{thing!r:.80} has no description that another process could compare. '
+                        'Make the loss a frozen dataclass whose fields are numbers, texts and tensors.')
+    return dict(of=of, **{name: described(value, inside) for name, value in own.items()})
+
+def _state(model):
+    "Tensors that decide what a model computes; others of its state (get_extra_state) by their text."
+    there = dict(model.state_dict()) | dict(model.named_buffers())
+    return {k: v if torch.is_tensor(v) else torch.tensor(list(repr(v).encode()), dtype=torch.uint8) for k, v in there.items()}
+
+# %% ../nbs/09_training.ipynb #c1d04a07
+def described(
+    thing,     # a number, text, container, tensor, function, dataclass, module, or an object of these
+    inside=(), # ids of the objects that hold it
+):             # plain values for JSON
+    "A description that is equal in two processes if the thing computes the same; TypeError where there is none."
+    if thing is None or isinstance(thing, (bool, str)): return thing
+    if isinstance(thing, (Integral, Real)): return int(thing) if isinstance(thing, Integral) else float(thing)
+    if id(thing) in inside: return 'itself'
+    inside = (*inside, id(thing))
+    if isinstance(thing, (list, tuple)): return [described(v, inside) for v in thing]
+    if isinstance(thing, dict): return {str(k): described(v, inside) for k, v in thing.items()}
+    return _described(thing, inside)
+
+# %% ../nbs/09_training.ipynb #c1d04a08
+def _described(thing, inside):
+    "The kinds that are neither numbers nor containers."
+    if isinstance(thing, (set, frozenset)): return sorted(json.dumps(described(v, inside)) for v in thing)
+    if isinstance(thing, (torch.Tensor, np.ndarray, np.generic)): return _digest(dict(_=thing))
+    if isinstance(thing, (Path, Enum, bytes, complex, slice, torch.dtype, torch.device, type(...))): return str(thing)
+    if isinstance(thing, CodeType): return _code_of(thing, inside)
+    if hasattr(thing, '__wrapped__'): return described(thing.__wrapped__, inside)
+    if isinstance(thing, partial): return described(dict(partial=thing.func, args=thing.args, keywords=thing.keywords), inside)
+    if isinstance(thing, MethodType): return described(dict(method=thing.__func__, of=thing.__self__), inside)
+    if isinstance(thing, FunctionType): return _function_of(thing, inside)
+    if isinstance(thing, (BuiltinFunctionType, type)): return thing.__qualname__ if _ours(thing) else _class_of(thing, inside)
+    return _object_of(thing, inside)
+
+# %% ../nbs/09_training.ipynb #3b8668da
+def run_key(model, train, recipe, monitor=None, loss=None, team=None):
+    "All that decides what `fit` returns, as plain values by name; JSON can hold them."
+    from nrf_repro.results import source_hash
+    own = {type(m) for m in model.modules() if not _ours(type(m))}
+    code = {kind.__qualname__: [_code_of(f.__code__, ()) for f in vars(kind).values() if isinstance(f, FunctionType)] for kind in own}
+    processes = dict(size=getattr(team, 'size', 1), sync_bn=getattr(team, 'sync_bn', False))
+    key = {'source': source_hash(), 'network': described(getattr(model, 'config', str(model))), 'code': code,
+           'initial weights': _digest(_state(model)), 'frozen': [k for k, p in model.named_parameters() if not p.requires_grad],
+           'images': train.fingerprint, 'classes': len(train.classes), 'recipe': asdict(recipe), 'loss': loss or cross_entropy,
+           'monitor': monitor, 'processes': processes}
+    return described(key)
+
+# %% ../nbs/09_training.ipynb #c1d04a13
+def _differences(a, b, name=''):
+    "(name, value in a, value in b) of each difference, such as ('recipe.lr', .1, .05)."
+    if isinstance(a, dict) and isinstance(b, dict) and (set(a) == set(b) or not name):
+        for k in a | b: yield from _differences(a.get(k), b.get(k), f'{name}.{k}' if name else k)
+    elif a != b: yield name, a, b
+
+def _short(value):
+    "A value in at most 50 characters: a function or an object by its name."
+    while isinstance(value, dict) and (own := [value[k] for k in ('name', 'of') if k in value]): value = own[0]
+    text = json.dumps(value)
+    return text if len(text) <= 50 else f'{text[:47]}...'
+
+# %% ../nbs/09_training.ipynb #c1d04a21
+def key_difference(there, here): # two of `run_key`
+    "In what two keys differ, in words; None where they do not."
+    if there == here: return None
+    if not isinstance(there, dict) or not isinstance(here, dict): return 'the whole key, which another version wrote'
+    odd = [f'{name} ({_short(a)} there, {_short(b)} now)' for name, a, b in _differences(there, here)]
+    return ', '.join(odd[:4]) + (f' and {len(odd) - 4} more' if len(odd) > 4 else '')
+
+# %% ../nbs/09_training.ipynb #c1d04a15
 def save_state(path, model, opt, history, key):
-    "Weights, momentum and history as one file, whole or not at all."
-    momentum = {f'momentum.{i}': s['momentum_buffer'] for i, s in opt.state_dict()['state'].items()}
-    save_whole(path, {f'model.{k}': v for k, v in model.state_dict().items()} | momentum, key=key, history=json.dumps(history))
+    "Weights, momentum, history and the run's key as one file, whole or not at all."
+    state = {f'model.{k}': v for k, v in model.state_dict().items()}
+    if odd := [k for k, v in state.items() if not torch.is_tensor(v)]:
+        raise TypeError(f'{odd[0].removeprefix("model.")} is a {type(state[odd[0]]).__name__} in the state of the model, and the file '
+                        'holds tensors alone. Leave out folder=, or get_extra_state.')
+    state |= {f'momentum.{i}': s['momentum_buffer'] for i, s in opt.state_dict()['state'].items() if s.get('momentum_buffer') is not None}
+    apart = {k: v.detach().cpu().clone() for k, v in state.items()}  # tied weights share memory, which safetensors refuses
+    save_whole(path, apart, key=json.dumps(key), history=json.dumps(history))
+
+# %% ../nbs/09_training.ipynb #c1d04a16
+class AnotherRun(ValueError): "A folder holds the state of a run that computes something else."
+
+def holds(model, tensors):
+    "Does the model already hold the weights of such a file?"
+    have, weights = _state(model), {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}
+    return _digest(weights) == _digest({k: v for k, v in have.items() if k in weights})
+
+def check_key(path, text, key, held=False): # held: the model holds the file's weights, whatever it began with
+    "`AnotherRun`, naming the difference, unless the file's key is this run's."
+    try: there = json.loads(text)
+    except ValueError: there = text
+    now = key | {'initial weights': there.get('initial weights')} if held and isinstance(there, dict) and isinstance(key, dict) else key
+    if odd := key_difference(there, now):
+        raise AnotherRun(f'{path} holds another run: they differ in {odd}. '
+                         'Delete it to train from the start, or choose another folder. Nothing was changed.')
 
 # %% ../nbs/09_training.ipynb #02c5e3ba
 def load_state(path, model, opt, key):
-    "The history of an earlier run of the same key, its weights and momentum put back; [] where there is none."
+    "The history of an earlier run of the same key, its weights and momentum put back; [] where there is none; an error for another's."
     if not path.is_file(): return []
     try:
         with safe_open(path, 'pt') as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        return put_back(meta, tensors, model, opt) if meta.get('key') == key else []
+        check_key(path, meta['key'], key, holds(model, tensors))
+        return put_back(meta, tensors, model, opt)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        if isinstance(e, AnotherRun): raise
         raise ValueError(f'{path} is corrupt ({" ".join(str(e).split())[:200]}): delete it to train from the start.') from None
 
 # %% ../nbs/09_training.ipynb #36fbc60d
 def put_back(meta, tensors, model, opt):
     "Weights into the model, momentum into the optimiser, if all of it fits; the history."
     momentum, history = {int(k[9:]): v for k, v in tensors.items() if k.startswith('momentum.')}, json.loads(meta['history'])
+    weights, have = {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}, model.state_dict()
     wanted = {i: p.shape for i, p in enumerate(model.parameters())}
     if not isinstance(history, list) or any(v.shape != wanted.get(i) for i, v in momentum.items()):
         raise ValueError('its momentum is of another network')
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith('model.')})
+    if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in have.items()}: raise ValueError('its weights are of another network')
+    model.load_state_dict(weights)
     opt.load_state_dict(opt.state_dict() | dict(state={i: dict(momentum_buffer=v) for i, v in momentum.items()}))
     return history
 
@@ -236,6 +391,21 @@ def sgd(model, recipe):
     "The recipe's optimiser; its learning rate is set before every step."
     return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
+# %% ../nbs/09_training.ipynb #c1d04a17
+def check_task(model, train, loss):
+    "`ValueError` where there is nothing to train on, or, for `cross_entropy`, where the model lacks an output for a label."
+    if not len(train): raise ValueError('train holds no images. Pass at least one.')
+    if loss is not cross_entropy: return
+    device = next(iter(model.parameters()), torch.zeros(0)).device
+    model.eval()
+    with torch.no_grad(): z = model(train.x[torch.arange(min(2, len(train)))].to(device).float() / 255)
+    if not torch.is_tensor(z) or z.ndim != 2:
+        kind = f'a tensor of shape {tuple(z.shape)}' if torch.is_tensor(z) else f'a {type(z).__name__}'
+        raise ValueError(f'the model returns {kind}. It must return logits, n x k, or give a loss= of your own.')
+    if (top := int(train.y.max())) >= z.shape[1]:
+        raise ValueError(f'the model has {z.shape[1]} outputs, and train has the label {top} ({len(train.classes)} classes). '
+                         f'Build the model with num_classes={len(train.classes)}.')
+
 # %% ../nbs/09_training.ipynb #0306653d
 def fit(
     model,          # any nn.Module that maps pixels in [0, 1] to logits; trained in place, on its device
@@ -243,17 +413,22 @@ def fit(
     recipe,         # `Recipe`
     *,
     monitor=None,   # `Monitor`: what to watch, and when
-    folder=None,    # state is kept here after every epoch; a second call goes on from it
-    loss=cross_entropy, # (model, x, y) -> scalar
+    folder=None,    # state is kept here after every epoch; a second call of the same run goes on from it
+    loss=cross_entropy, # (model, x, y) -> scalar; one with settings is best a frozen dataclass
     on_epoch=None,  # called with (epoch, model, the epoch's record)
     progress=True,  # a bar with an estimate of the time left
     team=ALONE,     # who else trains it
 ):                  # history: one row an epoch; model is left in eval mode
-    "Train a network by a recipe, resuming where an earlier call was interrupted."
+    """Train a network by a recipe, resuming where an earlier call was interrupted; returns the history.
+
+    Raises `ValueError` for a wrong recipe, for no images, for a model without an output for each label, and (`AnotherRun`) for a
+    folder that holds the state of another run: other source, initial weights, images, recipe, loss or monitor.
+    """
     checked(recipe)
+    check_task(model, train, loss)
     if recipe.channels_last: model.to(memory_format=torch.channels_last)
-    opt = sgd(model, recipe)
-    key, state = run_key(model, train, recipe, monitor), Path(folder, 'state.safetensors') if folder else None
+    opt, state = sgd(model, recipe), Path(folder, 'state.safetensors') if folder else None
+    key = run_key(model, train, recipe, monitor, loss, team) if state else None
     if state: state.parent.mkdir(parents=True, exist_ok=True)
     history = load_state(state, model, opt, key) if state else []
     forward = team.wrap(torch.compile(model) if recipe.compile else model)

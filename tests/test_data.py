@@ -21,7 +21,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from nrf_repro import data
-from nrf_repro.data import Images, NumpyUnpickler, balanced, channel_stats, is_here, load, patterns, reliance, synthetic, testbed
+from nrf_repro.data import (Images, NumpyUnpickler, _decode_file, balanced, cache_folder, cached, channel_stats, class_images, class_names, is_here,
+                            load, patterns, reliance, synthetic, testbed)
 
 testbed.__test__ = False  # a function of the package, not a test
 SHARED = Path(os.environ.get('NRF_DATA') or Path(__file__).parents[2] / 'shared' / 'data')
@@ -652,3 +653,141 @@ def test_real_pneumoniamnist(shared):
     train, test = (load('pneumoniamnist', s, root=shared) for s in ('train', 'test'))
     assert test.y.bincount().tolist() == [234, 390] and train.x.shape[1:] == (1, 32, 32) and len(train) <= 4708
     assert train.x[:, 0, 2:-2, 2:-2].float().std() > 30 and (train.x[..., -2:] == 0).all()
+
+
+# --- images of every mode, class folders, homes ---
+
+def grey16(): return (np.arange(256).reshape(16, 16) * 257).astype(np.uint16)
+
+
+def read_back(path): return _decode_file(path, 16, 16)[..., 0]
+
+
+def big_endian(path): path.write_bytes(b'P5 16 16 65535\n' + grey16().astype('>u2').tobytes())
+
+
+def white_is_zero(path): Image.fromarray(65535 - grey16()).save(path, tiffinfo={262: 0})
+
+
+def twelve_bits(path): path.write_bytes(b'P5 16 16 4095\n' + (grey16() // 16).astype('>u2').tobytes())
+
+
+@pytest.mark.parametrize('name, write', [
+    ('a.png', lambda p: Image.fromarray(grey16()).save(p)), ('a.tif', lambda p: Image.fromarray(grey16()).save(p)),
+    ('a.pgm', big_endian), ('a.tiff', white_is_zero), ('b.tif', lambda p: Image.fromarray(grey16().astype('>u2')).save(p)),
+    ('c.png', lambda p: Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(p))])
+def test_grey_levels_are_scaled_and_not_clipped(tmp_path, name, write):
+    write(tmp_path / name)
+    assert (read_back(tmp_path / name) == np.arange(256).reshape(16, 16)).all()
+
+
+def test_a_pgm_of_twelve_bits_is_scaled_by_its_largest_value(tmp_path):
+    twelve_bits(tmp_path / 'a.pgm')
+    assert np.abs(read_back(tmp_path / 'a.pgm').astype(int) - np.arange(256).reshape(16, 16)).max() <= 1
+
+
+@pytest.mark.parametrize('array', [np.arange(256, dtype=np.int32).reshape(16, 16) * 1000, np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)])
+def test_pixels_of_unknown_range_are_refused_by_file_name(tmp_path, array):
+    Image.fromarray(array).save(tmp_path / 'a.tif')
+    with pytest.raises(ValueError, match=r'a\.tif: its pixels have 32 bits .*Save it with 8 or 16 bits'): read_back(tmp_path / 'a.tif')
+
+
+def with_alpha(mode, alpha):
+    im = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert(mode)
+    im.putalpha(Image.new('L', (16, 16), alpha))
+    return im
+
+
+@pytest.mark.parametrize('mode', ['LA', 'RGBA'])
+def test_an_opaque_alpha_changes_nothing_and_a_transparent_one_is_refused(tmp_path, mode):
+    with_alpha(mode, 255).save(tmp_path / 'opaque.png')
+    assert (read_back(tmp_path / 'opaque.png') == np.arange(256).reshape(16, 16)).all()
+    with_alpha(mode, 128).save(tmp_path / 'clear.png')
+    with pytest.raises(ValueError, match=r'clear\.png: it has transparent pixels'): read_back(tmp_path / 'clear.png')
+
+
+@pytest.mark.parametrize('mode', ['P', 'L', 'RGB', 'I;16'])
+def test_a_transparent_colour_is_refused_where_a_pixel_has_it(tmp_path, mode):
+    im = Image.fromarray(grey16()) if mode == 'I;16' else Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert(mode)
+    key = (0, 0, 0) if mode == 'RGB' else 0
+    im.save(tmp_path / 'a.png', transparency=key)
+    with pytest.raises(ValueError, match=r'a\.png: it has transparent pixels'): read_back(tmp_path / 'a.png')
+
+
+@pytest.mark.parametrize('mode, tolerance', [('P', 0), ('1', 0), ('CMYK', 0)])
+def test_palettes_bits_and_inks_are_converted(tmp_path, mode, tolerance):
+    plain = Image.fromarray(np.kron([[0, 255], [255, 0]], np.ones((8, 8))).astype(np.uint8))
+    path = tmp_path / ('a.tif' if mode == 'CMYK' else 'a.png')
+    plain.convert('RGB').convert(mode).save(path)
+    assert np.abs(read_back(path).astype(int) - np.asarray(plain)).max() <= tolerance
+
+
+def picture_at(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (8, 8), (9, 9, 9)).save(path)
+
+
+@pytest.mark.parametrize('extra', ['.ipynb_checkpoints/0-checkpoint.png', 'cat/.ipynb_checkpoints/0-checkpoint.png', 'cat/._0.png', '__MACOSX/cat/0.png', '.git/0.png',
+                                   '.DS_Store', '@eaDir/0.png', 'cat/notes.txt', 'labels.csv'])
+def test_what_systems_leave_is_no_class_and_no_image(tmp_path, extra):
+    for c in ('cat', 'dog'): picture_at(tmp_path / c / '0.png')
+    if extra.endswith('.png'): picture_at(tmp_path / extra)
+    else: (tmp_path / extra).write_bytes(b'')
+    names, files, y = class_images(tmp_path)
+    assert names == ['cat', 'dog'] and y == [0, 1] and [f.parent.name for f in files] == names
+
+
+@pytest.mark.parametrize('empty', ['.ipynb_checkpoints', 'train', 'val', 'Test'])
+def test_an_empty_hidden_folder_or_split_is_no_class(tmp_path, empty):
+    for c in ('cat', 'dog'): picture_at(tmp_path / c / '0.png')
+    (tmp_path / empty).mkdir()
+    assert class_images(tmp_path)[0] == ['cat', 'dog']
+
+
+def test_an_empty_class_is_named(tmp_path):
+    picture_at(tmp_path / 'cat/0.png')
+    (tmp_path / 'masks').mkdir()
+    with pytest.raises(FileNotFoundError, match='the folder masks holds no images .* would count as a class'): class_images(tmp_path)
+
+
+@pytest.mark.parametrize('split', ['train', 'training', 'Train'])
+def test_a_split_is_no_class(tmp_path, split):
+    for c in ('cat', 'dog'): picture_at(tmp_path / split / c / '0.png')
+    with pytest.raises(FileNotFoundError, match=f'holds the splits {split} and no class folders. Name the one to read'): class_names(tmp_path)
+    assert class_names(tmp_path / split) == ['cat', 'dog']
+    picture_at(tmp_path / 'cow/0.png')
+    with pytest.raises(FileNotFoundError, match='beside the class folders cow'): class_names(tmp_path)
+
+
+@pytest.mark.parametrize('test', ['test', 'val', 'valid', 'validation', 'Test'])
+def test_splits_are_found_by_their_usual_names(tmp_path, monkeypatch, test):
+    monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'cache'))
+    for split in ('train', test):
+        for c in ('2', '10'): picture_at(tmp_path / 'own' / split / c / '0.png')
+    assert load(tmp_path / 'own', 'test', size=8).classes == ('2', '10')
+
+
+@pytest.mark.parametrize('names', [[str(i) for i in range(12)], ['c1', 'c2', 'c10'], ['01', '2', '010'], ['-1', '0', '0.5', '2', '10'],
+                                   ['n01440764', 'n01443537', 'n13133613'], ['ant', 'bee', 'cow']])
+def test_numbers_sort_as_numbers(tmp_path, names):
+    for name in names: picture_at(tmp_path / name / '0.png')
+    assert class_names(tmp_path) == names
+
+
+def homeless(monkeypatch):
+    import pwd
+    def nobody(uid): raise KeyError(uid)
+    monkeypatch.setattr(pwd, 'getpwuid', nobody)
+    for name in ('HOME', 'XDG_CACHE_HOME', 'NRF_CACHE'): monkeypatch.delenv(name, raising=False)
+
+
+def test_no_home_is_needed_where_a_cache_folder_is_given(monkeypatch, tmp_path, capsys):
+    homeless(monkeypatch)
+    for name, folder in (('XDG_CACHE_HOME', tmp_path / 'x'), ('NRF_CACHE', tmp_path / 'own')):
+        monkeypatch.setenv(name, str(folder))
+        assert cache_folder() == (folder if name == 'NRF_CACHE' else folder / 'nrf_repro')
+    for name in ('XDG_CACHE_HOME', 'NRF_CACHE'): monkeypatch.delenv(name)
+    with pytest.raises(RuntimeError, match='Set NRF_CACHE to a folder'): cache_folder()
+    assert cached('no-home', lambda: dict(x=torch.zeros(1)))['x'].tolist() == [0] and 'Set NRF_CACHE' in capsys.readouterr().err
+    assert load('digits', 'test', limit=3).x.shape[0] == 3
+    with pytest.raises(ValueError, match='Give the whole path'): load('svhn', 'test', root='~/data')

@@ -1,10 +1,13 @@
 """Any classifier in, numbers and doubts out: loading, rows, checks and the page."""
+import argparse
 import os
 import re
+import subprocess
 import sys
 import types
 from argparse import ArgumentParser
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,7 +144,7 @@ def test_random_models_of_no_parameters_and_double_models(images):
 @pytest.mark.parametrize('bad, sentence', [
     (dict(images=(torch.rand(3, 8, 8), torch.zeros(3).long())), 'n c h w'),
     (dict(images=(torch.rand(2, 1, 8, 8), torch.zeros(2).long())), 'does not take images of shape'),
-    (dict(images=(2 + torch.rand(2, 3, 8, 8), torch.zeros(2).long())), 'x lies in'),
+    (dict(images=(2 + torch.rand(2, 3, 8, 8), torch.zeros(2).long())), 'x has values outside'),
     (dict(images=(torch.rand(2, 3, 8, 8), torch.tensor([0, 9]))), 'y holds 9'), (dict(images='nowhere'), 'is no folder'),
     (dict(limit=0), 'limit=0'), (dict(attacks=dict(a=3)), 'name -> Attack'), (dict(standardize='cifar'), 'choose one of'),
     (dict(images=(torch.rand(0, 3, 8, 8), torch.zeros(0).long())), 'no images'), (dict(sigma=0), 'sigma=0')])
@@ -357,6 +360,268 @@ def test_command_line_on_a_model_of_ours(tmp_path, capsys):
     assert '✗ look' in capsys.readouterr().out and (tmp_path / 'page.html').is_file()
     rows = read_rows(tmp_path / 'rows.jsonl')
     assert set(rows.arch) == {'net'} and rows.eps.dropna().isin([1, 8 / 255, .5, 16]).all()
+
+
+# --- what users bring: files of weights ---
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 4))
+
+
+def under(head, state=None): return {f'{head}{k}': v for k, v in (state or small(1).state_dict()).items()}
+
+
+def saved(tmp_path, content, **how):
+    torch.save(content, tmp_path / 'w.pth', **how)
+    return tmp_path / 'w.pth'
+
+
+GOOD, OTHER = small(1).state_dict(), small(2).state_dict()
+FILES = {
+    'plain': GOOD, 'DataParallel': under('module.'), 'compiled': under('_orig_mod.'), 'compiled, parallel': under('module._orig_mod.'),
+    'Lightning': dict(state_dict=under('model.'), epoch=3, hyper_parameters=argparse.Namespace(lr=.1), optimizer_states=[dict(state={0: dict(momentum=torch.rand(9999))})]),
+    'Lightning with a metric and a teacher of another shape': dict(state_dict=under('net.') | {'loss.weight': torch.rand(4), 'acc.tp': torch.zeros(1)}),
+    'compiled inside': {f'{k.split(".")[0]}._orig_mod.{k.split(".", 1)[1]}': v for k, v in GOOD.items()},
+    'parallel inside': {f'{k.split(".")[0]}.module.{k.split(".", 1)[1]}': v for k, v in GOOD.items()},
+    'EMA beside': dict(state_dict=OTHER, state_dict_ema=GOOD), 'EMA of timm': dict(model=OTHER, model_ema=under('module.')),
+    'EMA in the same dict': under('model.', OTHER) | under('ema_model.'), 'EMA of lucidrains': under('online_model.', OTHER) | under('ema_model.') | dict(initted=torch.ones(1), step=torch.ones(1)),
+    'EMA deep inside': dict(net=OTHER, ema=dict(decay=.9, module=GOOD)), 'averaged': under('module.') | dict(n_averaged=torch.tensor(3)),
+    'EMA without statistics does not fit': dict(model=GOOD, ema={k: v for k, v in OTHER.items() if 'running' not in k}),
+    'basicsr': dict(params=OTHER, params_ema=GOOD), 'thop': GOOD | dict(total_ops=torch.zeros(1)) | {'0.total_params': torch.zeros(1)},
+    'without counters': {k: v for k, v in GOOD.items() if 'num_batches' not in k}, 'an epoch as a tensor': dict(epoch=torch.tensor(3), network=GOOD),
+    'NumPy numbers': dict(net=GOOD, acc=np.float64(.9), best=[np.float32(1)]), 'an optimiser': dict(model_state=GOOD, optimizer=dict(state={'a': GOOD | OTHER})),
+    'one unknown name': dict(mine=GOOD), 'several that fit not': dict(generator=GOOD, critic=dict(w=torch.rand(200)))}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_files_of_common_trainers_are_read(tmp_path, name):
+    for how in (dict(), dict(_use_new_zipfile_serialization=False)):
+        if how and ('NumPy' in name or 'Lightning' == name): continue  # the old format gives no list of what it names
+        net = m.filled(small(3), m.read_weights(saved(tmp_path, FILES[name], **how)), 'w.pth')
+        assert all(torch.equal(v, GOOD[k]) for k, v in net.state_dict().items() if 'num_batches' not in k)
+
+
+def test_the_report_says_which_entry_was_used_and_entry_chooses(images, tmp_path):
+    file = saved(tmp_path, dict(state_dict=under('model.', OTHER), state_dict_ema=under('model.')))
+    said = {entry: measured(small(), images, weights=file, entry=entry, attacks={}, checks=0).facts['Weights'] for entry in (None, 'state_dict')}
+    assert said[None] == 'w.pth; entry state_dict_ema; prefix model. taken off the names; not used: state_dict'
+    assert said['state_dict'] == 'w.pth; entry state_dict; prefix model. taken off the names'
+    for entry, good in ((None, GOOD), ('state_dict_ema', GOOD), ('state_dict', OTHER), ('state_dict/model', OTHER)):
+        net = small()
+        m.find_network(net, file, entry)
+        assert torch.equal(net[0].weight, good['0.weight']), entry
+    with pytest.raises(ValueError, match="has no entry 'gone': it has state_dict_ema, state_dict|has no entry 'gone': it has state_dict, state_dict_ema"): m.find_network(small(), file, 'gone')
+    with pytest.raises(ValueError, match='is for a file of weights'): m.find_network(small(), entry='gone')
+
+
+@pytest.mark.parametrize('content, entry', [
+    (under('student.') | under('teacher.', OTHER), 'student'), (dict(student=GOOD, teacher=OTHER), 'student'),
+    (dict(first=under('a.'), second=under('a.', OTHER)), 'first')])
+def test_where_several_fit_the_user_chooses(tmp_path, content, entry):
+    file = saved(tmp_path, content)
+    with pytest.raises(ValueError, match=r'several .* that fit \(.*\): choose one by entry= \(--entry\)'): m.find_network(small(), file)
+    net = small()
+    m.find_network(net, file, entry)
+    assert torch.equal(net[0].weight, GOOD['0.weight'])
+
+
+def test_weights_of_the_network_inside_of_a_wrapper(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self): super().__init__(); self.backbone = small()
+        def forward(self, x): return self.backbone(x)
+    net, _ = m.find_network(Wrapper(), saved(tmp_path, GOOD))
+    assert torch.equal(net.backbone[0].weight, GOOD['0.weight'])
+
+
+@pytest.mark.parametrize('content, sentence', [
+    (dict(model=argparse.Namespace(a=1)), "'model' is a Namespace.*save model.state_dict"), (dict(epoch=3, acc=.5), "'epoch' is a int, 'acc' is a float"),
+    ([1, 2], 'it is a list'), ({}, 'no state dict'), (dict(optimizer=GOOD), 'no state dict'), (small(), 'save model.state_dict')])
+def test_files_without_weights_name_what_they_hold(tmp_path, content, sentence):
+    with pytest.raises(ValueError, match=sentence): m.read_weights(saved(tmp_path, content))
+
+
+def test_a_part_of_another_network_is_no_network(tmp_path):
+    net = nn.Sequential(small(), nn.Linear(4, 4), nn.Linear(4, 2000))
+    with pytest.raises(ValueError, match='these are weights of another network'): m.find_network(nn.Linear(4, 4), saved(tmp_path, net.state_dict()))
+
+
+def test_names_of_old_densenets(tmp_path):
+    from torchvision.models import DenseNet
+    torch.manual_seed(0)
+    net = DenseNet(4, (2, 2), 8, num_classes=5)
+    old = {re.sub(r'(denselayer\d+\.(?:norm|relu|conv))([12])\.', r'\1.\2.', k): v for k, v in net.state_dict().items()}
+    assert set(old) != set(net.state_dict())
+    again = m.filled(DenseNet(4, (2, 2), 8, num_classes=5), m.read_weights(saved(tmp_path, dict(state_dict=under('module.', old)))))
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+
+
+# --- images, labels, numbers ---
+
+@pytest.mark.parametrize('labels', [list, tuple, lambda y: y.numpy(), lambda y: y.numpy().astype(np.uint8), lambda y: y.numpy().astype('>i2'), lambda y: y.numpy().astype(np.uint64),
+                                    lambda y: y.byte(), lambda y: y.int(), lambda y: y.tolist(), lambda y: y.numpy()[::-1].copy()[::-1]])
+def test_labels_of_any_integer_type(images, labels):
+    x, y = images
+    assert measured(Linear(), (x, labels(y)), checks=0)['clean_accuracy'] == 1
+    assert measured(Linear(), (x.numpy(), labels(y)), checks=0, attacks={})['clean_accuracy'] == 1
+
+
+@pytest.mark.parametrize('spoil, sentence', [
+    (lambda x, y: (x, y.float()), 'y is torch.float32.*whole number'), (lambda x, y: (x, y[:, None]), 'y is torch.int64 of shape'), (lambda x, y: (x, y - 1), 'y holds -1'),
+    (lambda x, y: (x, ['a'] * len(y)), 'y is a list that is no array of numbers'), (lambda x, y: (x, y == 1), 'y is torch.bool'),
+    (lambda x, y: (x, torch.cat([y[:-1], torch.tensor([7])])), 'y holds 7, the model knows 0 to 3'),
+    (lambda x, y: (x / x.max() * 1.0000001, y), r'x has values outside \[0, 1\] \(largest 1 \+ 1\.2e-07\)\. Pass x\.clamp\(0, 1\)'),
+    (lambda x, y: (x - .5, y), r'outside \[0, 1\] \(smallest'), (lambda x, y: (torch.where(x > x.mean(), float('nan'), x), y), 'x holds NaN or infinite values in'),
+    (lambda x, y: ((x * 255).int(), y), 'x is torch.int32')])
+def test_images_and_labels_that_are_none_are_named(images, spoil, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence): measured(Linear(), spoil(*images))
+
+
+@pytest.mark.parametrize('numbers', [dict(batch_size=np.int64(5)), dict(batch_size=5.), dict(limit=8.), dict(limit=np.float32(8)), dict(seed=np.int32(1)), dict(checks=np.uint8(4))])
+def test_whole_numbers_may_come_as_floats_or_numpys(images, numbers):
+    plain = {k: int(v) for k, v in numbers.items()}
+    a, b = (measured(Linear(), images, **dict(checks=0, attacks={}) | n).frame for n in (numbers, plain))
+    np.testing.assert_array_equal(a.value, b.value)
+
+
+@pytest.mark.parametrize('numbers', [dict(batch_size=True), dict(limit=8.5), dict(limit='8'), dict(checks=float('nan')), dict(seed=None)])
+def test_what_is_no_whole_number_is_named(images, numbers):
+    with pytest.raises(ValueError, match=f'{[*numbers][0]}=.*: pass a whole number from'): measured(Linear(), images, **numbers)
+
+
+def test_a_large_eps_is_probably_in_grey_levels(images, tmp_path, capsys, monkeypatch):
+    with pytest.warns(m.LargeEps, match=r"'pgd_linf' has eps 8 in linf.*Write 8/255"): measured(Linear(), images, attacks=m.attacks_at(linf=8, steps=1), checks=0)
+    with pytest.warns(m.LargeEps, match='in l2'): measured(Linear(), images, attacks=m.attacks_at(l2=128, steps=1), checks=0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'own_net_eps.py').write_text('from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))\n')
+    for linf, said in (('8', True), ('8/255', False)):
+        m.run(m.add_arguments(ArgumentParser()).parse_args(f'own_net_eps:make digits --limit 10 --steps 1 --checks 0 --linf {linf}'.split()))
+        assert ('nrf-repro: attack' in capsys.readouterr().err) == said
+
+
+# --- models ---
+
+class Batchy(nn.Module):
+    def __init__(self, f): super().__init__(); self.net, self.f = Linear(), f
+    def forward(self, x): return self.net(self.f(x))
+
+
+def trained_mode(x): return torch.nn.functional.batch_norm(x, None, None, training=True) * .2 + .5
+
+
+@pytest.mark.parametrize('mix', [trained_mode, lambda x: x - x.mean(0) + .5, lambda x: .7 * x + .3 * x.roll(1, 0), lambda x: .7 * x + .3 * x.flip(0), lambda x: x / x.amax()])
+@pytest.mark.parametrize('batch_size', [1, 5, 256])
+def test_predictions_that_depend_on_the_batch_are_named(images, mix, batch_size):
+    assert 'batch' in measured(Batchy(mix), images, batch_size=batch_size, attacks={}).flagged
+
+
+@pytest.mark.parametrize('net', [Linear(), small().eval(), nn.Sequential(nn.InstanceNorm2d(3), Linear()), nn.Sequential(nn.GroupNorm(3, 3), Linear())])
+def test_predictions_that_depend_on_their_image_alone_are_not(images, net): assert 'batch' not in measured(net, images, attacks={}).flagged
+
+
+def test_one_image_is_enough_to_see_it(images):
+    x, y = images
+    assert 'batch' in measured(Batchy(lambda x: x - x.mean(0) + .5), (x[:1], y[:1]), attacks={}).flagged
+
+
+class Of(nn.Module):
+    def __init__(self, f): super().__init__(); self.net, self.f = Linear(), f
+    def forward(self, x): return self.f(self.net, x)
+
+
+class Stateful(Linear):
+    def get_extra_state(self): return dict(version=1)
+    def set_extra_state(self, state): pass
+
+
+@pytest.mark.parametrize('made, sentence', [
+    (lambda: Of(lambda n, x: n(x).squeeze()), 'squeeze'), (lambda: torch.jit.script(Linear()), 'TorchScript'),
+    (lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), {nn.Linear}), 'quantised layer'),
+    (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), 'Run the model once'), (lambda: Of(lambda n, x: n(x.sub_(.1))), 'in place'),
+    (lambda: Of(lambda n, x: torch.utils.checkpoint.checkpoint(n, x, use_reentrant=True)), 'use_reentrant=False')])
+def test_a_module_that_cannot_be_measured_is_one_sentence(images, made, sentence):
+    before = images[0].clone()
+    with pytest.raises((ValueError, TypeError), match=sentence): measured(made(), images)
+    assert torch.equal(images[0], before)
+
+
+def test_extra_state_is_no_obstacle(images): assert measured(Stateful(), images, checks=0, attacks={})['clean_accuracy'] == 1
+
+
+@pytest.mark.parametrize('text, sentence', [
+    ('import a_package_that_is_not_here', "cannot be imported .ModuleNotFoundError: No module named 'a_package_that_is_not_here'"), ('def make(:', 'cannot be imported .SyntaxError'),
+    ('def make(): return 1 / 0', r'fails \(ZeroDivisionError'), ('def make(size): pass', r'without arguments'), ('made = 3', "has no 'make'")])
+def test_a_module_of_ones_own_that_fails_says_how(monkeypatch, tmp_path, text, sentence):
+    name = f'own_{abs(hash(text))}'
+    (tmp_path / f'{name}.py').write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=sentence): m.find_network(f'{name}:make')
+
+
+def test_the_standardising_layer_is_where_the_model_is(images):
+    layer = m.with_scale(nn.Linear(2, 2, device='meta'), 'data', None, m.as_subjects(images))[0]
+    assert layer.mean.device.type == layer.std.device.type == 'meta'
+
+
+# --- folders ---
+
+class ReadsBrightness(nn.Module):
+    def __init__(self, places): super().__init__(); self.places = torch.tensor(places).float()
+    def forward(self, x): return -(x.mean((1, 2, 3))[:, None] * 255 / 20 - self.places) ** 2
+
+
+def numbered(folder):
+    for i in range(12):
+        (folder / str(i)).mkdir()
+        for k in range(4): Image.new('RGB', (8, 8), (20 * i,) * 3).save(folder / str(i) / f'{k}.png')
+    (folder / '.ipynb_checkpoints').mkdir()
+    return folder
+
+
+def test_numbered_folders_are_labels_by_number_and_another_order_is_named(tmp_path):
+    folder = numbered(tmp_path)
+    by_number, by_text = (measured(ReadsBrightness(order), folder, size=8, attacks={}) for order in (range(12), sorted(range(12), key=str)))
+    assert by_number['clean_accuracy'] == 1 and by_number.flagged == [] and by_number.facts['Classes by label'].startswith('0, 1, 2, 3')
+    assert by_text['clean_accuracy'] < 1 and 'class order' in by_text.flagged
+
+
+# --- what is printed, pipes and devices ---
+
+OWN = 'from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))\n'
+WORDS = 'measure own_net:make digits --limit 10 --steps 1 --checks 0 --rows rows.jsonl --out page.html'
+
+
+def command(tmp_path, words=WORDS, **how):
+    (tmp_path / 'own_net.py').write_text(OWN)
+    env = os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)) | how.pop('env', {})
+    return subprocess.Popen([sys.executable, '-m', 'nrf_repro', *words.split()], cwd=tmp_path, env=env, **how)
+
+
+def test_a_terminal_that_knows_ascii_alone_loses_nothing(tmp_path):
+    run = command(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(PYTHONIOENCODING='ascii', PYTHONUTF8='0', LC_ALL='C'))
+    out, err = run.communicate()
+    assert run.returncode == 0 and b'PGD ?2' in out and len(read_rows(tmp_path / 'rows.jsonl')) == 8 and 'ℓ' in (tmp_path / 'page.html').read_text()
+
+
+def test_closed_pipes_lose_nothing(tmp_path):
+    run = command(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run.stdout.close(), run.stderr.close()
+    assert run.wait() == 0 and len(read_rows(tmp_path / 'rows.jsonl')) == 8 and (tmp_path / 'page.html').is_file()
+
+
+def test_rows_into_stdout_a_file_descriptor_and_a_pipe(tmp_path):
+    out, err = command(tmp_path, WORDS.replace('rows.jsonl', '/dev/stdout'), stdout=subprocess.PIPE, stderr=subprocess.PIPE).communicate()
+    assert out.decode().count('"metric": "') == 8
+    with open(tmp_path / 'log', 'wb') as log:
+        log.write(b'before\n'), log.flush()
+        command(tmp_path, WORDS.replace('rows.jsonl', '/dev/stdout'), stdout=log, stderr=subprocess.PIPE).communicate()
+    said = (tmp_path / 'log').read_text()
+    assert said.startswith('before\n{') and said.count('"metric": "') == 8 and '# own_net:make' in said
+
+
+@pytest.mark.parametrize('path', ['/dev/null', '/dev/stdout', '/dev/fd/1'])
+def test_devices_and_streams_may_be_written_to(path): m.check_writable('--rows', path)
 
 
 # --- in a browser ---

@@ -1,14 +1,23 @@
 """Same seed, same weights; killed and resumed, same weights; recipes mean what they say."""
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
-from nrf_repro.models import build_model
-from nrf_repro.training import RECIPES, Monitor, Recipe, correct, cross_entropy, fit, lr_at, random_crop, random_flip
+from nrf_repro.models import build_model, save_whole
+from nrf_repro.training import (RECIPES, AnotherRun, Monitor, Recipe, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
+                                random_flip, run_key)
+
+ROOT = Path(__file__).parent.parent
 
 RECIPE = replace(RECIPES['digits'], epochs=2, batch_size=32, augment='crop', seed=0)
 
@@ -39,16 +48,138 @@ def test_killed_after_an_epoch_and_resumed_is_undisturbed(train, tmp_path, attac
         if epoch == 2: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): fit(broken, train, recipe, folder=tmp_path, on_epoch=kill, progress=False)
     seen = []
-    broken = network(seed=9)  # whatever it holds, the folder's state replaces it
+    broken = network()  # a new process knows the seed and the folder
     history = fit(broken, train, recipe, folder=tmp_path, on_epoch=lambda e, *_: seen.append(e), progress=False)
     assert seen == [3] and list(history.epoch) == [1, 2, 3] and equal(whole, broken)
 
 
-def test_another_recipe_in_the_same_folder_starts_afresh(train, tmp_path):
-    fit(network(), train, RECIPE, folder=tmp_path, progress=False)
-    seen = []
-    fit(network(), train, replace(RECIPE, lr=.01), folder=tmp_path, on_epoch=lambda e, *_: seen.append(e), progress=False)
-    assert seen == [1, 2]
+@dataclass(frozen=True)
+class Times:
+    factor: float
+    def __call__(self, model, x, y): return self.factor * cross_entropy(model, x, y)
+
+
+def squares(model, x, y): return F.mse_loss(model(x).softmax(1), F.one_hot(y, 10).float())
+
+
+def line(seed=0, k=10):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024, k))
+
+
+def closure(factor):
+    def loss(model, x, y): return factor * cross_entropy(model, x, y)
+    return loss
+
+
+@pytest.mark.parametrize('change, named', [
+    (dict(recipe=replace(RECIPE, lr=.01)), r'recipe\.lr \(0\.05 there, 0\.01 now\)'), (dict(recipe=replace(RECIPE, seed=5)), r'recipe\.seed'),
+    (dict(recipe=replace(RECIPE, attack=Attack('l2', .5, 'ce', 1, .5))), r'recipe\.attack'),
+    (dict(loss=squares), r'loss \("nrf_repro\.training\.cross_entropy" there, "squares" now\)'), (dict(loss=Times(2.)), 'loss'),
+    (dict(loss=closure(2.)), 'loss'), (dict(seed=7), 'initial weights'), (dict(limit=96), 'images'),
+    (dict(monitor=True), 'monitor'), (dict(frozen=True), 'frozen')])
+def test_another_run_in_the_same_folder_is_an_error_that_names_the_difference(train, tmp_path, change, named):
+    def run(recipe=RECIPE, loss=cross_entropy, seed=0, limit=160, monitor=False, frozen=False):
+        model = line(seed)
+        if frozen: model[1].bias.requires_grad_(False)
+        fit(model, train[:limit], recipe, loss=loss, monitor=Monitor(train[:9], sigma=None) if monitor else None, folder=tmp_path, progress=False)
+        return model
+    first, kept = run(), (tmp_path / 'state.safetensors').read_bytes()
+    with pytest.raises(AnotherRun, match=f'state.safetensors holds another run: they differ in {named}'): run(**change)
+    assert (tmp_path / 'state.safetensors').read_bytes() == kept
+    assert equal(run(), first)  # the run itself is kept
+
+
+@pytest.mark.parametrize('other, named', [(Times(3.), 'loss'), (closure(3.), 'loss'), (partial(closure(2.)), 'loss'), (nn.CrossEntropyLoss(), 'loss')])
+@pytest.mark.parametrize('mine', [Times(2.), closure(2.)])
+def test_losses_are_told_apart_by_what_they_compute(mine, other, named):
+    key = run_key(line(), load('digits', 'train', limit=20), RECIPE, loss=mine)
+    again = type(mine)(2.) if isinstance(mine, Times) else closure(2.)
+    assert run_key(line(), load('digits', 'train', limit=20), RECIPE, loss=again) == key
+    assert named in key_difference(key, run_key(line(), load('digits', 'train', limit=20), RECIPE, loss=other))
+
+
+def test_two_networks_of_one_shape_are_told_apart_by_their_code():
+    def made(f):
+        class Net(nn.Linear):
+            def forward(self, x): return super().forward(f(x.flatten(1)))
+        torch.manual_seed(0)
+        return Net(1024, 10)
+    class Other(nn.Linear):
+        def forward(self, x): return 2 * super().forward(x.flatten(1))
+    Other.__qualname__ = type(made(torch.relu)).__qualname__
+    train = load('digits', 'train', limit=20)
+    torch.manual_seed(0)
+    keys = [run_key(m, train, RECIPE) for m in (made(torch.relu), made(torch.relu), Other(1024, 10))]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_key_is_the_same_in_another_process(tmp_path):
+    (tmp_path / 'own_loss.py').write_text('from dataclasses import dataclass\nimport torch.nn.functional as F\nNAMES = {"a", "b", "c"}\nWEIGHT = 2.\n'
+        '@dataclass(frozen=True)\nclass Loss:\n    power: int = 2\n    def __call__(self, model, x, y):\n'
+        '        return WEIGHT * F.cross_entropy(model(x), y) ** self.power * (len(NAMES) in {"x", "y", 3})\n')
+    code = 'import json; from own_loss import Loss; from nrf_repro.training import described; print(json.dumps(described(Loss())))'
+    def said(seed, code=code):
+        path = os.pathsep.join([str(tmp_path), str(ROOT)])
+        return subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=path, PYTHONHASHSEED=seed), capture_output=True, text=True, check=True).stdout
+    one = said('1')
+    assert one == said('2') and one != said('1', code.replace('Loss()', 'Loss(3)'))
+    own = (tmp_path / 'own_loss.py').read_text()
+    for a, b in (('WEIGHT = 2.', 'WEIGHT = 3.'), ('** self', '* self'), ('"a", ', '')):
+        (tmp_path / 'own_loss.py').write_text(own.replace(a, b))
+        assert said('1') != one, a
+
+
+def test_a_loss_without_a_description_is_refused_before_anything_is_written(train, tmp_path):
+    lines = iter('abc')
+    def loss(model, x, y): return cross_entropy(model, x, y) * bool(lines)
+    with pytest.raises(TypeError, match='Make the loss a frozen dataclass'): fit(line(), train, RECIPE, loss=loss, folder=tmp_path / 'new', progress=False)
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_network_that_holds_the_weights_of_the_folder_goes_on_from_them(train, tmp_path):
+    model, whole = line(), line()
+    fit(whole, train, RECIPE, progress=False)
+    def stop(epoch, *_): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit(model, train, RECIPE, folder=tmp_path, on_epoch=stop, progress=False)
+    history = fit(model, train, RECIPE, folder=tmp_path, progress=False)  # the same object, after its first epoch
+    assert list(history.epoch) == [1, 2] and equal(model, whole)
+
+
+def test_a_file_of_an_earlier_version_is_named_and_kept(train, tmp_path):
+    save_whole(tmp_path / 'state.safetensors', line().state_dict(), key='0123456789abcdef', history='[]')
+    with pytest.raises(AnotherRun, match='which another version wrote'): fit(line(), train, RECIPE, folder=tmp_path, progress=False)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(1024, 8), nn.Linear(1024, 8), nn.Linear(8, 10)
+        self.b.weight = self.a.weight
+    def forward(self, x): return self.head(self.a(x.flatten(1)) + self.b(x.flatten(1)))
+
+
+@pytest.mark.parametrize('change', [dict(), dict(momentum=0.)])
+def test_tied_weights_are_kept_and_resumed(train, tmp_path, change):
+    recipe = replace(RECIPE, **change, nesterov=False)
+    whole, broken = Tied(), Tied()
+    fit(whole, train, recipe, progress=False)
+    def stop(epoch, *_): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit(broken, train, recipe, folder=tmp_path, on_epoch=stop, progress=False)
+    broken = Tied()
+    fit(broken, train, recipe, folder=tmp_path, progress=False)
+    assert equal(whole, broken) and broken.b.weight is broken.a.weight
+
+
+@pytest.mark.parametrize('model, images, sentence', [
+    (line(k=5), slice(None), r'the model has 5 outputs, and train has the label 9 \(10 classes\)\. Build the model with num_classes=10'),
+    (line(), [], 'train holds no images'), (nn.Flatten(), slice(0, 0), 'train holds no images')])
+def test_what_cannot_be_trained_is_said_first(train, model, images, sentence):
+    with pytest.raises(ValueError, match=sentence): fit(model, train[images], RECIPE, progress=False)
+
+
+def test_an_output_too_many_is_no_mistake(train): fit(line(k=12), train, replace(RECIPE, epochs=1), progress=False)
 
 
 def test_learns_and_the_monitor_sees_it(train):
@@ -117,7 +248,7 @@ def test_correct_leaves_the_mode_alone(train):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize('wrong, sentence', [(dict(epochs=0), 'at least 1'), (dict(lr=0), 'lr=0'), (dict(schedule='step'), 'Unknown schedule'),
+@pytest.mark.parametrize('wrong, sentence', [(dict(epochs=0), 'at least 1'), (dict(lr=0), 'lr=0'), (dict(epochs=2.), 'epochs=2.0 must be a whole number'), (dict(batch_size=32.), 'batch_size=32.0'), (dict(seed=.5), 'seed=0.5'), (dict(schedule='step'), 'Unknown schedule'),
                                              (dict(augment='cutout'), 'Unknown augment')])
 def test_bad_recipes_get_a_sentence(train, wrong, sentence):
     with pytest.raises(ValueError, match=sentence): fit(network(), train, replace(RECIPE, **wrong))
