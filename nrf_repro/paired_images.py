@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['paired_interval', 'SampleSizes', 'AttackLimits', 'attack_sequence', 'Task', 'measure_paired_images', 'paired_effects',
-           'show_strength', 'strongest_readings', 'draw_eps', 'draw_sigma', 'sigma_readings', 'show_corruption_effects',
-           'show_transfer_success', 'transfer_readings', 'show_stored_weights', 'show_seconds', 'show_paired_images']
+           'show_strength', 'strongest_effects', 'strongest_readings', 'draw_eps', 'draw_sigma', 'sigma_readings',
+           'show_corruption_effects', 'show_transfer_success', 'transfer_readings', 'show_stored_weights',
+           'show_seconds', 'show_paired_images']
 
 # %% ../nbs/38_paired_images.ipynb #38a00002
 import math
@@ -267,13 +268,16 @@ def _difference(effects, **where): # of `paired_effects`: the one line with thes
     line, = effects.itertuples()
     return Interval(line.effect, line.low, line.high, int(line.n))
 
+def _sequence(rows): # the rows of the sequence of attacks
+    return rows[rows.source.str.match(r'\d+ ', na=False)]
+
 def _stages(rows): # of the sequence of attacks: source -> name, in order
-    found = sorted(rows.source[rows.source.str.match(r'\d+ ', na=False)].unique(), key=lambda s: int(s.split()[0]))
+    found = sorted(_sequence(rows).source.unique(), key=lambda s: int(s.split()[0]))
     return {source: source.split(' ', 1)[1] for source in found}
 
 def show_strength(rows, attack):
     "A table for one perturbation set: accuracy after each attack, without normalisation, with BN, and the difference."
-    rows = rows[(rows.attack == attack) & rows.source.str.match(r'\d+ ', na=False)]
+    rows = _sequence(rows[rows.attack == attack])
     right, effects, lines = rows[rows.metric == 'robust_accuracy'], paired_effects(rows, 'robust_accuracy'), []
     for source, name in _stages(rows).items():
         line = {'Correct under all attacks up to': name}
@@ -290,15 +294,22 @@ def _smallest_effect():
     from nrf_repro.results import load_claims
     return load_claims()['C2'].parts[0].smallest_effect
 
+def strongest_effects(rows):
+    "A line per attack and architecture: BN minus none after the whole sequence, with `beyond`: is the interval beyond C2's smallest effect?"
+    lines = []
+    for attack, tried in _sequence(rows).groupby('attack'):
+        effects = paired_effects(tried, 'robust_accuracy')
+        effects = effects[(effects.source == list(_stages(tried))[-1]) & (effects.norm == 'bn')]
+        lines.append(effects.sort_values('arch', ascending=False).assign(attack=attack, metric='robust_accuracy', beyond=effects.high < -_smallest_effect()))
+    return pd.concat(lines, ignore_index=True)
+
 def strongest_readings(rows, attack):
     "A sentence per architecture: what the whole sequence leaves, and whether the loss with BN is beyond the smallest effect."
-    effects, smallest = paired_effects(rows[rows.attack == attack], 'robust_accuracy'), _smallest_effect()
-    last = list(_stages(rows[rows.attack == attack]))[-1]
-    for arch in sorted(effects.arch.unique(), reverse=True):
-        iv = _difference(effects, source=last, arch=arch, norm='bn')
-        verdict = 'is beyond' if iv.high < -smallest else 'is not beyond'
-        yield (f'{arch_name(arch)}, {COLUMNS[attack].split()[-1]}: after all attacks BN − None is {_percent(iv, signed=True)} points '
-               f'(95 % interval over {iv.n} images), which {verdict} the smallest effect that counts, {100 * smallest:.0f} points.')
+    for e in strongest_effects(rows[rows.attack == attack]).itertuples():
+        interval = _percent(Interval(e.effect, e.low, e.high, int(e.n)), signed=True)
+        yield (f'{arch_name(e.arch)}, {COLUMNS[attack].split()[-1]}: after all attacks BN − None is {interval} points '
+               f'(95 % interval over {int(e.n)} images), which is {"beyond" if e.beyond else "not beyond"} the smallest effect that counts, '
+               f'{100 * _smallest_effect():.0f} points.')
 
 # %% ../nbs/38_paired_images.ipynb #38a00022
 def _panels(rows, n):
@@ -411,9 +422,6 @@ def show_seconds(rows):
 
 # %% ../nbs/38_paired_images.ipynb #38a00028
 _OVER = 'In brackets: 95 % intervals over images; there is one network of each kind, so none over seeds.'
-
-def _sequence(rows): # the rows of the sequence of attacks
-    return rows[rows.source.str.match(r'\d+ ', na=False)]
 
 def _images(rows): return int(rows.n.max())
 
