@@ -8,6 +8,7 @@ __all__ = ['ROWS', 'LIMIT', 'LARGEST', 'TOTAL', 'FILES', 'NAME', 'FILE', 'FOLDER
            'summary', 'run']
 
 # %% ../nbs/36_archive.ipynb #38e0e8ec
+import errno
 import json
 import math
 import os
@@ -189,7 +190,9 @@ BROKEN = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImp
 def _naming(what):
     "Errors of what is read inside become a ValueError that begins with this name."
     try: yield
-    except FileNotFoundError: raise
+    except OSError as e:
+        if e.errno != errno.EINVAL: raise     # a damaged zip can name a position before its beginning
+        raise ValueError(f'{what}: it is damaged ({e.strerror}). Nothing was changed.') from None
     except (ValueError, TypeError, KeyError, RecursionError, SafetensorError, *BROKEN) as e:
         said = ' '.join(str(e).split()).rstrip('.') or type(e).__name__
         raise ValueError(f'{what}: {said}. Nothing was changed.') from None
