@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nrf_repro import cli
-from nrf_repro.cli import check_parameters, main, portable, safe_printing, without_paths
+from nrf_repro.cli import check_parameters, main, portable, safe_printing, _without_paths
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +39,7 @@ def test_no_home_at_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize('said, left', [
     ('/home/me/run/x', 'run/x'), ('"/home/me"', '"."'), ('cd /home/me;', 'cd .;'), ('\n/home/me/x\n', '\nx\n'), ('(/home/me/x)', '(x)'), ('PATH=/home/me/bin:/home/me', 'PATH=bin:.'),
     ('/home/me/', './'), ('/home/mean/x', '/home/mean/x'), ('/srv/home/me/x', '/srv/home/me/x'), ('/home/me-2/x', '/home/me-2/x'), ('/home/me.old/x', '/home/me.old/x')])
-def test_only_whole_parts_of_a_path_are_taken(said, left): assert without_paths([dict(a=said)], ['/home/me']) == [dict(a=left)]
+def test_only_whole_parts_of_a_path_are_taken(said, left): assert _without_paths([dict(a=said)], ['/home/me']) == [dict(a=left)]
 
 
 def test_the_home_and_the_checkout_are_taken_out(tmp_path, monkeypatch):
