@@ -141,7 +141,7 @@ def _spellings(weights, have):
     def renamed(change): return {(k if k in have else change(k)): v for k, v in weights.items()}
     yield dict(weights)
     yield renamed(lambda k: _DENSE.sub(r'\1\2.', _WRAPS.sub('', k)))
-    yield renamed(lambda k: _DENSE.sub(r'\1\2.', re.sub(r'(?<![^.])module\.', '', _WRAPS.sub('', k))))
+    yield renamed(lambda k: _DENSE.sub(r'\1\2.', re.sub(r'(?<=\.)module\.', '', _WRAPS.sub('', k))))
 
 def _needed(have): return {k for k in have if not k.endswith('num_batches_tracked')}
 
