@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LATE', 'MODULES', 'SENTENCES', 'check_template', 'check_parameters', 'kernel_sockets', 'run_notebook', 'collect',
-           'snakemake', 'job_environment', 'report', 'check_jobs', 'plan_text', 'without_paths', 'portable', 'publish',
-           'safe_printing', 'parser', 'run', 'plan', 'parameters_of', 'main']
+           'snakemake', 'job_environment', 'report', 'check_jobs', 'plan_text', 'portable', 'publish', 'safe_printing',
+           'parser', 'run', 'plan', 'parameters_of', 'main']
 
 # %% ../nbs/23_cli.ipynb #342fc951
 import argparse
@@ -226,11 +226,11 @@ def _own_paths():
     with suppress(RuntimeError): paths.append(Path.home())
     return sorted({str(p) for p in paths if p.is_absolute() and p != Path(p.anchor)}, key=len, reverse=True)
 
-def without_paths(value,  # text, or a list or dict with texts in it
+def _without_paths(value,  # text, or a list or dict with texts in it
                   paths): # folders
     "The value with what lies in the folders named by its path from there; only whole parts of a path are taken."
-    if isinstance(value, list): return [without_paths(v, paths) for v in value]
-    if isinstance(value, dict): return {k: without_paths(v, paths) for k, v in value.items()}
+    if isinstance(value, list): return [_without_paths(v, paths) for v in value]
+    if isinstance(value, dict): return {k: _without_paths(v, paths) for k, v in value.items()}
     if not isinstance(value, str): return value
     for path in paths:
         whole = rf'(?<![\w.~-]){re.escape(path)}'
@@ -244,7 +244,7 @@ def portable(notebook):
     content = json.loads(notebook.read_text(encoding='utf-8'))
     for cell in content['cells']:
         if 'outputs' in cell: cell['outputs'] = [o for o in cell['outputs'] if not _bar(o)]
-    return json.dumps(without_paths(content, _own_paths()), ensure_ascii=False, indent=1, sort_keys=True) + '\n'
+    return json.dumps(_without_paths(content, _own_paths()), ensure_ascii=False, indent=1, sort_keys=True) + '\n'
 
 # %% ../nbs/23_cli.ipynb #3a3deb4e
 def publish(

@@ -8,8 +8,7 @@ __all__ = ['LOW', 'HIGH', 'FORMATS', 'WIDE', 'TRANSPARENT', 'ARRAYS', 'LARGEST',
            'channel_stats', 'digits', 'balanced', 'patterns', 'Synthetic', 'synthetic', 'reliance', 'testbed',
            'decode_all', 'checked_labels', 'read_parquet', 'NumpyUnpickler', 'read_pickles', 'read_binary',
            'mat_elements', 'mat_arrays', 'read_mat', 'read_npz', 'data_folder', 'find_files', 'cache_folder', 'cached',
-           'download', 'from_files', 'in_order', 'class_names', 'class_images', 'from_folder', 'Decoded', 'OnDisk',
-           'on_disk', 'is_here', 'load']
+           'download', 'from_files', 'class_images', 'from_folder', 'Decoded', 'OnDisk', 'on_disk', 'is_here', 'load']
 
 # %% ../nbs/05_data.ipynb #86c715a1
 import hashlib
@@ -709,7 +708,7 @@ def _split_folder(path, split):
     return folder
 
 # %% ../nbs/05_data.ipynb #c2d04a04
-def in_order(names):
+def _in_order(names):
     "Names sorted, with numbers as numbers: 2 before 10, class 2 before class 10."
     if all(re.fullmatch(r'[+-]?[0-9]+(\.[0-9]+)?', name) for name in names): return sorted(names, key=lambda name: (float(name), name))
     def chunks(name): return [int(part) if i % 2 else part for i, part in enumerate(re.split('([0-9]+)', name))]
@@ -726,11 +725,11 @@ def _images_in(folder):
         found += [Path(root, f) for f in sorted(files) if f.lower().endswith(ENDINGS) and not _hidden(f)]
     return found
 
-def class_names(folder):
+def _class_names(folder):
     "The names of the class folders in a folder, in the order of their labels."
     names = [d.name for d in Path(folder).iterdir() if d.is_dir() and not _hidden(d.name)]
-    splits = [name for name in in_order(names) if _is_split(name) and _images_in(Path(folder, name))]
-    classes = [name for name in in_order(names) if not _is_split(name)]
+    splits = [name for name in _in_order(names) if _is_split(name) and _images_in(Path(folder, name))]
+    classes = [name for name in _in_order(names) if not _is_split(name)]
     if splits:
         beside = f' beside the class folders {", ".join(classes[:9])}' if classes else ' and no class folders'
         raise FileNotFoundError(f'{folder}: no folder per class with images in it; it holds the splits {", ".join(splits)}{beside}. '
@@ -740,7 +739,7 @@ def class_names(folder):
 # %% ../nbs/05_data.ipynb #c2d04a07
 def class_images(folder):
     "Class names, image files and labels (a list) of a folder with a folder per class."
-    names = class_names(folder)
+    names = _class_names(folder)
     found = [_images_in(Path(folder, name)) for name in names]
     if not any(found): raise FileNotFoundError(f'{folder}: no folder per class with images in it.')
     if empty := [name for name, files in zip(names, found) if not files]:
@@ -758,9 +757,9 @@ def _listed(path, split, limit=None):
 # %% ../nbs/05_data.ipynb #3f291dd5
 def _same_classes(path, split):
     "The class names of a split, which must be those of the training split, or labels would not agree."
-    mine = class_names(_split_folder(path, split))
+    mine = _class_names(_split_folder(path, split))
     if path.name in STATS and not (path / 'train').is_dir(): return tuple(mine)  # ImageNet's val/ is enough to evaluate
-    other = class_names(_split_folder(path, 'train'))
+    other = _class_names(_split_folder(path, 'train'))
     if mine != other:
         odd = ', '.join(sorted(set(mine) ^ set(other)))
         raise ValueError(f'{path}: train and {split} do not have the same class folders ({odd}), so labels would not agree.')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AUGMENTS', 'SCHEDULES', 'RANDOM_TARGETS', 'RECIPES', 'ALONE', 'Recipe', 'recipe_problem', 'checked', 'lr_at',
            'random_crop', 'random_flip', 'augment', 'correct', 'Monitor', 'cross_entropy', 'batches', 'Alone',
-           'train_epoch', 'described', 'run_key', 'key_difference', 'save_state', 'AnotherRun', 'holds', 'check_key',
+           'train_epoch', 'described', 'run_key', 'key_difference', 'save_state', 'AnotherRun', 'check_key',
            'load_state', 'put_back', 'run_epoch', 'sgd', 'check_task', 'fit']
 
 # %% ../nbs/09_training.ipynb #bfe316ba
@@ -276,6 +276,7 @@ def _described(thing, inside):
     if isinstance(thing, (set, frozenset)): return sorted(json.dumps(described(v, inside)) for v in thing)
     if isinstance(thing, (torch.Tensor, np.ndarray, np.generic)): return _digest(dict(_=thing))
     if isinstance(thing, (Path, Enum, bytes, complex, slice, torch.dtype, torch.device, type(...))): return str(thing)
+    if isinstance(thing, ModuleType): return thing.__name__
     if isinstance(thing, CodeType): return _code_of(thing, inside)
     if hasattr(thing, '__wrapped__'): return described(thing.__wrapped__, inside)
     if isinstance(thing, partial): return described(dict(partial=thing.func, args=thing.args, keywords=thing.keywords), inside)
@@ -332,7 +333,7 @@ def save_state(path, model, opt, history, key):
 # %% ../nbs/09_training.ipynb #c1d04a16
 class AnotherRun(ValueError): "A folder holds the state of a run that computes something else."
 
-def holds(model, tensors):
+def _holds(model, tensors):
     "Does the model already hold the weights of such a file?"
     have, weights = _state(model), {k[6:]: v for k, v in tensors.items() if k.startswith('model.')}
     return _digest(weights) == _digest({k: v for k, v in have.items() if k in weights})
@@ -352,7 +353,7 @@ def load_state(path, model, opt, key):
     if not path.is_file(): return []
     try:
         with safe_open(path, 'pt') as f: meta, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        check_key(path, meta['key'], key, holds(model, tensors))
+        check_key(path, meta['key'], key, _holds(model, tensors))
         return put_back(meta, tensors, model, opt)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         if isinstance(e, AnotherRun): raise
@@ -395,7 +396,7 @@ def sgd(model, recipe):
 def check_task(model, train, loss):
     "`ValueError` where there is nothing to train on, or, for `cross_entropy`, where the model lacks an output for a label."
     if not len(train): raise ValueError('train holds no images. Pass at least one.')
-    if loss is not cross_entropy: return
+    if loss is not cross_entropy or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()): return  # hooks may count
     device = next(iter(model.parameters()), torch.zeros(0)).device
     model.eval()
     with torch.no_grad(): z = model(train.x[torch.arange(min(2, len(train)))].to(device).float() / 255)

@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from nrf_repro import data
-from nrf_repro.data import (Images, NumpyUnpickler, _decode_file, balanced, cache_folder, cached, channel_stats, class_images, class_names, is_here,
+from nrf_repro.data import (Images, NumpyUnpickler, _decode_file, balanced, cache_folder, cached, channel_stats, class_images, _class_names, is_here,
                             load, patterns, reliance, synthetic, testbed)
 
 testbed.__test__ = False  # a function of the package, not a test
@@ -753,10 +753,10 @@ def test_an_empty_class_is_named(tmp_path):
 @pytest.mark.parametrize('split', ['train', 'training', 'Train'])
 def test_a_split_is_no_class(tmp_path, split):
     for c in ('cat', 'dog'): picture_at(tmp_path / split / c / '0.png')
-    with pytest.raises(FileNotFoundError, match=f'holds the splits {split} and no class folders. Name the one to read'): class_names(tmp_path)
-    assert class_names(tmp_path / split) == ['cat', 'dog']
+    with pytest.raises(FileNotFoundError, match=f'holds the splits {split} and no class folders. Name the one to read'): _class_names(tmp_path)
+    assert _class_names(tmp_path / split) == ['cat', 'dog']
     picture_at(tmp_path / 'cow/0.png')
-    with pytest.raises(FileNotFoundError, match='beside the class folders cow'): class_names(tmp_path)
+    with pytest.raises(FileNotFoundError, match='beside the class folders cow'): _class_names(tmp_path)
 
 
 @pytest.mark.parametrize('test', ['test', 'val', 'valid', 'validation', 'Test'])
@@ -771,7 +771,7 @@ def test_splits_are_found_by_their_usual_names(tmp_path, monkeypatch, test):
                                    ['n01440764', 'n01443537', 'n13133613'], ['ant', 'bee', 'cow']])
 def test_numbers_sort_as_numbers(tmp_path, names):
     for name in names: picture_at(tmp_path / name / '0.png')
-    assert class_names(tmp_path) == names
+    assert _class_names(tmp_path) == names
 
 
 def homeless(monkeypatch):

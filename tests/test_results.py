@@ -237,3 +237,56 @@ def test_select_lists_and_nulls():
     rows = R.frame([row(epoch=e, seed=s) for e in (None, 1, 2) for s in (0, 1)])
     assert len(R.select(rows, dict(epoch=1))) == 2 and len(R.select(rows, dict(epoch=[None, 1], seed=0))) == 2
     assert len(R.select(rows, dict(epoch=None))) == 2 and len(R.select(rows, {})) == 6
+
+
+# --- pipes, devices, links ---
+
+def test_a_link_stays_a_link_and_its_file_is_replaced_whole(tmp_path):
+    (tmp_path / 'far').mkdir()
+    for target in (tmp_path / 'far/rows', tmp_path / 'far/new'):
+        link = tmp_path / f'link-{target.name}'
+        link.symlink_to(target)
+        for text in ('one', 'two'): assert R.write_whole(link, text) == link
+        assert link.is_symlink() and target.read_text() == 'two' and not target.is_symlink()
+    assert sorted(p.name for p in (tmp_path / 'far').iterdir()) == ['new', 'rows']
+
+
+@pytest.mark.parametrize('through_a_link', [False, True])
+def test_a_pipe_is_written_into(tmp_path, through_a_link):
+    import os
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    name = tmp_path / 'link' if through_a_link else pipe
+    if through_a_link: name.symlink_to(pipe)
+    text = 'row\n' * 50_000   # more than a pipe holds
+    reader = subprocess.Popen(['cat', str(pipe)], stdout=subprocess.PIPE, text=True)
+    import threading
+    writer = threading.Thread(target=R.write_whole, args=(name, text))
+    writer.start()
+    assert reader.communicate()[0] == text
+    writer.join()
+    assert pipe.is_fifo() and R.is_special(name)
+
+
+def test_a_pipe_that_nobody_reads_is_an_error_and_stays(tmp_path, monkeypatch):
+    import os
+    os.mkfifo(tmp_path / 'pipe')
+    monkeypatch.setattr(R.time, 'monotonic', iter(range(0, 100, 4)).__next__)
+    with pytest.raises(OSError, match=r'pipe cannot be written \(nobody reads from it\)'): R.write_whole(tmp_path / 'pipe', 'x')
+    assert (tmp_path / 'pipe').is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('path', ['/dev/null', '/dev/stdout', '/dev/stderr', '/dev/fd/1', '/proc/self/fd/1'])
+def test_devices_and_streams_are_special(path): assert R.is_special(path)
+
+
+def test_dev_null_is_still_a_device():
+    from pathlib import Path
+    R.write_whole('/dev/null', 'x')
+    assert Path('/dev/null').is_char_device()
+
+
+def test_a_stream_that_is_a_file_is_continued(tmp_path):
+    code = 'from nrf_repro.results import write_whole; print("before"); write_whole("/dev/stdout", "rows\\n"); print("after")'
+    with open(tmp_path / 'log', 'w') as log: subprocess.run([sys.executable, '-c', code], stdout=log, check=True)
+    assert (tmp_path / 'log').read_text() == 'before\nrows\nafter\n'

@@ -267,3 +267,10 @@ def test_compile_is_asked_for_and_only_when_asked(train, monkeypatch):
     assert asked == []
     fit(model, train, replace(RECIPE, epochs=1, compile=True), progress=False)
     assert asked == [model]
+
+
+def test_a_hook_that_counts_forward_passes_counts_those_of_training_alone(train):
+    model, passes = line(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    fit(model, train, replace(RECIPE, epochs=1), progress=False)
+    assert len(passes) == 5
