@@ -48,15 +48,25 @@ class _Absent(dict):
     def __init__(self, *a, **k): super().__init__()
     def __setstate__(self, state): pass
 
-def _loaded(path):
+def _loaded(path, most=50): # how many classes a file may name
     "What torch.save wrote; classes other than torch's own are replaced by `_Absent`."
     import torch
     from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
-    try: return torch.load(path, 'cpu', weights_only=True)
-    except pickle.UnpicklingError:
-        names = [name.rpartition('.') for name in get_unsafe_globals_in_checkpoint(path)]
-        with safe_globals([type(name, (_Absent,), dict(__module__=module)) for module, _, name in names]):
-            return torch.load(path, 'cpu', weights_only=True)
+    names = []
+    for _ in range(most):
+        made = [name.rpartition('.') for name in names]
+        try:
+            with safe_globals([type(name, (_Absent,), dict(__module__=module)) for module, _, name in made]):
+                return torch.load(path, 'cpu', weights_only=True)
+        except pickle.UnpicklingError as e:
+            found = [] if names else _named(get_unsafe_globals_in_checkpoint, path)
+            found = found or re.findall(r'GLOBAL ([\w.]+) was not', str(e))   # the format before 2020 lists none
+            if set(found) <= set(names): raise
+            names += found
+
+def _named(names_of, path):
+    try: return list(names_of(path))
+    except (ValueError, RuntimeError): return []
 
 def opened(path):
     "What a file of weights holds; nothing in it is executed."

@@ -397,7 +397,6 @@ FILES = {
 @pytest.mark.parametrize('name', FILES)
 def test_files_of_common_trainers_are_read(tmp_path, name):
     for how in (dict(), dict(_use_new_zipfile_serialization=False)):
-        if how and ('NumPy' in name or 'Lightning' == name): continue  # the old format gives no list of what it names
         net = m.filled(small(3), m.read_weights(saved(tmp_path, FILES[name], **how)), 'w.pth')
         assert all(torch.equal(v, GOOD[k]) for k, v in net.state_dict().items() if 'num_batches' not in k)
 
