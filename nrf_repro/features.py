@@ -11,8 +11,9 @@ import warnings
 import torch
 from torch import nn
 
-from .attacks import (
-    Attack, Evaluation, _optimised, _report_gradients, _search, _some, _whole, check_images, frozen, image_noise, input_gradient)
+from nrf_repro.attacks import (
+    Attack, Evaluation, _checked_model, _optimised, _report_gradients, _search, _some, _whole, check_images, frozen, image_noise,
+    input_gradient)
 
 # %% ../nbs/08_features.ipynb #76f37748
 def unit_variance(f):  # n values of a feature, or n k values of k features
@@ -136,8 +137,9 @@ def ligs(model,              # any nn.Module: images in [0,1] -> n k logits
     draws, batch_size = _check_ligs(sigma, draws, batch_size, noise)
     if not len(x): return torch.zeros(0, dtype=torch.float64, device=x.device)
     with frozen(model):
-        moved = lambda: _some(x) + sigma * image_noise(_some(x).cpu(), seed).to(x.device)
-        direction = _Directions(_optimised(model, x, moved()).net if stable else model, stable)
+        checked, moved = _checked_model(model, x, stacklevel=3), _some(x) + sigma * image_noise(_some(x).cpu(), seed).to(x.device)
+        net = _optimised(model, x, moved).net if stable else model
+        direction = _Directions(net if checked is model else type(checked)(net), stable)
         batches = zip(x.split(batch_size), y.split(batch_size))
         values = torch.cat([_mean_gradient_cosine(direction, *b, sigma, draws, seed, noise) for b in batches]).clamp(-1, 1)
     if direction.bad:

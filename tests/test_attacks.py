@@ -485,7 +485,7 @@ ODD = {  # forward, options of the norm, norms left
     'not affine': (lambda m, x: m.relu(m.bn(m.conv(x))), dict(affine=False), 0),
     'batch statistics': (lambda m, x: m.relu(m.bn(m.conv(x))), dict(track_running_stats=False), 1),
     'control flow': (lambda m, x: m.bn(m.conv(x)) if float(x.detach().sum()) > 0 and len(x) else x, {}, 1),
-    'view': (lambda m, x: m.pool(m.relu(m.bn(m.conv(x)))).view(len(x), -1), {}, 0),   # refuses channels last
+    'view': (lambda m, x: m.pool(m.relu(m.bn(m.conv(x)))).view(x.shape[0], -1), {}, 0),   # refuses channels last
 }
 
 
@@ -630,7 +630,7 @@ class Masked(nn.Module):
 FUNCTIONS = {
     'plain': plain,
     'skip before the norm': lambda m, x: F.relu(m.bn(h := m.conv(x))) + 3 * h,
-    'read by a view': lambda m, x: m.bn(h := m.conv(x)) + h.view(len(x), 6, 8, 8),
+    'read by a view': lambda m, x: m.bn(h := m.conv(x)) + h.view(x.shape[0], 6, 8, 8),
     'skip of the image': lambda m, x: m.bn(m.conv(x)) + x.mean(1, keepdim=True),
     'norm twice': lambda m, x: m.bn(m.bn(m.conv(x))),
     'convolution twice': lambda m, x: m.bn(m.next(m.next(m.conv(x)))),
