@@ -861,11 +861,12 @@ def gradient_underflows(model,            # any nn.Module: images in [0, 1] -> n
                         *,
                         batch_size=256,   # images at once
                         below=1e-10):     # L2 norm under which a gradient counts as lost: torchattacks adds as much before dividing
-    "Images whose plain cross-entropy gradient has underflowed, or is NaN: bool[n]. Raise ValueError as `input_gradient` does."
+    "Images whose plain cross-entropy gradient has underflowed, or is NaN or infinite: bool[n]. Raise ValueError as `input_gradient` does."
     if not len(x): return torch.zeros(0, dtype=torch.bool, device=x.device)
     batch_size = _whole('batch_size', batch_size, 1)
     grads = (input_gradient(model, *b, stable=False) for b in zip(x.split(batch_size), _as_labels(y).split(batch_size)))
-    return torch.cat([~(l2_norm(g.double()).flatten() >= below) for g in grads])
+    sizes = torch.cat([l2_norm(g.double()).flatten() for g in grads])
+    return (sizes < below) | ~sizes.isfinite()
 
 # %% ../nbs/07_attacks.ipynb #20b3e78b
 Ball, BALLS, READINGS = PerturbationSet, PERTURBATION_SETS, ('any', 'last')   # to be removed

@@ -45,11 +45,11 @@ def _feature_values(f, points):
     return value
 
 # %% ../nbs/08_features.ipynb #35bca4d8
-def _feature_gradient(points, value):
-    "The gradient of each value in its point; zero for a constant. Raise ValueError if there is none, though the values differ."
-    g, = torch.autograd.grad(value.sum(), points, allow_unused=True) if value.requires_grad else (None,)
+def _feature_gradient(points, f, weights):
+    "The gradient of f times weights in each point; zero for a constant. Raise ValueError if there is none, though f is no constant."
+    g, = torch.autograd.grad(f, points, weights.to(f.dtype), allow_unused=True) if f.requires_grad else (None,)
     if g is not None: return g
-    if (value != value[:1]).any(): raise ValueError('f has no gradient in the images: remove no_grad, detach or rounding from it')
+    if (f != f[:1]).any(): raise ValueError('f has no gradient in the images: remove no_grad, detach or rounding from it')
     return torch.zeros_like(points)
 
 # %% ../nbs/08_features.ipynb #c1cb1c61
@@ -65,9 +65,9 @@ def worst_case(f,          # any differentiable function: images -> n values
     x, y, attack = x.detach(), _signs(y, x), Attack(ball, eps, 'ce', steps, step_size=eps / 4 or 1.)
     def evaluate(points, i, step):
         points = points.detach().requires_grad_()
-        value = -y * _feature_values(f, points)
-        g = None if step == attack.steps else _feature_gradient(points, value)
-        return Evaluation(value.detach(), torch.zeros(len(x), dtype=torch.bool, device=x.device), g)
+        value = _feature_values(f, points)
+        g = None if step == attack.steps else _feature_gradient(points, value, -y)
+        return Evaluation((-y * value).detach(), torch.zeros(len(x), dtype=torch.bool, device=x.device), g)
     if not len(x): return x
     with torch.inference_mode(False), torch.enable_grad(): best = _search(attack, evaluate, x.clone(), len(x), stop=False, box=False)
     _report_gradients(best)

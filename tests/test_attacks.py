@@ -726,7 +726,8 @@ def test_a_copy_that_differs_on_attacked_images_alone_is_given_up(x, monkeypatch
 def test_a_result_is_what_it_says(net, x, key):
     y = answers(net, x)
     y[:3] = (y[:3] + 1) % 5
-    a = replace(ATTACKS[key], eps=4 * ATTACKS[key].eps)
+    k = 3 if key[0] == 'linf' else 2
+    a = replace(ATTACKS[key], eps=k * ATTACKS[key].eps, step_size=k * ATTACKS[key].step_size)
     seen = a.run(net, x, y)
     points = [x] + [replace(a, steps=t)(net, x, y) for t in range(1, 7)]
     margins = torch.stack([margin(net(p), y) for p in points]).detach()                  # 7 n
@@ -834,7 +835,7 @@ class Reciprocal(nn.Module):
 
 class Contrast(nn.Module):
     "The standard deviation of a flat image has no gradient."
-    def forward(self, x): return x / (x.flatten(1).std(1) + 1).view(-1, 1, 1, 1)
+    def forward(self, x): return x / (x.flatten(1).var(1).sqrt() + 1).view(-1, 1, 1, 1)
 
 
 class Length(nn.Module):
@@ -849,7 +850,7 @@ NOT_FINITE = {'root': (Root, 0.), 'reciprocal': (Reciprocal, 0.), 'contrast': (C
 @pytest.mark.parametrize('ball', BALLS)
 @pytest.mark.parametrize('before, level', NOT_FINITE.values(), ids=NOT_FINITE)
 def test_a_gradient_that_is_not_finite_is_reported(before, level, ball, how):
-    net, x = nn.Sequential(before(), conv_net()).float().eval(), batch().float()
+    net, x = nn.Sequential(before(), conv_net()).float().eval(), .3 + .4 * batch().float()     # far from black
     x[:6] = level
     y, a = answers(net, x), replace(ATTACKS[ball, 'ce'], eps=.1)
     with pytest.warns(RuntimeWarning, match='NaN or infinite for 6 of 23 images'): ok = robust_correct(net, x, y, a, **how)
@@ -859,7 +860,8 @@ def test_a_gradient_that_is_not_finite_is_reported(before, level, ball, how):
     t = replace(a, targeted=True)
     with pytest.warns(RuntimeWarning, match='6 of 23'): assert t(net, x, (y + 1) % 5).isfinite().all()
     assert gradient_underflows(net, x, y)[:6].all()
-    with pytest.warns(RuntimeWarning, match='no LIGS'): assert ligs(net, x, y, sigma=1e-9)[:6].isnan().all()
+    if before is not Reciprocal:                               # it has no value beside a black pixel
+        with pytest.warns(RuntimeWarning, match='no LIGS'): assert ligs(net, x, y, sigma=1e-9)[:6].isnan().all()
 
 
 @pytest.mark.parametrize('ball', BALLS)
