@@ -528,6 +528,8 @@ def test_the_benchmark_compares_like_with_like(net, x, key, monkeypatch):
     rows = bench.compare(net, x, y, a, options)
     assert {r['rival'] for r in rows} >= {'plain'} and all(r['robust'][r['rival']] == r['robust']['same work'] for r in rows)
     assert all(r['robust']['early exit'] <= r['robust']['same work'] and len(r['ratios']['early exit']) == 2 for r in rows)
+    alone = bench.rewrites(net, x, y, options)
+    assert alone.keys() == {'fold', 'channels last', 'both'} and all(len(r) == 2 and min(r) > 0 for r in alone.values())
     about = dict(network='net bn', attack='a', steps=6)
     assert bench.table([about | r for r in rows]).count('\n') == len(rows) + 1
 
