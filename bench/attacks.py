@@ -3,6 +3,7 @@
     python bench/attacks.py                  # VGG11 with BN, PGD l2 in 10 steps, 1,000 images
     python bench/attacks.py --full           # VGG and ResNet, BN and none, l2 and linf, ce and cw, 10 and 50 steps
     python bench/attacks.py --full --go-on   # the cases that a run ended early has left
+    python bench/attacks.py --rewrites       # what each rewriting of the network brings, as JSON in bench/out/rewrites.json
 
 Two ratios, kept apart: *same work*, every step for every image, both judged after the last step; and *early exit*,
 where an image that has fallen ends its own attack. Robust accuracy stands beside each: a faster attack that finds less
@@ -11,6 +12,7 @@ is none.
 import importlib.util
 import json
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -20,7 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from common import EPS, ROOT, held_out, markdown, options, parser, processor, publish, ratios, spread, trained, turns
-from nrf_repro.attacks import Attack, input_gradient, margin, prepared, robust_correct
+from nrf_repro.attacks import (
+    Attack, channels_last, fold_norms, frozen, input_gradient, margin, optimised_inference, robust_correct)
 
 FULL = dict(archs=['vgg11', 'resnet18'], norms=['bn', 'none'], balls=['l2', 'linf'], losses=['ce', 'cw'],
             steps=[10, 50], images=1000, repeats=2)
@@ -68,12 +71,12 @@ def judged(make):
     return correct
 
 
-def ours(reading, bf16):
-    return lambda model, x, y, a, bs: robust_correct(model, x, y, a, batch_size=bs, reading=reading, bf16=bf16)
+def ours(criterion, bf16):
+    return lambda model, x, y, a, bs: robust_correct(model, x, y, a, batch_size=bs, criterion=criterion, bf16=bf16)
 
 
-OURS = {'same work': ours('last', False), 'same work, bf16': ours('last', True),
-        'early exit': ours('any', False), 'early exit, bf16': ours('any', True)}
+OURS = {'same work': ours('last_step', False), 'same work, bf16': ours('last_step', True),
+        'early exit': ours('any_step', False), 'early exit, bf16': ours('any_step', True)}
 
 
 def rivals(attack):
@@ -126,7 +129,7 @@ def summary(rows):
 def shares(model, x, y, o):
     "Where a gradient step of ours spends its time: share by kind of operation."
     kinds = dict(convolutions='conv', pooling='pool')
-    with prepared(model, x) as net:
+    with optimised_inference(model, x) as net:
         input_gradient(net, x, y)
         with torch.profiler.profile() as p:
             for _ in range(5): input_gradient(net, x, y)
@@ -136,16 +139,39 @@ def shares(model, x, y, o):
 
 
 NOTES = """
-*Same work* lets every image walk all steps, as the others do, and judges it after the last one (`reading='last'`, the
-paper's). *Early exit* (`reading='any'`, our default) stops an image at the first step at which it is misclassified; what is
+*Same work* lets every image walk all steps, as the others do, and judges it after the last one (`criterion='last_step'`, the
+paper's). *Early exit* (`criterion='any_step'`, our default) stops an image at the first step at which it is misclassified; what is
 left moves up and fills the batches. Its robust accuracy can only be lower or equal: an image that was fooled on the way
 and recovered counts as fallen. It gains where images fall, nothing where none does. *bf16* (`bf16=True`) takes the
 gradients in bfloat16, but for the last tenth of the steps, and judges in float32; it is off by default, and no published
 row uses it. The libraries know no margin loss (cw) in a fixed ball, so there the plain loop stands alone.
 
 In float32 the convolutions decide: both sides run the same ones, and they are most of our time (the shares are above). Where
-there is no norm to fold, what is left to gain is their memory layout, ReLU and pooling.
+there is no norm to fold, what is left to gain is their memory layout.
 """
+
+
+REWRITES = {'fold': lambda net, x: fold_norms(net), 'channels last': channels_last,
+            'both': lambda net, x: channels_last(fold_norms(net), x)}
+
+
+def rewrites(model, x, y, o):
+    "By how much each rewriting makes a gradient step faster: its ratios to the model as it is, repeat by repeat."
+    with frozen(model):
+        nets = dict(model=model) | {k: f(deepcopy(model), x) for k, f in REWRITES.items()}
+        for net in nets.values(): input_gradient(net, x, y)                                        # warm up
+        seconds = {k: [s for s, _ in run] for k, run in turns({k: lambda r, n=n: input_gradient(n, x, y) for k, n in nets.items()}, o).items()}
+    return {k: ratios(seconds['model'], seconds[k]) for k in REWRITES}
+
+
+def print_rewrites(o):
+    "A table of `rewrites` for every network; the numbers go to bench/out/rewrites.json."
+    x, y = held_out(o)
+    few = slice(0, o.batch_size)
+    found = {f'{arch} {norm}': rewrites(trained(arch, norm, o), x[few], y[few], o) for arch, norm in product(o.archs, o.norms)}
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.with_name('rewrites.json').write_text(json.dumps(dict(kind=kind(o), ratios=found), indent=1))
+    print(markdown(('network', *REWRITES), [(name, *(spread(r[k]) for k in REWRITES)) for name, r in found.items()]))
 
 
 def cases(o):
@@ -170,6 +196,7 @@ def settings():
     p.add_argument('--epochs', type=int, default=6)
     p.add_argument('--batch-size', type=int, default=256)
     p.add_argument('--go-on', action='store_true', help='keep the cases in bench/out/attacks.json, of a run of this kind')
+    p.add_argument('--rewrites', action='store_true', help='time each rewriting of the network alone, and write no page')
     if p.parse_known_args()[0].full: p.set_defaults(**FULL)    # what is given beside it still counts
     return options(p)
 
@@ -207,6 +234,7 @@ def report(rows, x, y, o):
 
 def main():
     o = settings()
+    if o.rewrites: return print_rewrites(o)
     rows = kept(o)
     have = {(r['network'], r['attack'], r['steps']) for r in rows}
     x, y = held_out(o)

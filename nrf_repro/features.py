@@ -6,10 +6,14 @@
 __all__ = ['NOISES', 'unit_variance', 'usefulness', 'worst_case', 'robust_usefulness', 'unit', 'Moved', 'ligs']
 
 # %% ../nbs/08_features.ipynb #4f71784d
+import warnings
+
 import torch
 from torch import nn
 
-from .attacks import BALLS, check_images, image_noise, input_gradient, prepared
+from nrf_repro.attacks import (
+    Attack, Evaluation, _checked_model, _optimised, _report_gradients, _search, _some, _whole, check_images, frozen, image_noise,
+    input_gradient)
 
 # %% ../nbs/08_features.ipynb #76f37748
 def unit_variance(f):  # n values of a feature, or n k values of k features
@@ -33,25 +37,49 @@ def _signs(y, f):
     return y
 
 # %% ../nbs/08_features.ipynb #7287c86d
+def _feature_values(f, points):
+    "f at the points. Raise ValueError unless it gives one value for each."
+    value = f(points.clone())
+    if not isinstance(value, torch.Tensor) or value.shape != points.shape[:1]:
+        raise ValueError(f'f returned {tuple(getattr(value, "shape", ())) or type(value).__name__}: it must give one value for each of {len(points)} images')
+    return value
+
+# %% ../nbs/08_features.ipynb #35bca4d8
+def _feature_gradient(points, f, weights):
+    "The gradient of f times weights in each point; zero for a constant. Raise ValueError if there is none, though f is no constant."
+    g, = torch.autograd.grad(f, points, weights.to(f.dtype), allow_unused=True) if f.requires_grad else (None,)
+    if g is not None: return g
+    if (f != f[:1]).any(): raise ValueError('f has no gradient in the images: remove no_grad, detach or rounding from it')
+    return torch.zeros_like(points)
+
+# %% ../nbs/08_features.ipynb #c1cb1c61
 def worst_case(f,          # any differentiable function: images -> n values
                x,          # n ...
                y,          # n labels, -1 or 1
-               ball,       # 'l2' | 'linf'
+               ball,       # 'l2' | 'linf' | a PerturbationSet
                eps,        # radius, in the units of x
                steps=20):  # of length eps / 4
-    "Each image moved within the ball to where y f is smallest, as far as gradient descent finds it."
-    ball, adv = BALLS[ball], x.detach()
-    for _ in range(steps):
-        adv.requires_grad_()
-        g, = torch.autograd.grad((_signs(y, x) * f(adv)).sum(), adv)
-        adv = x + ball.project(adv.detach() - eps / 4 * ball.steepest(g) - x, eps)
-    return adv.detach()
+    """Each image moved within the ball to where y f is smallest, as far as gradient descent finds it; never larger than at the image.
+
+    Raise ValueError if an input can't be right, or if f has no gradient. Warn of gradients that are not finite."""
+    x, y, attack = x.detach(), _signs(y, x), Attack(ball, eps, 'ce', steps, step_size=eps / 4 or 1.)
+    def evaluate(points, i, step):
+        points = points.detach().requires_grad_()
+        value = _feature_values(f, points)
+        g = None if step == attack.steps else _feature_gradient(points, value, -y)
+        return Evaluation((-y * value).detach(), torch.zeros(len(x), dtype=torch.bool, device=x.device), g)
+    if not len(x): return x
+    with torch.inference_mode(False), torch.enable_grad(): best = _search(attack, evaluate, x.clone(), len(x), stop=False, box=False)
+    _report_gradients(best)
+    return best.points
 
 # %% ../nbs/08_features.ipynb #0581ac7f
 def robust_usefulness(f, x, y, ball, eps, steps=20):  # as in worst_case
-    "gamma = E[inf y f(x + delta)], f shifted and scaled to unit variance on the clean images."
-    clean, attacked = f(x), f(worst_case(f, x, y, ball, eps, steps))
-    return (y * (attacked - clean.mean())).mean() / clean.std(correction=0)
+    "gamma = E[inf y f(x + delta)], f shifted and scaled to unit variance on the clean images; at most the usefulness. Raise as `worst_case` does."
+    clean, attacked = f(x).detach(), f(worst_case(f, x, y, ball, eps, steps)).detach()
+    sd = clean.std(correction=0)
+    if len(clean) < 2 or sd == 0: unit_variance(clean)   # raises
+    return _signs(y, clean).to(clean.dtype) @ ((attacked - clean.mean()) / sd) / len(clean)
 
 # %% ../nbs/08_features.ipynb #5f23bfcc
 def unit(g):  # n ...
@@ -73,12 +101,23 @@ NOISES = dict(  # images, seed, draw -> noise of mean 0 and variance 1 in every 
     sign=lambda x, seed, draw: image_noise(x, seed, draw).sign())
 
 # %% ../nbs/08_features.ipynb #2ed21f76
-def _turns(model, x, y, sigma, draws, seed, stable, noise):
+class _Directions:
+    "Unit gradients of a model; remembers how many images had one that was not finite."
+    def __init__(self, model, stable): self.model, self.stable, self.bad = model, stable, 0
+    def __call__(self, x, y, v=0):
+        g = input_gradient(Moved(self.model, v), x, y, stable=self.stable)
+        self.bad += int((~g.isfinite().flatten(1).all(1)).sum())
+        return unit(g)
+
+# %% ../nbs/08_features.ipynb #6fc2a523
+def _mean_gradient_cosine(direction, x, y, sigma, draws, seed, noise):
     "The mean cosine over the draws for one batch: n."
-    def direction(v=0): return unit(input_gradient(Moved(model, v), x, y, stable=stable))
-    home, on_cpu = direction(), x.cpu()
+    home, on_cpu = direction(x, y), x.cpu()
     vs = (sigma * NOISES[noise](on_cpu, seed, draw) for draw in range(draws))
-    return sum((home * direction(v.to(x.device))).sum(1) for v in vs) / draws
+    try: return sum((home * direction(x, y, v.to(x.device))).sum(1) for v in vs) / draws
+    except ValueError as e:
+        if 'NaN or infinite logits' not in str(e): raise
+        raise ValueError(f'at x + v, which may leave [0, 1], {e}. A model with a root or a logarithm of the pixels needs a smaller sigma than {sigma}') from None
 
 # %% ../nbs/08_features.ipynb #7b83233d
 def ligs(model,              # any nn.Module: images in [0,1] -> n k logits
@@ -88,21 +127,28 @@ def ligs(model,              # any nn.Module: images in [0,1] -> n k logits
          sigma=.01,          # standard deviation of the noise, in pixels of [0, 1]; .01: authors' code
          draws=1,            # draws of v per image; their mean is taken
          seed=0,             # of the noise
-         stable=True,        # dL/dlogits in float64; False: autograd's plain reading in x's precision
+         stable=True,        # dL/dlogits in float64; False: autograd's plain gradient in x's precision
          batch_size=256,     # images at once; changes speed and memory alone
          noise='gaussian'):  # one of NOISES
-    "The cosine of the cross-entropy's gradients at x and x + v: float64[n], NaN where one of them is zero."
+    """The cosine of the cross-entropy's gradients at x and x + v: float64[n], NaN where one of them is zero or not finite.
+
+    Raise TypeError or ValueError if an input can't be right, or if the model has no gradient. Warn of gradients that are not finite."""
     x, y = check_images(model, x, y)
-    _check_ligs(sigma, draws, batch_size, noise)
+    draws, batch_size = _check_ligs(sigma, draws, batch_size, noise)
     if not len(x): return torch.zeros(0, dtype=torch.float64, device=x.device)
-    with prepared(model, x) as fast:
-        net = fast if stable else model
+    with frozen(model):
+        checked, moved = _checked_model(model, x, stacklevel=3), _some(x) + sigma * image_noise(_some(x).cpu(), seed).to(x.device)
+        net = _optimised(model, x, moved).net if stable else model
+        direction = _Directions(net if checked is model else type(checked)(net), stable)
         batches = zip(x.split(batch_size), y.split(batch_size))
-        return torch.cat([_turns(net, *b, sigma, draws, seed, stable, noise) for b in batches]).clamp(-1, 1)
+        values = torch.cat([_mean_gradient_cosine(direction, *b, sigma, draws, seed, noise) for b in batches]).clamp(-1, 1)
+    if direction.bad:
+        warnings.warn(f'{direction.bad} of {len(x) * (draws + 1)} gradients were NaN or infinite: these images have no LIGS', RuntimeWarning, stacklevel=2)
+    return values
 
 # %% ../nbs/08_features.ipynb #dd39f8e3
 def _check_ligs(sigma, draws, batch_size, noise):
+    "draws and batch_size as ints. Raise ValueError for an argument that can't be right."
     if noise not in NOISES: raise ValueError(f'noise={noise!r} is unknown: choose one of {", ".join(NOISES)}')
     if not 0 < sigma < float('inf'): raise ValueError(f'sigma={sigma} moves nothing: pass a standard deviation above 0')
-    if draws < 1 or draws != int(draws): raise ValueError(f'draws={draws}: pass a whole number from 1 upwards')
-    if batch_size < 1: raise ValueError(f'batch_size={batch_size}: pass a whole number from 1 upwards')
+    return _whole('draws', draws, 1), _whole('batch_size', batch_size, 1)

@@ -195,6 +195,46 @@ def test_worst_case_stays_inside_and_never_gains():
         assert (y * (f(adv) - f(x)) < 0).all() and not adv.requires_grad
 
 
+FEATURES = {
+    'wave': lambda x: (40 * x[:, 0]).sin(), 'length': lambda x: x[:, :2].square().sum(1), 'step': lambda x: (50 * x[:, 0]).tanh(),
+    'fold': lambda x: x.abs().sum(1), 'ripple': lambda x: x[:, 0] + .1 * (300 * x).sin().sum(1)}
+
+
+@pytest.mark.parametrize('ball, order', [('l2', 2), ('linf', math.inf)])
+@pytest.mark.parametrize('f', FEATURES.values(), ids=FEATURES)
+def test_the_worst_case_is_never_better_than_the_image(f, ball, order):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 8, generator=g), torch.where(torch.rand(300, generator=g) < .5, -1, 1)
+    for eps in (0., .05, .5, 3.):
+        adv = worst_case(f, x, y, ball, eps)
+        assert (y * f(adv) <= y * f(x)).all() and torch.linalg.vector_norm(adv - x, order, dim=1).max() <= eps * (1 + 1e-5) + 1e-6
+        assert robust_usefulness(f, x, y, ball, eps) <= usefulness(f(x), y)
+
+
+def test_a_feature_without_gradient_or_with_nan_is_named():
+    x, y = torch.rand(10, 4), signs(10)
+    for f in (lambda x: x.detach().sum(1), torch.no_grad()(lambda x: x.sum(1))):
+        with pytest.raises(ValueError, match='no gradient'): worst_case(f, x, y, 'l2', .1)
+    assert worst_case(lambda x: torch.ones(len(x)), x, y, 'l2', .1).equal(x)
+    x[:3, 0] = 0
+    with pytest.warns(RuntimeWarning, match='3 of 10'): adv = worst_case(lambda x: x.square().sqrt().sum(1), x, y, 'l2', .1)
+    assert adv.isfinite().all()
+    with pytest.raises(ValueError, match='one value for each'): worst_case(lambda x: x, x, y, 'l2', .1)
+    with pytest.raises(ValueError, match='ball'): worst_case(lambda x: x.sum(1), x, y, 'l1', .1)
+
+
+def test_a_root_of_the_pixels_is_named(images):
+    x, y = images
+    class Gamma(nn.Module):
+        def __init__(self): super().__init__(); self.net = conv_net()
+        def forward(self, x): return self.net(x.sqrt())
+    with pytest.raises(ValueError, match='may leave'): ligs(Gamma(), x.clamp(.001, .002), y, sigma=.1)
+
+
+def test_whole_numbers_given_as_floats(images):
+    assert ligs(conv_net(), *images, draws=2., batch_size=np.int64(7)).equal(ligs(conv_net(), *images, draws=2, batch_size=7))
+
+
 @pytest.mark.parametrize('f, y, says', [
     (torch.randn(4), torch.tensor([0, 1, 0, 1]), 'pass 2 \\* y - 1'), (torch.randn(4), signs(6), 'one label for each'),
     (torch.ones(4), signs(4), 'leave it out'), (torch.ones(1), torch.ones(1), 'leave it out')])
