@@ -124,7 +124,7 @@ def growth(o):
     def teach(width=.125, seeds=1, n=320):
         for seed in range(seeds): fit(small(width, train), train[:n], replace(recipe, seed=seed), progress=False)
     net = small(.125, train).eval()
-    def attack(steps=10, n=200): robust_correct(net, x[:n], y[:n], Attack('l2', 1., 'ce', steps, .25), reading='last')
+    def attack(steps=10, n=200): robust_correct(net, x[:n], y[:n], Attack('l2', 1., 'ce', steps, .25), criterion='last_step')
     sizes = dict(seeds=[1, 2, 4], images=[100, 200, 400], steps=[5, 10, 20], width=[1 / 16, 1 / 8, 1 / 4])
     runs = dict(seeds=lambda v: teach(seeds=v), images=lambda v: attack(n=v), steps=lambda v: attack(steps=v), width=lambda v: teach(width=v))
     if o.full: sizes = dict(seeds=[1, 2, 4, 8], images=[50, 100, 200, 400], steps=[5, 10, 20, 40], width=[1 / 16, 1 / 8, 1 / 4, 1 / 2])

@@ -153,7 +153,7 @@ def check_rows(run, net, cell, lam):
     few, attack, how = run.images('test')[:check['images']], run.attack(name), run.attacked(name, 'last')
     x, y = few.pixels(run.device), few.y.to(run.device)
     def row(right, **more): return run.row('robust_accuracy', right.double().mean().item(), cell, lam=lam, n=len(y), **how | more)
-    yield row(robust_correct(net, x, y, attack, reading='last'))
+    yield row(robust_correct(net, x, y, attack, criterion='last_step'))
     yield row(by_library(net, x, y, attack), attack=f'{name}_library')
     effort = effort_of({k: v for k, v in check.items() if k != 'images'}, 'regularization')
     left = by_library(net, x, y, attack, effort.queries)

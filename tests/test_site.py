@@ -357,5 +357,5 @@ def test_the_contents_of_a_page_open_and_close(site, page):
     page.set_viewport_size(dict(width=1280, height=800))
     page.goto((site / '07_attacks.html').as_uri())
     page.locator('button.secondary-toggle:visible').click()
-    page.locator('dialog[open] a', has_text='A loop').click()
-    assert page.url.endswith('#a-loop') and not page.locator('dialog[open]').count()
+    page.locator('dialog[open] a', has_text='The iteration').click()
+    assert page.url.endswith('#the-iteration') and not page.locator('dialog[open]').count()
