@@ -312,7 +312,7 @@ def strongest_readings(rows, attack):
                f'{100 * _smallest_effect():.0f} points.')
 
 # %% ../nbs/38_paired_images.ipynb #38a00022
-def _panels(rows, n):
+def _panels(rows):
     "A figure with one panel for each architecture, and its axes by name."
     archs = sorted(rows.arch.unique(), reverse=True)
     fig = Figure(figsize=(3.6 * len(archs), 3), layout='constrained', dpi=110)
@@ -326,7 +326,7 @@ def _curve(ax, x, values, low, high, norm):
 def draw_eps(rows, attack): # rows with source 'eps'
     "Robust accuracy against eps, a panel for each architecture; bands are Wilson intervals over images."
     rows = rows[(rows.source == 'eps') & (rows.attack == attack) & (rows.metric == 'robust_accuracy')]
-    fig, axes = _panels(rows, len(rows))
+    fig, axes = _panels(rows)
     for (arch, norm), line in rows.groupby(['arch', 'norm']):
         line = line.sort_values('eps')
         shares = [_share(r) for r in line.itertuples()]
@@ -343,7 +343,7 @@ def draw_sigma(rows): # rows with source 'sigma'
     "LIGS against sigma, a panel for each architecture; bands are 95 % intervals of the mean over images."
     rows = rows[rows.source == 'sigma']
     means = rows[rows.metric == 'ligs'].merge(rows[rows.metric == 'ligs_error'], on=['arch', 'norm', 'sigma'], suffixes=('', '_se'))
-    fig, axes = _panels(means, len(means))
+    fig, axes = _panels(means)
     for (arch, norm), line in means.groupby(['arch', 'norm']):
         line = line.sort_values('sigma')
         half = 1.96 * line.value_se
