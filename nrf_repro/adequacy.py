@@ -20,10 +20,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from .attacks import BALLS, frozen, image_noise, input_gradient, l2_norm, prepared, robust_correct, vanished
+from .attacks import BALLS, frozen, input_gradient, l2_norm, prepared, robust_correct, vanished
 from .checks import CHECKS, NETWORK, judged
 from .data import balanced
 from .figures import INK, LOOKS, caption, eps_curves, styled
+from .noise import image_noise
 from .results import t_interval
 from .studies import part
 from .tables import COLUMNS, direction, name_of, norm_name, number

@@ -26,11 +26,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .attacks import image_rng, robust_correct
+from .attacks import robust_correct
 from .data import balanced
 from .experiment import Cell
 from .features import ligs
 from .figures import LOOKS, styled
+from .noise import image_noise
 from .results import paired_effect, pairs, t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
@@ -46,13 +47,9 @@ def tv():
 def noise(x,      # uint8, n c h w
           sd,     # standard deviation, in pixels of [0, 1]
           seed):
-    "Gaussian noise; every image seeds its own."
-    def one(image):
-        torch.manual_seed(int(image_rng(image, seed).integers(2**62)))
-        return tv().gaussian_noise(image, sigma=sd)
-    with torch.random.fork_rng(devices=[]):
-        moved = torch.stack([one(image) for image in tv().to_dtype(x, torch.float32, scale=True)])
-    return tv().to_dtype(moved, torch.uint8, scale=True)
+    "Gaussian noise that depends on each image and the seed alone, rounded to grey levels in [0, 255]: uint8, n c h w."
+    pixels = tv().to_dtype(x, torch.float32, scale=True)
+    return tv().to_dtype((pixels + sd * image_noise(pixels, seed)).clamp(0, 1), torch.uint8, scale=True)
 
 # %% ../nbs/15_consequences.ipynb #c4c61a1d
 def pixelate(x, share, seed): # share: of the side's pixels that are left

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'ARCHS', 'BASES', 'JOB_FIELDS', 'PARTS', 'ATTACK', 'FIELDS_OF_RECIPE', 'CHANGES', 'RECIPE', 'NETWORKS',
-           'STUDIES', 'WEIGHTS', 'WEIGHTS_8BIT', 'BLOCK', 'UNKNOWN', 'NOTES', 'Cell', 'grid_cells', 'planned', 'Study',
-           'next_seed', 'study_cells', 'check_study', 'profile_schema', 'check_profile', 'among', 'check_controls',
-           'check_grid', 'profiles', 'load_profile', 'jobs', 'absent', 'study_jobs', 'trained_by', 'unmeasured',
-           'train_settings', 'attack_settings', 'attack_of', 'recipe_of', 'device_of', 'images_of', 'network_of',
-           'build_folder', 'check_name', 'one_cell', 'run_config', 'batch_statistics', 'monitor_of', 'attack_fields',
-           'cell_fields', 'history_rows', 'write_json', 'read_json', 'trained', 'weights_file', 'alone', 'machine',
-           'keeper', 'train_cell', 'processes_of', 'train_run', 'lossy_of', 'in_blocks', 'measure_cell', 'keep_values',
-           'attack_config', 'attack_cell', 'run_cells', 'Failed', 'whole', 'all_went_well', 'study_lines', 'plan_table',
-           'time_limit', 'off_the_lock', 'lock_text', 'data_facts', 'note_of', 'report_meta']
+           'STUDIES', 'WEIGHTS', 'WEIGHTS_8BIT', 'BLOCK', 'OUTCOMES', 'UNKNOWN', 'NOTES', 'Cell', 'grid_cells',
+           'planned', 'Study', 'next_seed', 'study_cells', 'check_study', 'profile_schema', 'check_profile', 'among',
+           'check_controls', 'check_grid', 'profiles', 'load_profile', 'jobs', 'absent', 'study_jobs', 'trained_by',
+           'unmeasured', 'train_settings', 'attack_settings', 'attack_of', 'recipe_of', 'device_of', 'images_of',
+           'network_of', 'build_folder', 'check_name', 'one_cell', 'run_config', 'precision_of', 'batch_statistics',
+           'monitor_of', 'attack_fields', 'cell_fields', 'history_rows', 'write_json', 'read_json', 'trained',
+           'weights_file', 'alone', 'machine', 'keeper', 'train_cell', 'processes_of', 'train_run', 'lossy_of',
+           'in_blocks', 'measure_cell', 'keep_values', 'attack_config', 'attack_cell', 'run_cells', 'Failed', 'whole',
+           'all_went_well', 'study_lines', 'plan_table', 'time_limit', 'off_the_lock', 'lock_text', 'data_facts',
+           'note_of', 'report_meta']
 
 # %% ../nbs/17_experiment.ipynb #149fb7af
 import fcntl
@@ -28,7 +29,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .results import CONTROLS, config_hash, in_checkout, make_row, read_rows, write_rows, write_whole
+from .outcomes import outcome_fields
+from .results import CONTROLS, config_hash, in_checkout, make_row, read_rows, tf32_set, write_rows, write_whole
 from .schema import COUNT, FLAG, POSITIVE, NUMBER, TEXT, NATURAL, Place, check, closed, each, maybe, one_of, read_yaml, table
 
 # %% ../nbs/17_experiment.ipynb #b5c46da8
@@ -135,8 +137,8 @@ def profile_schema():
                   seconds=POSITIVE, optional=['seconds'])
     studies = {name: closed(**NETWORKS, **{s: {} for s in study.settings}, seconds=POSITIVE, job=TEXT, if_here=FLAG,
                             optional=['seconds', 'job', 'if_here']) for name, study in STUDIES.items()}
-    return closed(about=TEXT, threads=COUNT, device=one_of('auto', 'cpu', 'cuda'), cores=COUNT, minutes=POSITIVE, data=table(data),
-                  grids=each(grid), studies=closed(**studies, optional=studies), optional=['cores', 'minutes', 'studies'])
+    return closed(about=TEXT, threads=COUNT, device=one_of('auto', 'cpu', 'cuda'), tf32=FLAG, cores=COUNT, minutes=POSITIVE, data=table(data),
+                  grids=each(grid), studies=closed(**studies, optional=studies), optional=['tf32', 'cores', 'minutes', 'studies'])
 
 # %% ../nbs/17_experiment.ipynb #76b9c211
 def check_profile(
@@ -329,9 +331,13 @@ def run_config(profile, cell):
     data = profile['data'][cell.dataset]
     watched = dict(data['watch'], **{'attack': data['attacks'][data['watch']['attack']]}, sigma=data['sigma'])
     return dict(asdict(cell), recipe=asdict(recipe_of(profile, cell)), train=data['train'], watch=watched, threads=profile['threads'],
-                device=profile['device'], **batch_statistics(data, cell.norm))
+                device=profile['device'], **precision_of(profile), **batch_statistics(data, cell.norm))
 
 # %% ../nbs/17_experiment.ipynb #58418baf
+def precision_of(profile):
+    "Whether a GPU computes in TF32, where the profile says so; without a word in it, PyTorch's setting holds."
+    return {k: profile[k] for k in ('tf32',) if k in profile}
+
 def batch_statistics(data, norm):
     "Over what batch norm takes its statistics, where several processes share a batch; to the other norms that is nothing."
     if norm != 'bn' or data.get('processes', 1) == 1: return {}
@@ -436,7 +442,8 @@ def train_cell(
     run, config = Path(folder, 'runs', cell.id), run_config(profile, cell)
     with alone(run):
         if trained(run, config_hash(config)): return 'kept'
-        if processes_of(profile, cell) == 1: train_run(profile, cell, run, progress)
+        if processes_of(profile, cell) == 1:
+            with tf32_set(profile.get('tf32')): train_run(profile, cell, run, progress)
         else:
             from nrf_repro.distributed import launch
             launch(profile, cell, run)
@@ -493,6 +500,8 @@ def in_blocks(values, x, y, name, kept, save):
     return done, seconds
 
 # %% ../nbs/17_experiment.ipynb #cf6b201a
+OUTCOMES = ('clean_accuracy', 'robust_accuracy', 'ligs')   # metrics whose rows keep the outcome of each image
+
 def measure_cell(model, images, profile, cell, attacks, common, kept=None, save=lambda kept: None):
     "The rows of one network on the test images; `attacks` are names of the profile; kept, save: see `in_blocks`."
     from nrf_repro.attacks import robust_correct, vanished
@@ -503,7 +512,8 @@ def measure_cell(model, images, profile, cell, attacks, common, kept=None, save=
 
     def row(metric, values, **more):
         done, seconds = in_blocks(values, x, y, more.get('attack', metric), kept, save)
-        return make_row(experiment='final', metric=metric, value=done.float().nanmean().item(), n=len(y), seconds=seconds, **more, **common)
+        kept_too = outcome_fields(done, images.fingerprint) if metric in OUTCOMES else dict(n=len(y))
+        return make_row(experiment='final', metric=metric, value=done.float().nanmean().item(), seconds=seconds, **kept_too, **more, **common)
     yield row('clean_accuracy', lambda x, y: correct(model, x, y))
     for name in attacks:
         attack = attack_of(profile, cell.dataset, name)
@@ -533,7 +543,8 @@ def keep_values(path, hash):
 def attack_config(profile, cell, attacks, weights): # weights: the hash of `run_config`
     "All that decides the measurement of a trained network, as plain values, for the hash in its rows."
     data = profile['data'][cell.dataset]
-    return dict(weights=weights, attacks={a: data['attacks'][a] for a in attacks}, sigma=data['sigma'], test=data['test'])
+    return dict(weights=weights, attacks={a: data['attacks'][a] for a in attacks}, sigma=data['sigma'], test=data['test'],
+                **precision_of(profile))
 
 # %% ../nbs/17_experiment.ipynb #ed56333e
 def attack_cell(
@@ -556,7 +567,8 @@ def attack_cell(
         device, images = device_of(profile), images_of(profile, cell.dataset, 'test')
         common = dict(cell_fields(profile, cell, hash, device), epoch=recipe_of(profile, cell).epochs)
         model, kept = load_model(weights_file(run) or run / WEIGHTS, device), keep_values(state, config_hash([hash, images.fingerprint]))
-        write_rows(run / 'final.jsonl', measure_cell(model, images, profile, cell, attacks, common, *kept))
+        with tf32_set(profile.get('tf32')):
+            write_rows(run / 'final.jsonl', measure_cell(model, images, profile, cell, attacks, common, *kept))
         write_json(run / 'attack.json', dict(config, hash=hash, data=images.fingerprint))
         state.unlink(missing_ok=True)
     return 'attacked'

@@ -6,10 +6,10 @@
 __all__ = ['SETS', 'ELSEWHERE', 'READ_BY_EYE', 'SHOWN', 'WAYS', 'approach', 'Representation', 'in_batches', 'apart', 'FeatureSet',
            'tensors_of', 'digest', 'save_set', 'load_set', 'invert', 'push', 'next_labels', 'random_labels',
            'draw_triptychs', 'draw_label', 'Kind', 'routes', 'with_statistics_of', 'has_bn', 'made_set', 'stored_set',
-           'make', 'learned', 'share_right', 'clean_rows', 'attack_rows', 'set_rows', 'sweep_rows', 'swept',
-           'measure_features', 'check_settings', 'show_mean', 'show_effect', 'show_side', 'show_ways', 'show_learned',
-           'show_sets', 'show_rand_reading', 'show_rate_reading', 'show_conflict_reading', 'draw_lines', 'draw_ticks',
-           'draw_looks', 'draw_rates', 'draw_pushes', 'show_features', 'show_sweeps']
+           'make', 'learned', 'share_right', 'right_answers', 'clean_rows', 'attack_rows', 'set_rows', 'sweep_rows',
+           'swept', 'measure_features', 'check_settings', 'show_mean', 'show_effect', 'show_side', 'show_ways',
+           'show_learned', 'show_sets', 'show_rand_reading', 'show_rate_reading', 'show_conflict_reading', 'draw_lines',
+           'draw_ticks', 'draw_looks', 'draw_rates', 'draw_pushes', 'show_features', 'show_sweeps']
 
 # %% ../nbs/12_feature_datasets.ipynb #4df47845
 import hashlib
@@ -34,6 +34,7 @@ from .experiment import network_of
 from .features import ligs
 from .figures import LOOKS, styled
 from .models import save_whole
+from .outcomes import outcome_fields
 from .results import paired_effect, t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
@@ -256,7 +257,11 @@ def learned(run, made, cell, maker, **change): # cell: norm of the learner, make
 # %% ../nbs/12_feature_datasets.ipynb #ea5d6c51
 def share_right(run, net, images, y=None):
     "Clean accuracy."
-    return correct(net, images.pixels(run.device), (images.y if y is None else y).to(run.device)).float().mean().item()
+    return right_answers(run, net, images, y).float().mean().item()
+
+def right_answers(run, net, images, y=None):
+    "Which images get the label y: bool[n]."
+    return correct(net, images.pixels(run.device), (images.y if y is None else y).to(run.device))
 
 def clean_rows(run, net, cell, metric, source, **fields):
     "Clean accuracy by every route, and again with BN's statistics of clean training images."
@@ -264,7 +269,9 @@ def clean_rows(run, net, cell, metric, source, **fields):
     anew = [('_recomputed', with_statistics_of(net, run.images('train')))] if has_bn(net) else []
     for way, y in routes(source, test.y, len(test.classes)).items():
         for suffix, of in [('', net), *anew]:
-            yield run.row(metric + suffix, share_right(run, of, test, y), cell, source=source, label_route=way, n=len(y), **fields)
+            right = right_answers(run, of, test, y)
+            kept = outcome_fields(right, test.fingerprint) if metric + suffix == 'clean_accuracy' else dict(n=len(y))
+            yield run.row(metric + suffix, right.float().mean().item(), cell, source=source, label_route=way, **kept, **fields)
 
 # %% ../nbs/12_feature_datasets.ipynb #55a9db4a
 def attack_rows(run, net, cell, source, **fields):

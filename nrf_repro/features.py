@@ -11,9 +11,9 @@ import warnings
 import torch
 from torch import nn
 
-from nrf_repro.attacks import (
-    Attack, Evaluation, _checked_model, _optimised, _report_gradients, _search, _some, _whole, check_images, frozen, image_noise,
-    input_gradient)
+from .attacks import (
+    CHECKED, Attack, Evaluation, _checked_model, _optimised, _report_gradients, _search, _whole, check_images, frozen, input_gradient)
+from .noise import image_noise, image_uniform
 
 # %% ../nbs/08_features.ipynb #76f37748
 def unit_variance(f):  # n values of a feature, or n k values of k features
@@ -97,8 +97,8 @@ class Moved(nn.Module):
 # %% ../nbs/08_features.ipynb #9dd75721
 NOISES = dict(  # images, seed, draw -> noise of mean 0 and variance 1 in every pixel
     gaussian=image_noise,
-    uniform=lambda x, seed, draw: 3**.5 * torch.erf(image_noise(x, seed, draw) / 2**.5),  # through its distribution function
-    sign=lambda x, seed, draw: image_noise(x, seed, draw).sign())
+    uniform=lambda x, seed, draw: 3**.5 * (2 * image_uniform(x, seed, draw) - 1),
+    sign=lambda x, seed, draw: (image_uniform(x, seed, draw) - .5).sign())
 
 # %% ../nbs/08_features.ipynb #2ed21f76
 class _Directions:
@@ -112,9 +112,9 @@ class _Directions:
 # %% ../nbs/08_features.ipynb #6fc2a523
 def _mean_gradient_cosine(direction, x, y, sigma, draws, seed, noise):
     "The mean cosine over the draws for one batch: n."
-    home, on_cpu = direction(x, y), x.cpu()
-    vs = (sigma * NOISES[noise](on_cpu, seed, draw) for draw in range(draws))
-    try: return sum((home * direction(x, y, v.to(x.device))).sum(1) for v in vs) / draws
+    home = direction(x, y)
+    vs = (sigma * NOISES[noise](x, seed, draw) for draw in range(draws))
+    try: return sum((home * direction(x, y, v)).sum(1) for v in vs) / draws
     except ValueError as e:
         if 'NaN or infinite logits' not in str(e): raise
         raise ValueError(f'at x + v, which may leave [0, 1], {e}. A model with a root or a logarithm of the pixels needs a smaller sigma than {sigma}') from None
@@ -137,7 +137,7 @@ def ligs(model,              # any nn.Module: images in [0,1] -> n k logits
     draws, batch_size = _check_ligs(sigma, draws, batch_size, noise)
     if not len(x): return torch.zeros(0, dtype=torch.float64, device=x.device)
     with frozen(model):
-        checked, moved = _checked_model(model, x, stacklevel=3), _some(x) + sigma * image_noise(_some(x).cpu(), seed).to(x.device)
+        checked, moved = _checked_model(model, x, stacklevel=3), x[:CHECKED] + sigma * image_noise(x[:CHECKED], seed)
         net = _optimised(model, x, moved).net if stable else model
         direction = _Directions(net if checked is model else type(checked)(net), stable)
         batches = zip(x.split(batch_size), y.split(batch_size))

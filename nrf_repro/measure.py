@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, BooleanOptionalAction
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -39,7 +39,9 @@ from tqdm import tqdm
 
 from . import tables
 from .report import download, duration, jsonl
-from .results import FIELDS, config_hash, frame, make_row, t_interval, wilson, write_rows, write_whole
+from .experiment import OUTCOMES
+from .outcomes import outcome_fields
+from .results import FIELDS, config_hash, frame, make_row, t_interval, tf32_set, wilson, write_rows, write_whole
 from .tables import COLUMNS, environment, eps_text, norm_name, number
 
 # %% ../nbs/24_measure.ipynb #2d4e90f8
@@ -533,7 +535,7 @@ def row_of(metric, values, **fields):  # values: one per image, NaN where not de
     "A row, with the bounds of its interval: Wilson's for a share of images, t over the images for LIGS."
     there = values[~np.isnan(values)]
     iv = t_interval(there) if 'ligs' in metric else wilson(int(there.sum()), len(there))
-    return make_row(metric=metric, value=iv.mean, n=len(values), **fields) | dict(low=iv.low, high=iv.high)
+    return make_row(**dict(n=len(there)) | fields, metric=metric, value=iv.mean) | dict(low=iv.low, high=iv.high)
 
 # %% ../nbs/24_measure.ipynb #e934ee58
 def in_blocks(values, model, data, device, dtype, bar, block=1024):
@@ -719,7 +721,8 @@ def check_steps(p, name):
 # %% ../nbs/24_measure.ipynb #043294d4
 def noisy(x, ball, eps, seed, draw):
     "Each image moved by eps in a random direction of the ball, and kept in [0, 1]."
-    from nrf_repro.attacks import BALLS, image_noise
+    from nrf_repro.attacks import BALLS
+    from nrf_repro.noise import image_noise
     return (x + eps * BALLS[ball].steepest(image_noise(x, seed, draw))).clamp(0, 1)
 
 def check_noise(p, name, draws=10):
@@ -900,8 +903,8 @@ class Measurement:
     _repr_markdown_ = to_markdown
 
 # %% ../nbs/24_measure.ipynb #af335014
-def run_all(net, data, asks, where, common, bar):
-    "Rows with their intervals, and the values per image by attack or metric."
+def run_all(net, data, asks, where, common, bar, images): # images: their hash
+    "Rows with their intervals and the outcomes of all images, and the values per image by attack or metric."
     rows, seen = [], {}
     for metric, fields, values in asks:
         what = fields.get('attack') or metric
@@ -909,7 +912,8 @@ def run_all(net, data, asks, where, common, bar):
         start = time.perf_counter()
         seen[what] = in_blocks(values, net, data, *where, bar)
         seconds = time.perf_counter() - start
-        rows.append(row_of(metric, seen[what], experiment='measure', seconds=seconds, **fields, **common))
+        kept = outcome_fields(seen[what], images) if metric in OUTCOMES else {}
+        rows.append(row_of(metric, seen[what], experiment='measure', seconds=seconds, **kept, **fields, **common))
     return rows, seen
 
 def check_all(net, data, attacks, seen, where, settings, common, checks):
@@ -931,10 +935,10 @@ def _classes_text(names, most=20):
     return {'Classes by label': f'{first}{more}{as_text if any(c.isdigit() for n in names for c in n) else ""}'}
 
 # %% ../nbs/24_measure.ipynb #f3a89b6d
-def about(net, data, name, seed, device, settings):
+def about(net, data, name, seed, device, settings, images): # images: their hash
     "The columns that all rows of a measurement share."
     import torch
-    settings = settings | dict(weights=fingerprint(net.state_dict().values()), images=fingerprint((data.x, data.y)))
+    settings = settings | dict(weights=fingerprint(net.state_dict().values()), images=images)
     return dict(dataset=data.name, arch=name, norm=norm_of(net), seed=seed, profile='measure', device=str(device),
                 config_hash=config_hash(settings), threads=torch.get_num_threads())
 
@@ -946,7 +950,7 @@ def facts_of(net, data, checked, common, rows, notes=()):
     return {'Images': f'{len(data):,} of {data.name}, {shape}, {data.classes} classes; {checked:,} of them for the checks',
             **_classes_text(data.names), **files,
             'Model': f'{parameters:,} parameters; norm layers: {kind}',
-            'Device': f'{common["device"]}; torch {rows[0]["torch"]}', 'Seed of the noise': str(common['seed']),
+            'Device': '; '.join(filter(None, (common['device'], rows[0]['precision'], f'torch {rows[0]["torch"]}'))), 'Seed of the noise': str(common['seed']),
             'Time': duration(sum(r['seconds'] or 0 for r in rows)) + ' without the checks'}
 
 # %% ../nbs/24_measure.ipynb #39b3ca39
@@ -958,6 +962,7 @@ def measure(
     sigma=.01,       # of LIGS' noise, in pixels of [0, 1]
     name=None,       # of the model, in rows and report; None: as it was given
     device=None,     # None: where the module is; for one that is loaded here, a GPU if there is one
+    tf32=None,       # of a GPU's convolutions: False: strict float32, 4 to 5 times their time; True: TF32; None: PyTorch's setting
     batch_size=256,  # images at once: speed and memory, not the answer
     limit=None,      # how many images, balanced over the classes; None: all
     seed=0,          # of the noise
@@ -978,13 +983,14 @@ def measure(
     data = as_subjects(images, numbers['limit'], numbers['size'])
     if said := _eps_problem(attacks, data.x.shape[1:]): warnings.warn(said, LargeEps, stacklevel=2)
     net = with_scale(net, standardize, known, data)
-    with placed(net, device or default_device(model)) as (net, *where):
+    with tf32_set(tf32), placed(net, device or default_device(model)) as (net, *where):
         outputs = first_look(net, data[:2].on(*where)[0], data.y.to(where[0]))
         data = replace(data, classes=data.classes or outputs)
         run = dict(attacks={k: asdict(a) for k, a in attacks.items()}, sigma=sigma)
-        common = about(net, data, name or name_of(model), settings[0], where[0], run)
+        hash = fingerprint((data.x, data.y))
+        common = about(net, data, name or name_of(model), settings[0], where[0], run, hash)
         with tqdm(total=len(data) * (4 + len(attacks)), desc='images', disable=not progress, leave=False) as bar:
-            rows, seen = run_all(net, data, asked(attacks, sigma, *settings), where, common, bar)
+            rows, seen = run_all(net, data, asked(attacks, sigma, *settings), where, common, bar, hash)
             bar.set_postfix_str('checks')
             more, found = check_all(net, data, attacks, seen, where, settings, common, checks) if checks else ([], [])
     return measurement(common, rows + more, found, facts_of(net, data, min(checks, len(data)), common, rows, notes))
@@ -1063,7 +1069,7 @@ def html(m, path):
     env, lines = environment(), [line_of(r) for r in m.frame.itertuples()]
     style, more, script = (env.loader.get_source(env, f)[0] for f in ('tables.css', 'report.css', 'report.js'))
     texts = {'measurement.md': (m.to_markdown(), 'text/markdown'), 'rows.jsonl': (jsonl(m.rows), 'application/x-ndjson'),
-             'rows.csv': (m.rows.to_csv(index=False), 'text/csv')}
+             'rows.csv': (m.rows.drop(columns='outcomes').to_csv(index=False), 'text/csv')}
     values = dict(name=m.name, summary=f'{numbers_text(m)} {belief_text(m)}', flagged=m.flagged, facts=m.facts,
                   files=[download(file, *text) for file, text in texts.items()],
                   checks=[c | dict(sign=WORDS[c['verdict']]) for c in m.checks.to_dict('records')],
@@ -1094,6 +1100,7 @@ def add_arguments(parser):
     add('--checks', type=int, default=200, help='images for the checks; 0: none')
     add('--name', help='of the model in the report')
     add('--device'); add('--batch-size', type=int, default=256); add('--seed', type=int, default=0)
+    add('--tf32', action=BooleanOptionalAction, help="convolutions on a GPU in TF32, or with --no-tf32 in strict float32; without: PyTorch's setting")
     add('--out', help='write the report here, as HTML'); add('--rows', help='write the rows here, as JSON lines')
     add('--strict', action='store_true', help='exit with 1 if a check asks for a second look')
     return parser
@@ -1127,7 +1134,7 @@ def write_results(m, rows=None, out=None):
 def run(a) -> int:  # of `add_arguments`; the exit status
     "Measure, write, print: what is printed cannot keep the files from being written."
     for option, path in {'--out': a.out, '--rows': a.rows}.items(): check_writable(option, path)
-    passed = 'weights entry standardize sigma limit size checks name device batch_size seed'.split()
+    passed = 'weights entry standardize sigma limit size checks name device tf32 batch_size seed'.split()
     with warnings.catch_warnings():
         shown = warnings.showwarning
         def show(message, category, *where, **how):

@@ -22,9 +22,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .adequacy import autoattack, effort_of
-from .attacks import ce_gradient, image_rng, l2_norm, robust_correct, vanished
+from .attacks import ce_gradient, l2_norm, robust_correct, vanished
+from .experiment import OUTCOMES
 from .features import ligs, unit
 from .figures import LOOKS, several, styled
+from .noise import image_keys, image_noise
+from .outcomes import outcome_fields
 from .results import paired_effect, t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
@@ -83,7 +86,8 @@ def turn(
     seed=0,  # of the noise, beside the batch itself
 ):           # scalar, differentiable in the weights
     "1 - LIGS of a batch, in the mode the model is in."
-    v = torch.from_numpy(image_rng(x, seed).standard_normal(x.shape, dtype=np.float32)).to(x)
+    keys = image_keys(x)
+    v = image_noise(x, seed, keys=keys + keys.sum())   # an image gets other noise in another batch
     near = (x.detach() + sigma * v).requires_grad_()
     with unremembered(model): a, b = direction(z, x, y), direction(model(near), near, y)
     there = (a != 0).flatten(1).any(1) & (b != 0).flatten(1).any(1)
@@ -138,7 +142,9 @@ def network_rows(run, net, cell, lam): # lam: None for a network trained in anot
     "Clean accuracy, robust accuracy by two losses, LIGS, and whether float32 still has a gradient."
     images, sigma = run.images('test'), run.data['sigma']
     x, y = images.pixels(run.device), images.y.to(run.device)
-    def row(metric, values, **more): return run.row(metric, values.double().nanmean().item(), cell, lam=lam, n=len(y), **more)
+    def row(metric, values, **more):
+        kept = outcome_fields(values, images.fingerprint) if metric in OUTCOMES else dict(n=len(y))
+        return run.row(metric, values.double().nanmean().item(), cell, lam=lam, **kept, **more)
     yield row('clean_accuracy', correct(net, x, y))
     for name in (run.settings['attack'], run.settings['margin']):
         yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))

@@ -13,7 +13,6 @@ __all__ = ['META', 'SIDES', 'ELSEWHERE', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves',
 
 # %% ../nbs/22_report.ipynb #1c07134a
 import gzip
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ import pandas as pd
 from . import tables
 from .checks import doubts
 from .results import (FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, in_checkout, load_claims, paper_rows, read_rows,
-                               source_hash, t_interval, typed, write_whole)
+                               row_line, source_hash, t_interval, typed, write_whole)
 from .sensitivity import all_cells, reading, reading_cells, reading_equal, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)
@@ -225,8 +224,7 @@ def _planned(lost): # of `not_run`: the columns of a network that lack the same 
 # %% ../nbs/22_report.ipynb #7c177eb6
 def jsonl(rows):
     "Rows as JSON lines, the same text that `write_rows` writes."
-    records = ({name: typed(name, r[name]) for name in FIELDS} for r in rows.to_dict('records'))
-    return ''.join(json.dumps(r, ensure_ascii=False, allow_nan=False) + '\n' for r in records)
+    return ''.join(row_line({name: typed(name, r[name]) for name in FIELDS}) for r in rows.to_dict('records'))
 
 # %% ../nbs/22_report.ipynb #fbcf8371
 def download(name, text, mime, limit=1_000_000): # bytes above which the file is compressed
@@ -239,7 +237,7 @@ def download(name, text, mime, limit=1_000_000): # bytes above which the file is
 # %% ../nbs/22_report.ipynb #633a8678
 def downloads(rows, frames): # frames: name -> (frame of strings, caption)
     "The rows as CSV and JSON lines, each table as Markdown and LaTeX."
-    files = dict(rows=[download('rows.csv', rows.to_csv(index=False), 'text/csv'),
+    files = dict(rows=[download('rows.csv', rows.drop(columns='outcomes', errors='ignore').to_csv(index=False), 'text/csv'),
                        download('rows.jsonl', jsonl(rows), 'application/x-ndjson')])
     for name, (frame, caption) in frames.items():
         files[name] = [download(f'{name}.md', tables.to_markdown(frame, caption), 'text/markdown'),

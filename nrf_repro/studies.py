@@ -14,10 +14,10 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
-from .experiment import (STUDIES, WEIGHTS, attack_fields, attack_of, device_of, images_of, network_of, read_json,
+from .experiment import (STUDIES, WEIGHTS, attack_fields, attack_of, device_of, images_of, network_of, precision_of, read_json,
                                   recipe_of, study_cells, weights_file, write_json)
 from .models import load_model, save_model
-from .results import config_hash, make_row, write_rows
+from .results import config_hash, make_row, tf32_set, write_rows
 from .training import fit
 
 # %% ../nbs/19_studies.ipynb #2ac33b36
@@ -71,7 +71,7 @@ def hash(run:Run):
     weights = {c.id: _weights_key(Path(run.folder, 'runs', c.id)) for c in study_cells(run.profile, run.study, run.seed)}
     own = {k: v for k, v in run.settings.items() if k not in BESIDE}
     return config_hash(dict(study=run.study, seed=run.seed, settings=own, data=run.data, weights=weights,
-                            threads=run.profile['threads'], device=run.profile['device']))
+                            threads=run.profile['threads'], device=run.profile['device'], **precision_of(run.profile)))
 
 def _weights_key(folder):
     "Which weights a study takes: the hash of their settings, and whether they are rounded to eight bits."
@@ -126,7 +126,7 @@ def run_study(
     if read_json(run.place / 'study.json').get('hash') == run.hash: return 'kept'
     torch.set_num_threads(profile['threads'])
     run.place.mkdir(parents=True, exist_ok=True)
-    write_rows(run.place / 'rows.jsonl', list(function_of(study, 'measure')(run)))
+    with tf32_set(profile.get('tf32')): write_rows(run.place / 'rows.jsonl', list(function_of(study, 'measure')(run)))
     write_json(run.place / 'study.json', dict(hash=run.hash, settings=run.settings))
     return 'measured'
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nrf_repro.attacks import image_noise
+from nrf_repro.noise import image_noise
 from nrf_repro.features import NOISES, ligs, robust_usefulness, unit, unit_variance, usefulness, worst_case
 
 
