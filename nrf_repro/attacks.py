@@ -606,10 +606,10 @@ def _equivalent(model, copy, x, lead, tolerance):
 
 # %% ../nbs/07_attacks.ipynb #cad8d968
 @torch.enable_grad()
-def _verified(model, copy, x, lead):
+def _verified(model, copy, x, lead, z=None):  # z: the model's logits at x, where they are known
     "The largest difference of the logits at x if the copy is equivalent to the model, else None."
     try:
-        d = _logit_difference(_in_parts(model, x), _in_parts(copy, x))
+        d = _logit_difference(_in_parts(model, x) if z is None else z, _in_parts(copy, x))
         if not d <= 1e-3 * lead: return None
         near = _jittered(_some(x, 2))
         try: same = _equivalent(deepcopy(model).double(), deepcopy(copy).double(), near.double(), lead, 1e-5)
@@ -636,9 +636,9 @@ def _optimised(model, *batches):  # model: frozen; batches: images on which a co
     "The fastest copy of the model that is equivalent to it, or the model."
     try:
         x = torch.cat([b[:CHECKED] for b in batches])
-        z, again = _in_parts(model, x), _in_parts(model, x)
-        for copy in _candidates(model, x) if _logit_difference(z, again) <= 1e-3 * _lead(z) else ():
-            if (d := _verified(model, copy, x, _lead(z))) is not None: return _Optimised(model, copy, _lead(z), 10 * d)
+        z, again = _in_parts(model, x), _in_parts(model, x[:4])
+        for copy in _candidates(model, x) if _logit_difference(z[:4], again) <= 1e-3 * _lead(z) else ():
+            if (d := _verified(model, copy, x, _lead(z), z)) is not None: return _Optimised(model, copy, _lead(z), 10 * d)
     except Exception: pass           # what can't be copied is attacked as it is
     return _Optimised(model, model)
 
