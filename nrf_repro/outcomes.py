@@ -16,7 +16,8 @@ def pack_outcomes(values):  # n outcomes: booleans, 0 and 1, or numbers in [-1, 
     "The outcomes as text: bits where all are 0 or 1, else 16 bits for each. Raise ValueError for other numbers."
     values = np.asarray(values, dtype=np.float64).ravel()
     if np.isin(values, (0, 1)).all(): return 'bits:' + _text(np.packbits(values.astype(bool)))
-    if np.nanmax(np.abs(values)) > 1 + 1e-6: raise ValueError(f'outcomes reach {np.nanmax(np.abs(values)):.3g}: pass numbers in [-1, 1]')
+    largest = np.abs(values[~np.isnan(values)]).max(initial=0)
+    if largest > 1 + 1e-6: raise ValueError(f'outcomes reach {largest:.3g}: pass numbers in [-1, 1]')
     whole = np.where(np.isnan(values), MISSING, np.round(values.clip(-1, 1) * SCALE))
     return 'int16:' + _text(whole.astype('<i2'))
 
