@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AUGMENTS', 'SCHEDULES', 'RANDOM_TARGETS', 'RECIPES', 'ALONE', 'Recipe', 'recipe_problem', 'checked', 'lr_at',
-           'random_crop', 'random_flip', 'augment', 'correct', 'Monitor', 'cross_entropy', 'batches', 'Alone',
-           'train_epoch', 'described', 'run_key', 'key_difference', 'save_state', 'AnotherRun', 'check_key',
+           'random_crop', 'random_flip', 'augment', 'correct', 'Monitor', 'cross_entropy', 'wrong_classes', 'batches',
+           'Alone', 'train_epoch', 'described', 'run_key', 'key_difference', 'save_state', 'AnotherRun', 'check_key',
            'load_state', 'put_back', 'run_epoch', 'sgd', 'check_task', 'fit']
 
 # %% ../nbs/09_training.ipynb #bfe316ba
@@ -156,15 +156,29 @@ def cross_entropy(model, x, y):
     return F.cross_entropy(model(x), y)
 
 # %% ../nbs/09_training.ipynb #4522744e
+def wrong_classes(
+    y,       # n labels
+    classes, # how many there are
+    g,       # torch.Generator on the CPU
+):           # int64, n, on the CPU
+    "For each label one of the other classes, all equally likely. Raises ValueError for fewer than two classes."
+    if classes < 2: raise ValueError(f'train has {classes} class, which leaves no wrong one as the target. Give two or more, or an untargeted attack.')
+    drawn, y = torch.randint(classes - 1, (len(y),), generator=g), y.cpu()
+    return drawn + (drawn >= y)
+
+def _targets(train, i, recipe, g):
+    "The targets of the whole batch with these indices; None where the recipe's attack takes none."
+    if recipe.attack and recipe.attack.targeted: return wrong_classes(train.y[i], len(train.classes), g)
+
 def batches(train, recipe, epoch, device, rank=0, size=1):
-    "Yield (x, y): augmented pixels of [0, 1] and labels, every image once, the last incomplete batch left out; the share of process `rank` of `size`."
+    "Yield (x, y, targets): augmented pixels of [0, 1], labels and wrong classes, every image once, the last incomplete batch left out; the share of process `rank` of `size`."
     g, bs = _generator(recipe.seed, epoch), min(recipe.batch_size, len(train))
     order, mine = torch.randperm(len(train), generator=g).to(train.x.device), slice(rank, None, size)
     for i in order[:len(order) // bs * bs].split(bs):
         x = augment(train.x[i[mine]], recipe.augment, g, (bs, mine)).to(device).float() / 255
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-        targets = torch.randint(len(train.classes), (bs,), generator=g)[mine].to(device) if recipe.attack and recipe.attack.targeted else None
-        yield x, train.y[i[mine]].to(device), targets
+        targets = _targets(train, i, recipe, g)
+        yield x, train.y[i[mine]].to(device), None if targets is None else targets[mine].to(device)
 
 # %% ../nbs/09_training.ipynb #403f55b7
 class Alone:
@@ -393,9 +407,10 @@ def sgd(model, recipe):
     return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
 # %% ../nbs/09_training.ipynb #c1d04a17
-def check_task(model, train, loss):
-    "`ValueError` where there is nothing to train on, or, for `cross_entropy`, where the model lacks an output for a label."
+def check_task(model, train, loss, targeted=False):
+    "`ValueError` where there is nothing to train on, no wrong class to aim at, or, for `cross_entropy`, where the model lacks an output for a label."
     if not len(train): raise ValueError('train holds no images. Pass at least one.')
+    if targeted: wrong_classes(train.y[:1], len(train.classes), torch.Generator())
     if loss is not cross_entropy or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()): return  # hooks may count
     device = next(iter(model.parameters()), torch.zeros(0)).device
     model.eval()
@@ -426,7 +441,7 @@ def fit(
     folder that holds the state of another run: other source, initial weights, images, recipe, loss or monitor.
     """
     checked(recipe)
-    check_task(model, train, loss)
+    check_task(model, train, loss, bool(recipe.attack and recipe.attack.targeted))
     if recipe.channels_last: model.to(memory_format=torch.channels_last)
     opt, state = sgd(model, recipe), Path(folder, 'state.safetensors') if folder else None
     key = run_key(model, train, recipe, monitor, loss, team) if state else None

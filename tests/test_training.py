@@ -14,7 +14,7 @@ from torch import nn
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_whole
-from nrf_repro.training import (RECIPES, AnotherRun, Monitor, Recipe, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
+from nrf_repro.training import (RECIPES, AnotherRun, Monitor, Recipe, batches, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
                                 random_flip, run_key)
 
 ROOT = Path(__file__).parent.parent
@@ -219,6 +219,24 @@ def test_bfloat16_and_adversarial_training_run(train):
         model = network()
         history = fit(model, train, recipe, progress=False)
         assert history.loss.isna().sum() == 0 and all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize('size', [1, 2])
+def test_targets_are_wrong_classes_all_equally_likely(train, size):
+    recipe = replace(RECIPE, attack=Attack('l2', .5, 'ce', 1, .5, targeted=True))
+    pairs = torch.zeros(10, 10)
+    for epoch in range(60):
+        for rank in range(size):
+            for _, y, target in batches(train, recipe, epoch, 'cpu', rank, size): pairs.index_put_((y, target), torch.ones(len(y)), accumulate=True)
+    assert not pairs.diagonal().any() and pairs.sum() == 60 * (len(train) // recipe.batch_size * recipe.batch_size)
+    wrong = pairs[~torch.eye(10, dtype=bool)].view(10, 9)
+    expected = pairs.sum(1, keepdim=True) / 9
+    assert ((wrong - expected).square() / expected).sum() < 130  # chi square, 80 degrees of freedom: p = .0004
+
+
+def test_one_class_has_no_wrong_one(train):
+    alone, recipe = replace(train, y=torch.zeros_like(train.y), classes=('0',)), replace(RECIPE, attack=Attack('l2', .5, 'ce', 1, .5, targeted=True))
+    with pytest.raises(ValueError, match='train has 1 class, .* two or more'): fit(line(k=1), alone, recipe, progress=False)
 
 
 def test_schedules():
