@@ -35,10 +35,10 @@ from .experiment import network_of
 from .features import ligs
 from .figures import LOOKS, styled
 from .models import save_whole
-from .results import paired_effect, t_interval
+from .results import config_hash, paired_effect, source_hash, t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
-from .training import Recipe, correct
+from .training import Recipe, correct, described
 
 # %% ../nbs/12_feature_datasets.ipynb #9f0fbedd
 def approach(g, x, goal, steps, step_size): # g: images -> n d; x, goal: n ... in [0, 1]
@@ -262,12 +262,14 @@ def made_set(run, source, cell): # cell: the ordinary network of the norm that m
     return stored_set(run, source, cell, run.settings['push'], base)
 
 def stored_set(run, source, cell, push, base=None): # base: `Images` to push instead of the training images
-    "A set from its file, if it was made by the same networks with the same settings, else made and stored."
+    "A set from its file, if it was made by the same code from the same network, images and settings; else made and stored."
     size = '' if SETS[source].invert else f'-eps{push["eps"]:g}'
     path = run.place / 'sets' / f'{source}-{cell.arch}-by-{cell.norm}{size}.safetensors'
-    if path.is_file() and (found := load_set(path)).how.get('hash') == run.hash: return found
-    made = make(run, source, run.network(replace(cell, regime=SETS[source].regime)), push, base)
-    made = replace(made, how=made.how | dict(maker=cell.norm, hash=run.hash))
+    model = run.network(replace(cell, regime=SETS[source].regime))
+    hash = config_hash(dict(run=run.hash, source=source_hash(), maker=described(model), push=push, base=base and base.fingerprint))
+    if path.is_file() and (found := load_set(path)).how.get('hash') == hash: return found
+    made = make(run, source, model, push, base)
+    made = replace(made, how=made.how | dict(maker=cell.norm, hash=hash))
     save_set(made, path)
     return made
 

@@ -19,7 +19,7 @@ from .experiment import (STUDIES, WEIGHTS, attack_fields, attack_of, device_of, 
                                   recipe_of, study_cells, weights_file, write_json)
 from .models import load_model, save_model
 from .results import config_hash, make_row, write_rows
-from .training import check_key, fit, run_key
+from .training import AnotherRun, check_key, fit, run_key
 
 # %% ../nbs/19_studies.ipynb #2ac33b36
 @dataclass(frozen=True)
@@ -95,15 +95,16 @@ def attacked(run:Run, name, reading='any'): # an attack of the profile
     return attack_fields(run.profile, run.dataset, name, reading)
 
 # %% ../nbs/19_studies.ipynb #4f16bcdf
-def _own_key(run, model, images, recipe, monitor=None, loss=None, **_):
+def _own_key(run, model, images, recipe, monitor=None, loss=None, team=None, **_):
     "All that decides the weights and the history of a network of the study's own."
-    return run_key(model, images, recipe, monitor, loss) | dict(threads=run.profile['threads'], device=run.profile['device'])
+    return run_key(model, images, recipe, monitor, loss, team) | dict(threads=run.profile['threads'], device=run.profile['device'])
 
 def _stored(run, path, key):
     "(network, history) of this key in a study's folder; None where there is none; `AnotherRun` for another key's."
     about = read_json(path.with_suffix('.json'))
     if not about or not path.is_file(): return None
-    check_key(path, json.dumps(about.get('key')), key)
+    try: check_key(path, json.dumps(about.get('key')), key)
+    except AnotherRun as e: raise AnotherRun(f'{e} To make the whole study anew, delete {run.place}.') from None
     return load_model(path, run.device).eval(), pd.DataFrame(about['history'])
 
 @patch

@@ -223,6 +223,18 @@ def test_a_second_run_reads_and_an_interrupted_one_goes_on(run, rows):
     assert {p for p in stamps if p.stat().st_mtime_ns != stamps[p]} == {sets[0], nets[0]}
 
 
+def test_a_set_made_by_other_code_or_another_network_is_made_again(run, rows, monkeypatch):
+    cell = next(c for c in run.cells() if c.norm == 'bn')
+    hashes = [F.made_set(run, 'd_rand', cell).how['hash'] for _ in range(2)]
+    monkeypatch.setattr(F, 'source_hash', lambda: '0123')
+    hashes.append(F.made_set(run, 'd_rand', cell).how['hash'])
+    monkeypatch.undo()
+    monkeypatch.setattr(type(run), 'network', lambda run, cell: run.untrained(cell).eval())
+    hashes.append(F.made_set(run, 'd_rand', cell).how['hash'])
+    monkeypatch.undo()
+    assert hashes[0] == hashes[1] == F.made_set(run, 'd_rand', cell).how['hash'] and len(set(hashes)) == 3
+
+
 def test_learners_begin_elsewhere_than_makers(run):
     cell = run.cells()[0]
     one, two = run.untrained(cell).state_dict(), F.network_of(replace(cell, seed=cell.seed + F.ELSEWHERE), run.images('train')).state_dict()
