@@ -14,6 +14,7 @@ from torch import nn
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_whole
+from nrf_repro.regularization import regularized
 from nrf_repro.training import (RECIPES, AnotherRun, Monitor, Recipe, batches, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
                                 random_flip, run_key)
 
@@ -177,6 +178,57 @@ def test_tied_weights_are_kept_and_resumed(train, tmp_path, change):
     (line(), [], 'train holds no images'), (nn.Flatten(), slice(0, 0), 'train holds no images')])
 def test_what_cannot_be_trained_is_said_first(train, model, images, sentence):
     with pytest.raises(ValueError, match=sentence): fit(model, train[images], RECIPE, progress=False)
+
+
+class Changed(nn.Module):
+    "A network behind a change of its images."
+    def __init__(self, change, seed=0):
+        super().__init__()
+        self.net, self.change = line(seed), change
+    def forward(self, x): return self.net(self.change(x))
+
+
+@pytest.mark.parametrize('loss', [cross_entropy, regularized(1., .05)])
+@pytest.mark.parametrize('attack', [None, Attack('l2', .5, 'ce', 1, .5, targeted=True)])
+@pytest.mark.parametrize('in_place, apart', [(lambda x: x.mul_(2), lambda x: x * 2), (lambda x: x.clamp_(.2, .7), lambda x: x.clamp(.2, .7))])
+def test_a_forward_that_overwrites_its_images_trains_the_same_network(train, in_place, apart, attack, loss):
+    recipe, watch = replace(RECIPE, attack=attack), Monitor(train[:30], Attack('l2', .5, 'ce', 2, .25), sigma=.05)
+    pixels, kept = train.pixels(), train.x.clone()
+    nets = [Changed(in_place), Changed(apart)]
+    a, b = (fit(net, train, recipe, loss=loss, monitor=watch, progress=False) for net in nets)
+    assert equal(*nets) and a.drop(columns='seconds').equals(b.drop(columns='seconds'))
+    before = pixels.clone()
+    assert correct(nets[0], pixels, train.y).equal(correct(nets[1], pixels, train.y))
+    cross_entropy(nets[0], pixels, train.y)
+    assert torch.equal(pixels, before) and torch.equal(train.x, kept)
+
+
+def quantised(net): return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+def conv(): return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(1800, 10))
+
+
+def detached():
+    "A network whose last layer lets no gradient through."
+    net = Changed(lambda x: x)
+    net.forward = lambda x: net.net(x).detach()
+    return net
+
+
+@pytest.mark.parametrize('loss', [cross_entropy, squares])
+@pytest.mark.parametrize('model, sentence', [
+    (lambda: quantised(line()), 'quantised layer'), (lambda: quantised(conv()), r'quantised layer \(2, a Linear\)'),
+    (lambda: line().requires_grad_(False), 'no parameter that requires a gradient'), (lambda: nn.Flatten(), 'no parameter'),
+    (detached, '(has|have) no gradient')])
+def test_a_model_without_a_gradient_is_refused(train, tmp_path, model, sentence, loss):
+    with pytest.raises(ValueError, match=sentence): fit(model(), train, RECIPE, loss=loss, folder=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_accuracy_needs_no_gradient_and_a_monitor_without_attack_neither(train):
+    net = quantised(line())
+    assert correct(net, train.pixels(), train.y).shape == (160,)
+    assert Monitor(train[:20], sigma=None)(net).keys() == {'clean_accuracy'}
+    with pytest.raises(ValueError, match='quantised'): Monitor(train[:20], Attack('l2', .5, 'ce', 1, .5))(net)
 
 
 def test_an_output_too_many_is_no_mistake(train): fit(line(k=12), train, replace(RECIPE, epochs=1), progress=False)
