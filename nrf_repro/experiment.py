@@ -316,14 +316,22 @@ def check_name(
             raise ValueError(f'{own}: {own.stem!r} is a profile of {folder}, over whose runs and report this one would be written: give the file another name.')
 
 # %% ../nbs/17_experiment.ipynb #8f97a980
+def _whole_seed(seed):
+    "The seed as an int. Raises ValueError for what is no whole number."
+    try: whole = int(seed)
+    except (TypeError, ValueError, OverflowError): whole = None
+    if whole is None or isinstance(seed, bool) or not isinstance(seed, str) and whole != seed:
+        raise ValueError(f'seed={seed!r} must be a whole number, such as seed=1.')
+    return whole
+
 def one_cell(profile, arch=None, norm='bn', regime='standard', seed=0):
-    "One network on the profile's first data set; arch None is the profile's first."
+    "One network on the profile's first data set; arch None is the profile's first. Raises ValueError for words that name none."
     grid = profile['grids'][0]
     arch = arch or next(iter(grid['archs']))
     for what, word, known in (('arch', arch, ARCHS), ('norm', norm, NORMS),
                               ('regime', regime, profile['data'][grid['dataset']]['recipes'])):
         if word not in known: raise ValueError(f'Unknown {what} {word!r}: choose one of {", ".join(known)}.')
-    return Cell(grid['dataset'], arch, float(grid['archs'].get(arch, next(iter(grid['archs'].values())))), norm, regime, int(seed))
+    return Cell(grid['dataset'], arch, float(grid['archs'].get(arch, next(iter(grid['archs'].values())))), norm, regime, _whole_seed(seed))
 
 # %% ../nbs/17_experiment.ipynb #f8c5e2ae
 def run_config(profile, cell):

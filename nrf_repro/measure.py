@@ -627,10 +627,10 @@ NAMES = dict(clean_accuracy='Clean') | COLUMNS | dict(
 
 # %% ../nbs/24_measure.ipynb #20d75d44
 def logits(model, x, batch_size=256):
-    "The model's answer in eval mode, without gradients."
+    "The model's answer in eval mode, without gradients, to copies of the images, which it may overwrite."
     import torch
     from nrf_repro.attacks import frozen
-    with frozen(model), torch.no_grad(): return torch.cat([model(xb) for xb in x.split(batch_size)])
+    with frozen(model), torch.no_grad(): return torch.cat([model(xb.clone()) for xb in x.split(batch_size)])
 
 # %% ../nbs/24_measure.ipynb #abe8f9e0
 def chosen(attacks):
@@ -779,17 +779,16 @@ def check_kind(model):
 
 # %% ../nbs/24_measure.ipynb #c5d04a03
 def _answer(model, x):
-    "The model's logits; one sentence where it takes no such images, changes them, or returns something else."
+    "The model's logits; one sentence where it takes no such images or returns something else."
     import torch
-    given, shape = x.clone(), tuple(x.shape[1:])
-    try: z = model(given)
+    shape = tuple(x.shape[1:])
+    try: z = model(x.clone())
     except Exception as e:
         why = (str(e).splitlines() or [type(e).__name__])[0]
         how = '' if len(x) > 1 else ', in a batch of one'
         raise ValueError(f'the model does not take images of shape {shape}{how} ({why}): '
                          'give images of the size and channels it was trained on.') from None
     if not torch.is_tensor(z): raise TypeError(f'the model returns a {type(z).__name__}: wrap it so that it returns logits.')
-    if not torch.equal(given, x): raise ValueError('the model changes the images that it is given, in place. Let its forward work on a copy, such as x = x - .5.')
     if z.ndim != 2 and len(x) == 1:
         raise ValueError(f'for a batch of one image the model returns shape {tuple(z.shape)}. Return n x k logits; squeeze() and the like drop the batch.')
     return z
@@ -799,7 +798,7 @@ def _check_backward(model, x):
     "One sentence where torch refuses the gradient in the images."
     import torch
     x = x.clone().requires_grad_()
-    z = model(x)
+    z = model(x.clone())
     if not z.requires_grad: return # a matter of the check of gradients
     try: torch.autograd.grad(z.sum(), x, allow_unused=True)
     except RuntimeError as e:

@@ -87,7 +87,8 @@ def check_row(row): # a dict whose fields are already typed
     if value is None and 'accuracy' in words: raise ValueError(f'{metric} is null, but an accuracy is always defined')
     for low, high in (BOUNDS[word] for word in words if word in BOUNDS and value is not None):
         if not low - 1e-6 <= value <= high + 1e-6:
-            raise ValueError(f'{metric} is {value}, outside [{low}, {high}]: values are fractions, not per cent')
+            kind = 'it is a mean of cosines' if low < 0 else 'values are fractions, not per cent'
+            raise ValueError(f'{metric} is {value}, outside [{low}, {high}]: {kind}')
     return row
 
 # %% ../nbs/16_results.ipynb #33e11263
@@ -282,8 +283,9 @@ def _lines(path): # -> (place, row) per line
 
 # %% ../nbs/16_results.ipynb #3e29d475
 def _raw_lines(path): # ends of lines within a row's text are text
-    raw = path.read_bytes()
-    return raw.removesuffix(b'\n').split(b'\n') if raw else []
+    "The lines of a file as bytes, without a byte order mark and without empty lines at the end."
+    raw = path.read_bytes().removeprefix(b'\xef\xbb\xbf').rstrip(b' \t\r\n')
+    return raw.split(b'\n') if raw else []
 
 # %% ../nbs/16_results.ipynb #583c077d
 def frame(rows): # dicts with FIELDS

@@ -6,6 +6,7 @@
 __all__ = ['BESIDE', 'Run', 'function_of', 'run_study', 'run_studies', 'part', 'show_incomplete', 'shown']
 
 # %% ../nbs/19_studies.ipynb #56686ccc
+import json
 import time
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -18,7 +19,7 @@ from .experiment import (STUDIES, WEIGHTS, attack_fields, attack_of, device_of, 
                                   recipe_of, study_cells, weights_file, write_json)
 from .models import load_model, save_model
 from .results import config_hash, make_row, tf32_set, write_rows
-from .training import fit
+from .training import AnotherRun, check_key, fit, run_key
 
 # %% ../nbs/19_studies.ipynb #2ac33b36
 @dataclass(frozen=True)
@@ -94,16 +95,31 @@ def attacked(run:Run, name, reading='any'): # an attack of the profile
     return attack_fields(run.profile, run.dataset, name, reading)
 
 # %% ../nbs/19_studies.ipynb #4f16bcdf
+def _own_key(run, model, images, recipe, monitor=None, loss=None, team=None, **_):
+    "All that decides the weights and the history of a network of the study's own."
+    return run_key(model, images, recipe, monitor, loss, team) | dict(threads=run.profile['threads'], device=run.profile['device'])
+
+def _stored(run, path, key):
+    "(network, history) of this key in a study's folder; None where there is none; `AnotherRun` for another key's."
+    about = read_json(path.with_suffix('.json'))
+    if not about or not path.is_file(): return None
+    try: check_key(path, json.dumps(about.get('key')), key)
+    except AnotherRun as e: raise AnotherRun(f'{e} To make the whole study anew, delete {run.place}.') from None
+    return load_model(path, run.device).eval(), pd.DataFrame(about['history'])
+
 @patch
 def trained(run:Run, label, model, images, recipe, **how): # label: name of the network within the study; how: of `fit`
-    "(network, history) of a network of the study's own: trained once, resumed where it was interrupted."
-    path, key = run.place / f'{label}.safetensors', config_hash([run.hash, label, images.fingerprint, asdict(recipe)])
-    if read_json(path.with_suffix('.json')).get('hash') == key:
-        return load_model(path, run.device).eval(), pd.DataFrame(read_json(path.with_suffix('.json'))['history'])
-    history = fit(model.to(run.device), images, recipe, folder=run.place / label, progress=run.progress, **how)
+    """(network, history) of a network of the study's own: trained once, resumed where it was interrupted.
+
+    Raises `AnotherRun` where the study's folder holds, under this label, a network that was trained in another way.
+    """
+    path, state = run.place / f'{label}.safetensors', run.place / label / 'state.safetensors'
+    key = _own_key(run, model, images, recipe, **how)
+    if found := _stored(run, path, key): return found
+    history = fit(model.to(run.device), images, recipe, folder=state.parent, progress=run.progress, **how)
     save_model(model, path)
-    write_json(path.with_suffix('.json'), dict(hash=key, history=history.to_dict('records')))
-    (run.place / label / 'state.safetensors').unlink(missing_ok=True)
+    write_json(path.with_suffix('.json'), dict(key=key, history=history.to_dict('records')))  # last: the network is whole
+    state.unlink(missing_ok=True)
     return model.eval(), history
 
 # %% ../nbs/19_studies.ipynb #e0d7f719

@@ -146,3 +146,12 @@ def test_a_control_has_a_grid_of_its_own_and_a_recipe_may_differ_by_arch(tmp_pat
     kept = loaded(own)
     cells = [c for c in planned(kept) if c.regime == 'standard']
     assert {c.arch: experiment.recipe_of(kept, c).epochs for c in cells} == dict(vgg11=2, vgg11_nf=7)
+
+
+@pytest.mark.parametrize('seed', [.5, float('nan'), float('inf'), True, None, 'one', '1.5', [1]])
+def test_a_seed_that_is_no_whole_number_is_named(seed):
+    with pytest.raises(ValueError, match='^seed=.* must be a whole number'): experiment.one_cell(load_profile('tiny'), seed=seed)
+
+
+@pytest.mark.parametrize('seed', [3, 3., '3'])
+def test_a_whole_seed_of_any_type_is_taken(seed): assert experiment.one_cell(load_profile('tiny'), seed=seed).seed == 3

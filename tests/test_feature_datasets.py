@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nrf_repro import feature_datasets as F
-from nrf_repro.attacks import Attack
+from nrf_repro.attacks import PERTURBATION_SETS, Attack
 from nrf_repro.data import Images, load
 from nrf_repro.experiment import load_profile, planned, train_cell
 from nrf_repro.models import build_model
@@ -50,8 +50,52 @@ def test_a_push_on_a_linear_model_goes_straight_to_the_label_and_stays_in_the_ba
     s = F.push('d_det', model, images, F.next_labels(images), PUSH)
     delta = ((s.images.x.float() - s.start.float()) / 255).flatten(1)
     way = (model.w[s.images.y] - model.w[s.origin]).detach()
-    assert torch.allclose(delta, .5 * way / way.norm(dim=1, keepdim=True), atol=.5 / 255 + 1e-6)   # rounded to grey levels
+    assert torch.allclose(delta, .5 * way / way.norm(dim=1, keepdim=True), atol=1 / 255)   # in grey levels
+    assert (s.moved <= .5 + 1e-6).all() and s.moved.min() > .99 * .5
     assert s.images.y.equal((images.y + 1) % 2) and s.origin.equal(images.y) and s.start.equal(images.x)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('levels', [.3, .999, 1, 1.5, 2, 3.7, 8, 16.2, 40])
+@pytest.mark.parametrize('ball', ['l2', 'linf'])
+def test_pushed_pixels_are_whole_levels_inside_the_ball(ball, levels, channels):
+    g = torch.Generator().manual_seed(0)
+    start = torch.randint(0, 256, (60, channels, 8, 8), generator=g).to(torch.uint8)
+    eps = levels / 255 * (1 if ball == 'linf' else 8)
+    attack = Attack(ball, eps, 'ce', steps=1, step_size=eps)
+    v = torch.randn(start.shape, generator=g) * (torch.rand(start.shape, generator=g) < .5)
+    x = (start / 255 + PERTURBATION_SETS[ball].project(eps * PERTURBATION_SETS[ball].steepest(v), eps)).clamp(0, 1)
+    made = F.levels_within(x, start, attack)
+    change = (made.double() - start.double()).flatten(1) / 255
+    size = change.abs().amax(1) if ball == 'linf' else change.norm(dim=1)
+    assert made.dtype == torch.uint8 and (size <= eps * (1 + 1e-9)).all()
+    assert ((made.double() - 255 * x.double()).abs() < 1.001).all()   # a level next to it
+    near = F.nearest_levels(x)
+    nearest = (near.double() - start.double()).flatten(1) / 255
+    fits = (nearest.abs().amax(1) if ball == 'linf' else nearest.norm(dim=1)) <= eps * (1 + 1e-9)
+    assert made[fits].equal(near[fits])                               # where the nearest levels are inside, they are taken
+    if ball == 'l2' and levels >= 8: assert (size > .98 * (x - start / 255).flatten(1).norm(dim=1)).all()  # hardly any length is lost
+    if ball == 'linf' and levels in (1, 2, 8, 40): assert fits.all()
+
+
+def test_images_that_were_not_moved_stay_and_other_sets_are_respected():
+    start, attack = grey(n=5).x, Attack('l2', .5, 'ce', steps=1, step_size=.5)
+    assert F.levels_within(start / 255, start, attack).equal(start)
+    patch = torch.zeros(3, 4, 4, dtype=torch.float64)
+    patch[:, :2] = 1
+    own = PERTURBATION_SETS['linf']._replace(project=lambda delta, eps: delta.clamp(-eps, eps) * patch)
+    moved = F.levels_within(start / 255 + 2.6 / 255 * patch.float(), start, replace(attack, ball=own, eps=2.6 / 255))
+    assert (moved.double() - start.double()).equal(2 * patch.expand(5, 3, 4, 4))
+
+
+@pytest.mark.parametrize('eps', [.5 / 255, 3 / 255, 8.5 / 255])
+@pytest.mark.parametrize('ball', ['l2', 'linf'])
+def test_a_push_never_leaves_its_ball(digits, ball, eps):
+    attack = replace(PUSH, ball=ball, eps=eps * (32 if ball == 'l2' else 1), step_size=eps * (16 if ball == 'l2' else .5))
+    s = F.push('d_det', network('none').eval(), digits, F.next_labels(digits), attack)
+    change = (s.images.x.double() - s.start.double()).flatten(1) / 255
+    size = change.norm(dim=1) if ball == 'l2' else change.abs().amax(1)
+    assert (size <= attack.eps * (1 + 1e-9)).all() and (eps < 1 / 255 and ball == 'linf' or size.max() > .8 * attack.eps)
 
 
 def test_inversion_copies_what_the_network_sees_and_leaves_the_rest():
@@ -177,6 +221,18 @@ def test_a_second_run_reads_and_an_interrupted_one_goes_on(run, rows):
     for p in (sets[0], nets[0], nets[0].with_suffix('.json')): p.unlink()
     assert value(frame(F.measure_features(run))) == value(rows)
     assert {p for p in stamps if p.stat().st_mtime_ns != stamps[p]} == {sets[0], nets[0]}
+
+
+def test_a_set_made_by_other_code_or_another_network_is_made_again(run, rows, monkeypatch):
+    cell = next(c for c in run.cells() if c.norm == 'bn')
+    hashes = [F.made_set(run, 'd_rand', cell).how['hash'] for _ in range(2)]
+    monkeypatch.setattr(F, 'source_hash', lambda: '0123')
+    hashes.append(F.made_set(run, 'd_rand', cell).how['hash'])
+    monkeypatch.undo()
+    monkeypatch.setattr(type(run), 'network', lambda run, cell: run.untrained(cell).eval())
+    hashes.append(F.made_set(run, 'd_rand', cell).how['hash'])
+    monkeypatch.undo()
+    assert hashes[0] == hashes[1] == F.made_set(run, 'd_rand', cell).how['hash'] and len(set(hashes)) == 3
 
 
 def test_learners_begin_elsewhere_than_makers(run):

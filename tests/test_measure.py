@@ -536,12 +536,21 @@ class Stateful(Linear):
 @pytest.mark.parametrize('made, sentence', [
     (lambda: Of(lambda n, x: n(x).squeeze()), 'squeeze'), (lambda: torch.jit.script(Linear()), 'TorchScript'),
     (lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), {nn.Linear}), 'quantised layer'),
-    (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), 'Run the model once'), (lambda: Of(lambda n, x: n(x.sub_(.1))), 'in place'),
+    (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), 'Run the model once'),
     (lambda: Of(lambda n, x: torch.utils.checkpoint.checkpoint(n, x, use_reentrant=True)), 'use_reentrant=False')])
 def test_a_module_that_cannot_be_measured_is_one_sentence(images, made, sentence):
     before = images[0].clone()
     with pytest.raises((ValueError, TypeError), match=sentence): measured(made(), images)
     assert torch.equal(images[0], before)
+
+
+@pytest.mark.parametrize('in_place, apart', [(lambda n, x: n(x.sub_(.1)), lambda n, x: n(x - .1)), (lambda n, x: n(x.mul_(2)), lambda n, x: n(x * 2)),
+                                             (lambda n, x: n(x.clamp_(.2, .8)), lambda n, x: n(x.clamp(.2, .8)))])
+def test_a_forward_that_overwrites_its_images_changes_no_number_and_no_image(images, in_place, apart):
+    before = images[0].clone()
+    a, b = (measured(Of(f), images) for f in (in_place, apart))
+    assert torch.equal(images[0], before)
+    assert a.rows.value.equals(b.rows.value) and a.checks.equals(b.checks)
 
 
 def test_extra_state_is_no_obstacle(images): assert measured(Stateful(), images, checks=0, attacks={})['clean_accuracy'] == 1

@@ -36,7 +36,7 @@ def test_a_row_has_all_fields_and_its_origin():
     (dict(value=float('nan')), ValueError, 'always defined'),
     (dict(metric='ligs', value=.5), ValueError, 'needs `sigma`'),
     (dict(metric='ligs', sigma=.01, value=float('inf')), ValueError, '`value` is infinite'),
-    (dict(metric='ligs', sigma=.01, value=-1.2), ValueError, 'outside'),
+    (dict(metric='ligs', sigma=.01, value=-1.2), ValueError, 'ligs is -1.2, outside [-1, 1]: it is a mean of cosines'),
     (ROBUST | dict(attack=None), ValueError, 'needs `attack`'),
     (ROBUST | dict(reading=None), ValueError, 'needs `reading`'),
     (dict(seed=.5), TypeError, '`seed` takes a whole number'),
@@ -124,6 +124,18 @@ def test_a_failed_write_changes_nothing(tmp_path, monkeypatch, breaks):
     if breaks == 'no rename': monkeypatch.setattr(R.os, 'replace', lambda *a: (_ for _ in ()).throw(OSError('disk')))
     with pytest.raises((ValueError, OSError)): R.write_rows(path, rows)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['rows.jsonl']
+
+
+@pytest.mark.parametrize('start', [b'', b'\xef\xbb\xbf'])
+@pytest.mark.parametrize('end', [b'', b'\n', b'\r\n', b'\n\n', b'\n \t\r\n\n'])
+def test_a_byte_order_mark_and_empty_last_lines_are_no_rows(tmp_path, start, end):
+    path, lines = tmp_path/'rows.jsonl', [json.dumps(row(seed=i)).encode() for i in range(3)]
+    path.write_bytes(start + b'\n'.join(lines) + end)
+    assert R.read_rows(path).seed.tolist() == [0, 1, 2]
+    path.write_bytes(start + end)
+    assert R.read_rows(path).empty
+    path.write_bytes(start + b'\n'.join([lines[0], b'', lines[1]]) + end)
+    with pytest.raises(ValueError, match='rows.jsonl line 2: '): R.read_rows(path)
 
 
 @pytest.mark.parametrize('line, words', [

@@ -14,7 +14,8 @@ from torch import nn
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_whole
-from nrf_repro.training import (RECIPES, AnotherRun, Monitor, Recipe, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
+from nrf_repro.regularization import regularized
+from nrf_repro.training import (RECIPES, AnotherRun, Monitor, Recipe, batches, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
                                 random_flip, run_key)
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +180,57 @@ def test_what_cannot_be_trained_is_said_first(train, model, images, sentence):
     with pytest.raises(ValueError, match=sentence): fit(model, train[images], RECIPE, progress=False)
 
 
+class Changed(nn.Module):
+    "A network behind a change of its images."
+    def __init__(self, change, seed=0):
+        super().__init__()
+        self.net, self.change = line(seed), change
+    def forward(self, x): return self.net(self.change(x))
+
+
+@pytest.mark.parametrize('loss', [cross_entropy, regularized(1., .05)])
+@pytest.mark.parametrize('attack', [None, Attack('l2', .5, 'ce', 1, .5, targeted=True)])
+@pytest.mark.parametrize('in_place, apart', [(lambda x: x.mul_(2), lambda x: x * 2), (lambda x: x.clamp_(.2, .7), lambda x: x.clamp(.2, .7))])
+def test_a_forward_that_overwrites_its_images_trains_the_same_network(train, in_place, apart, attack, loss):
+    recipe, watch = replace(RECIPE, attack=attack), Monitor(train[:30], Attack('l2', .5, 'ce', 2, .25), sigma=.05)
+    pixels, kept = train.pixels(), train.x.clone()
+    nets = [Changed(in_place), Changed(apart)]
+    a, b = (fit(net, train, recipe, loss=loss, monitor=watch, progress=False) for net in nets)
+    assert equal(*nets) and a.drop(columns='seconds').equals(b.drop(columns='seconds'))
+    before = pixels.clone()
+    assert correct(nets[0], pixels, train.y).equal(correct(nets[1], pixels, train.y))
+    cross_entropy(nets[0], pixels, train.y)
+    assert torch.equal(pixels, before) and torch.equal(train.x, kept)
+
+
+def quantised(net): return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+def conv(): return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(1800, 10))
+
+
+def detached():
+    "A network whose last layer lets no gradient through."
+    net = Changed(lambda x: x)
+    net.forward = lambda x: net.net(x).detach()
+    return net
+
+
+@pytest.mark.parametrize('loss', [cross_entropy, squares])
+@pytest.mark.parametrize('model, sentence', [
+    (lambda: quantised(line()), 'quantised layer'), (lambda: quantised(conv()), r'quantised layer \(2, a Linear\)'),
+    (lambda: line().requires_grad_(False), 'no parameter that requires a gradient'), (lambda: nn.Flatten(), 'no parameter'),
+    (detached, '(has|have) no gradient')])
+def test_a_model_without_a_gradient_is_refused(train, tmp_path, model, sentence, loss):
+    with pytest.raises(ValueError, match=sentence): fit(model(), train, RECIPE, loss=loss, folder=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_accuracy_needs_no_gradient_and_a_monitor_without_attack_neither(train):
+    net = quantised(line())
+    assert correct(net, train.pixels(), train.y).shape == (160,)
+    assert Monitor(train[:20], sigma=None)(net).keys() == {'clean_accuracy'}
+    with pytest.raises(ValueError, match='quantised'): Monitor(train[:20], Attack('l2', .5, 'ce', 1, .5))(net)
+
+
 def test_an_output_too_many_is_no_mistake(train): fit(line(k=12), train, replace(RECIPE, epochs=1), progress=False)
 
 
@@ -219,6 +271,24 @@ def test_bfloat16_and_adversarial_training_run(train):
         model = network()
         history = fit(model, train, recipe, progress=False)
         assert history.loss.isna().sum() == 0 and all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize('size', [1, 2])
+def test_targets_are_wrong_classes_all_equally_likely(train, size):
+    recipe = replace(RECIPE, attack=Attack('l2', .5, 'ce', 1, .5, targeted=True))
+    pairs = torch.zeros(10, 10)
+    for epoch in range(60):
+        for rank in range(size):
+            for _, y, target in batches(train, recipe, epoch, 'cpu', rank, size): pairs.index_put_((y, target), torch.ones(len(y)), accumulate=True)
+    assert not pairs.diagonal().any() and pairs.sum() == 60 * (len(train) // recipe.batch_size * recipe.batch_size)
+    wrong = pairs[~torch.eye(10, dtype=bool)].view(10, 9)
+    expected = pairs.sum(1, keepdim=True) / 9
+    assert ((wrong - expected).square() / expected).sum() < 130  # chi square, 80 degrees of freedom: p = .0004
+
+
+def test_one_class_has_no_wrong_one(train):
+    alone, recipe = replace(train, y=torch.zeros_like(train.y), classes=('0',)), replace(RECIPE, attack=Attack('l2', .5, 'ce', 1, .5, targeted=True))
+    with pytest.raises(ValueError, match='train has 1 class, .* two or more'): fit(line(k=1), alone, recipe, progress=False)
 
 
 def test_schedules():
