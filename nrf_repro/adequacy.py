@@ -24,7 +24,7 @@ from .attacks import BALLS, frozen, image_noise, input_gradient, l2_norm, prepar
 from .checks import CHECKS, NETWORK, judged
 from .data import balanced
 from .figures import INK, LOOKS, caption, eps_curves, styled
-from .results import t_interval
+from .intervals import t_interval
 from .studies import part
 from .tables import COLUMNS, direction, name_of, norm_name, number
 

@@ -31,7 +31,8 @@ from .data import balanced
 from .experiment import Cell
 from .features import ligs
 from .figures import LOOKS, styled
-from .results import paired_effect, pairs, t_interval
+from .claims import paired_effect, pairs
+from .intervals import t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
 from .training import correct

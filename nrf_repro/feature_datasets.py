@@ -34,7 +34,8 @@ from .experiment import network_of
 from .features import ligs
 from .figures import LOOKS, styled
 from .models import save_whole
-from .results import paired_effect, t_interval
+from .claims import paired_effect
+from .intervals import t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
 from .training import Recipe, correct

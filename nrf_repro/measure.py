@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from . import tables
 from .report import download, duration, jsonl
-from .results import FIELDS, config_hash, frame, make_row, t_interval, wilson, write_rows, write_whole
+from .intervals import t_interval, wilson
+from .results import FIELDS, config_hash, frame, make_row, write_rows, write_whole
 from .tables import COLUMNS, environment, eps_text, norm_name, number
 
 # %% ../nbs/24_measure.ipynb #2d4e90f8

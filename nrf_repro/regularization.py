@@ -25,7 +25,8 @@ from .adequacy import autoattack, effort_of
 from .attacks import ce_gradient, image_rng, l2_norm, robust_correct, vanished
 from .features import ligs, unit
 from .figures import LOOKS, several, styled
-from .results import paired_effect, t_interval
+from .claims import paired_effect
+from .intervals import t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
 from .training import correct, cross_entropy, fit
