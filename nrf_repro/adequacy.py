@@ -24,8 +24,8 @@ from .attacks import BALLS, frozen, input_gradient, l2_norm, prepared, robust_co
 from .checks import CHECKS, NETWORK, judged
 from .data import balanced
 from .figures import INK, LOOKS, caption, eps_curves, styled
+from .intervals import t_interval
 from .noise import image_noise
-from .results import t_interval
 from .studies import part
 from .tables import COLUMNS, direction, name_of, norm_name, number
 

@@ -23,8 +23,9 @@ from scipy import stats
 from . import tables
 from .experiment import read_json
 from .report import download
-from .results import (IDENTITY, NAMED_NORMS, Interval, decide, in_checkout, load_claims, read_rows, t_interval,
-                               paper_rows, wilson, write_whole)
+from .claims import decide, load_claims
+from .intervals import Interval, t_interval, wilson
+from .results import IDENTITY, NAMED_NORMS, in_checkout, read_rows, paper_rows, write_whole
 from .tables import COLUMNS, environment, arch_name, eps_text, norm_name, number, verdict_lines
 
 # %% ../nbs/25_compare.ipynb #643f09d7

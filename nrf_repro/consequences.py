@@ -31,8 +31,9 @@ from .data import balanced
 from .experiment import Cell
 from .features import ligs
 from .figures import LOOKS, styled
+from .claims import paired_effect, pairs
+from .intervals import t_interval
 from .noise import image_noise
-from .results import paired_effect, pairs, t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
 from .training import correct

@@ -35,8 +35,10 @@ from .experiment import network_of
 from .features import ligs
 from .figures import LOOKS, styled
 from .models import save_whole
+from .claims import paired_effect
+from .intervals import t_interval
 from .outcomes import outcome_fields
-from .results import config_hash, paired_effect, source_hash, t_interval
+from .results import config_hash, source_hash
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
 from .training import Recipe, correct, described

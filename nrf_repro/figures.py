@@ -25,7 +25,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .results import CONTROLS, in_checkout, load_claims, paper_rows, pairs, screen, select, t_interval
+from .claims import load_claims, pairs, screen, select
+from .intervals import t_interval
+from .results import CONTROLS, in_checkout, paper_rows
 from .schema import read_yaml
 from .tables import COLUMNS, NETWORK, arch_name, eps_text, line_name, name_of, named, norm_name, number, one_setting, summary
 
@@ -146,7 +148,7 @@ def effect_name(c): # a difference of a table
     return f'{COLUMNS.get(c.column, c.column)}: {line_name(c)}' + (f' ({c.flag})' if c.flag else '')
 
 # %% ../nbs/21_figures.ipynb #0578d023
-def probability_text(p): # of `results.probability_below`
+def probability_text(p): # of `intervals.probability_below`
     "Three digits, or what they would hide."
     if pd.isna(p): return '–'
     return '> .999' if p > .9995 else '< .001' if p < .0005 else f'{p:.3f}'.lstrip('0')

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from .experiment import PARTS, Cell, planned
 from .measure import as_subjects, asked, find_network, fingerprint, first_look, in_blocks
-from .results import PACKAGE, config_hash, wilson
+from .intervals import wilson
+from .results import PACKAGE, config_hash
 from .studies import part
 from .tables import COLUMNS, arch_name, norm_name, number
 

@@ -40,8 +40,9 @@ from tqdm import tqdm
 from . import tables
 from .report import download, duration, jsonl
 from .experiment import OUTCOMES
+from .intervals import t_interval, wilson
 from .outcomes import outcome_fields
-from .results import FIELDS, config_hash, frame, make_row, t_interval, tf32_set, wilson, write_rows, write_whole
+from .results import FIELDS, config_hash, frame, make_row, tf32_set, write_rows, write_whole
 from .tables import COLUMNS, environment, eps_text, norm_name, number
 
 # %% ../nbs/24_measure.ipynb #2d4e90f8

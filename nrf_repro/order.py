@@ -21,7 +21,8 @@ from matplotlib.lines import Line2D
 from .data import Synthetic, reliance, testbed
 from .experiment import Cell, network_of
 from .figures import INK, LOOKS, band, styled
-from .results import paired_effect, t_interval
+from .claims import paired_effect
+from .intervals import t_interval
 from .studies import part
 from .tables import name_of, norm_name, number, summary
 from .training import Monitor

@@ -26,7 +26,7 @@ from .data import balanced
 from .experiment import read_json, write_json
 from .features import ligs
 from .figures import INK, LOOKS, styled
-from .results import Interval, wilson
+from .intervals import Interval, wilson
 from .studies import part
 from .tables import COLUMNS, arch_name, eps_text, norm_name
 from .training import correct
@@ -291,7 +291,7 @@ def show_strength(rows, attack):
 # %% ../nbs/38_paired_images.ipynb #38a00021
 def _smallest_effect():
     "Of claim C2, in fractions."
-    from nrf_repro.results import load_claims
+    from nrf_repro.claims import load_claims
     return load_claims()['C2'].parts[0].smallest_effect
 
 def strongest_effects(rows):

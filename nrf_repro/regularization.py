@@ -27,9 +27,10 @@ from .attacks import ce_gradient, l2_norm, robust_correct, vanished
 from .experiment import OUTCOMES
 from .features import ligs, unit
 from .figures import LOOKS, several, styled
+from .claims import paired_effect
+from .intervals import t_interval
 from .noise import image_keys, image_noise
 from .outcomes import outcome_fields
-from .results import paired_effect, t_interval
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
 from .training import correct, cross_entropy, fit

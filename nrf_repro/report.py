@@ -21,8 +21,10 @@ import pandas as pd
 
 from . import tables
 from .checks import doubts
-from .results import (FIELDS, IDENTITY, NAMED_NORMS, RUN, decide, frame, in_checkout, load_claims, paper_rows, read_rows,
-                               row_line, source_hash, t_interval, typed, write_whole)
+from .claims import RUN, decide, load_claims
+from .intervals import t_interval
+from .results import (FIELDS, IDENTITY, NAMED_NORMS, frame, in_checkout, paper_rows, read_rows, row_line, source_hash, typed,
+                               write_whole)
 from .sensitivity import all_cells, reading, reading_cells, reading_equal, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)

@@ -13,7 +13,9 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from .results import NAMED_NORMS, decide, frame, select, t_interval
+from .claims import decide, select
+from .intervals import t_interval
+from .results import NAMED_NORMS, frame
 from .tables import COLUMNS, TABLE_1, amount, arch_name, name_of, norm_name, table
 
 # %% ../nbs/28_sensitivity.ipynb #8837675f

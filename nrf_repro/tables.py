@@ -20,7 +20,9 @@ from functools import cache
 import pandas as pd
 
 from .checks import doubts
-from .results import CONTROLS, NAMED_NORMS, PRINTED_NOTES, by_scale, frame, headline, level_of, make_row, printed_note, probability_below, t_interval, wilson
+from .claims import by_scale, headline, level_of
+from .intervals import probability_below, t_interval, wilson
+from .results import CONTROLS, NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note
 
 # %% ../nbs/20_tables.ipynb #495acd9b
 MADE_UP = {'none': (.975, .82, .80), 'bn': (.988, .58, .60), 'in': (.96, .72, .72),  # clean, PGD l2, LIGS

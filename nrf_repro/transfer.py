@@ -23,7 +23,8 @@ from .attacks import input_gradient
 from .experiment import next_seed
 from .features import unit
 from .figures import INK, LOOKS, several, styled
-from .results import paired_effect, t_interval
+from .claims import paired_effect
+from .intervals import t_interval
 from .studies import part
 from .tables import arch_name, norm_name
 from .training import correct

@@ -10,7 +10,8 @@ from nrf_repro.attacks import Attack
 from nrf_repro.checks import CHECKS, doubts, judged
 from nrf_repro.experiment import Cell, load_profile, train_cell
 from nrf_repro.report import render
-from nrf_repro.results import frame, load_claims, make_row, read_rows
+from nrf_repro.claims import load_claims
+from nrf_repro.results import frame, make_row, read_rows
 from nrf_repro.studies import run_study
 from nrf_repro.tables import COLUMNS, made_up_rows, table_1, to_html, wide
 

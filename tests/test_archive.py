@@ -18,7 +18,8 @@ from nrf_repro.experiment import WEIGHTS_8BIT, attack_cell, load_profile, planne
 from nrf_repro.models import load_model, save_whole
 from nrf_repro.published import to_bytes
 from nrf_repro.report import render
-from nrf_repro.results import load_claims, read_rows, source_hash
+from nrf_repro.claims import load_claims
+from nrf_repro.results import read_rows, source_hash
 
 TINY = load_profile('tiny')
 PLAN = planned(TINY)

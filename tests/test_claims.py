@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from nrf_repro import results as R
+from nrf_repro import claims as C, results as R
 
-CLAIMS, PAPER = R.load_claims(), R.paper_rows()
+CLAIMS, PAPER = C.load_claims(), R.paper_rows()
 ATTACKS = ('pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf')
 BASE = dict(experiment='final', dataset='digits', arch='vgg11', regime='standard', n=400, profile='test')
 
@@ -31,11 +31,44 @@ def unique(rows): # clean rows of a network come along with each of its measurem
     return list({tuple(r[k] for k in R.IDENTITY): r for r in rows}.values())
 
 
-def decide(id, rows): return R.decide({id: CLAIMS[id]}, R.frame(unique(rows)), PAPER).iloc[0]
+def decide(id, rows): return C.decide({id: CLAIMS[id]}, R.frame(unique(rows)), PAPER).iloc[0]
 
 
 def c2(treated=(.60, .58, .62), control=(.80, .81, .79), attacks=ATTACKS, **fields):
     return [r for attack in attacks for r in matrix(robust, treated, control, attack=attack, **fields)]
+
+
+def measured(**fields): return R.make_row(**BASE | dict(metric='clean_accuracy', norm='bn', seed=0, value=.5) | fields)
+
+
+# pairs
+
+def test_pairs_match_everything_but_the_field():
+    rows = R.frame([measured(norm=m, seed=s, epoch=e, value=v) for m, s, e, v in (
+        ('bn', 0, 1, .5), ('none', 0, 1, .6), ('bn', 0, 2, .7), ('none', 1, 1, .9), ('in', 0, 2, .1))])
+    got = C.pairs(rows, 'norm', 'bn', 'none')
+    assert got[['seed', 'epoch', 'value', 'value_control']].values.tolist() == [[0, 1, .5, .6]]
+    assert C.pairs(rows, 'norm', 'bn', 'gn').empty
+
+
+def test_first_and_last_are_of_each_run():
+    rows = R.frame([measured(seed=s, epoch=e, value=v) for s, e, v in ((0, 3, .9), (0, 1, .2), (1, 2, .5), (1, 7, .4), (2, 1, .3))])
+    assert C.pairs(rows, 'epoch', 'last', 'first').difference.tolist() == pytest.approx([.7, -.1])  # seed 2 has one epoch
+
+
+def test_one_seed_is_one_number():
+    rows = R.frame([measured(norm=m, arch=a, seed=s, value=v) for a, s, bn, none in (
+        ('vgg11', 0, .9, .8), ('vgg11', 1, .8, .8), ('vgg11', 2, .7, .2), ('vgg16', 0, .6, .7), ('vgg16', 1, .8, .6))
+        for m, v in (('bn', bn), ('none', none))])
+    # seed 2 is not complete; seed 0: (.1 - .1) / 2 = 0, seed 1: (0 + .2) / 2 = .1
+    iv = C.paired_effect(rows)
+    assert (iv.mean, iv.n) == (pytest.approx(.05), 2) and iv.high - iv.mean == pytest.approx(12.7062 * .05, abs=1e-3)
+
+
+def test_select_lists_and_nulls():
+    rows = R.frame([measured(epoch=e, seed=s) for e in (None, 1, 2) for s in (0, 1)])
+    assert len(C.select(rows, dict(epoch=1))) == 2 and len(C.select(rows, dict(epoch=[None, 1], seed=0))) == 2
+    assert len(C.select(rows, dict(epoch=None))) == 2 and len(C.select(rows, {})) == 6
 
 
 # C1: one comparison
@@ -101,9 +134,9 @@ def test_turning_the_norms_round_turns_the_verdict_round():
 
 def test_the_order_of_rows_does_not_matter():
     rows = unique(c2() + c2((.7, .6, .65), (.8, .8, .83), arch='resnet18'))
-    first = R.decide(CLAIMS, R.frame(rows), PAPER)
+    first = C.decide(CLAIMS, R.frame(rows), PAPER)
     random.Random(0).shuffle(rows)
-    assert R.decide(CLAIMS, R.frame(rows), PAPER).round(12).equals(first.round(12))
+    assert C.decide(CLAIMS, R.frame(rows), PAPER).round(12).equals(first.round(12))
 
 
 def test_architectures_are_averaged_within_a_seed():
@@ -119,7 +152,7 @@ def test_one_architecture_does_not_speak_for_another():
     got = decide('C2', rows)
     assert got.verdict == 'inconclusive' and 'only 1 of 2 cells' in got.reason
     looser = dataclasses.replace(CLAIMS['C2'], agree=.5)
-    assert R.decide({'C2': looser}, R.frame(unique(rows)), PAPER).verdict[0] == 'reproduced'
+    assert C.decide({'C2': looser}, R.frame(unique(rows)), PAPER).verdict[0] == 'reproduced'
 
 
 def test_rows_that_are_not_asked_for_do_not_count():
@@ -169,7 +202,7 @@ def test_a_control_decides_no_claim():
         return [R.make_row(**BASE | dict(experiment='history', arch=arch, norm='none', seed=s, epoch=e, value=v + .001 * s * (e > 1)) | more)
                 for s in range(3) for e, v in ((1, .9), (4, last)) for more in (dict(metric='ligs', sigma=.05), dict(metric='clean_accuracy', value=.97))]
     plain, beside = R.frame(fall('vgg11', .7)), R.frame(fall('vgg11', .7) + fall('vgg11_nf', .99))
-    alone, both = ({p.part: p for p in R.decide_parts({'C4': CLAIMS['C4']}, rows, PAPER).itertuples()}['LIGS (none)'] for rows in (plain, beside))
+    alone, both = ({p.part: p for p in C.decide_parts({'C4': CLAIMS['C4']}, rows, PAPER).itertuples()}['LIGS (none)'] for rows in (plain, beside))
     assert alone.verdict == both.verdict == 'reproduced' and alone.effect == both.effect == pytest.approx(-.199) and both.archs == 'vgg11'
 
 
@@ -177,7 +210,7 @@ def test_an_interval_of_shares_ends_where_shares_do():
     part = next(p for p in CLAIMS['C7'].parts if p.name == 'conflicting (bn)')
     rows = [R.make_row(**BASE | dict(experiment='features', source='conflicting', metric='clean_accuracy', norm='bn', seed=s, label_route=route, value=v))
             for s, apart in enumerate((.70, .99, .95)) for route, v in (('rf', .995), ('nrf', .995 - apart))]
-    got = R.decide_part(CLAIMS['C7'], part, R.frame(rows), PAPER)
+    got = C.decide_part(CLAIMS['C7'], part, R.frame(rows), PAPER)
     assert got['low'] == -1 and got['high'] == pytest.approx(-.88 + 4.302653 * np.std((.7, .99, .95), ddof=1) / 3**.5)
 
 
@@ -253,7 +286,7 @@ def test_c4_needs_the_testbed_to_be_decided():
 def test_c4_starts_when_something_was_learned():
     # LIGS falls from 1 to .7 while the network learns anything at all, and stays there: that is no trend
     rows = history((1., .7, .7), (.1, .9, .97))
-    cells = R.effects(CLAIMS['C4'], R.frame(rows))
+    cells = C.effects(CLAIMS['C4'], R.frame(rows))
     assert cells.control.tolist() == pytest.approx([.69, .69]) and cells.effect.tolist() == pytest.approx([0, 0])
 
 
@@ -310,15 +343,15 @@ def test_c10_uses_balanced_accuracy():
 
 
 def test_without_rows_nothing_was_run():
-    got = R.decide(CLAIMS, R.frame([]), PAPER)
+    got = C.decide(CLAIMS, R.frame([]), PAPER)
     assert got.id.tolist() == [f'C{i}' for i in range(1, 11)] and set(got.verdict) == {'not run'} and got.reason.str.len().min() > 20
-    with pytest.raises(ValueError, match='lack the columns'): R.decide(CLAIMS, R.frame([]).drop(columns=['norm', 'seed']), PAPER)
+    with pytest.raises(ValueError, match='lack the columns'): C.decide(CLAIMS, R.frame([]).drop(columns=['norm', 'seed']), PAPER)
 
 
 # the paper's side
 
 def test_the_papers_effects_by_hand():
-    got = R.decide_parts(CLAIMS, R.frame(c2(dataset='svhn')), PAPER).set_index(['id', 'part'])
+    got = C.decide_parts(CLAIMS, R.frame(c2(dataset='svhn')), PAPER).set_index(['id', 'part'])
     assert got.paper_effect['C1', 'clean_accuracy'] == pytest.approx((.85 + .67) / 200)
     assert got.paper_effect['C2', 'pgd_linf'] == pytest.approx((77.50 - 83.20 + 80.24 - 82.76) / 200)
     assert got.paper_effect['C3', 'gn'] == pytest.approx((56.37 - 63.91 + 59.50 - 62.24) / 200)
@@ -326,16 +359,16 @@ def test_the_papers_effects_by_hand():
 
 
 def test_the_paper_is_averaged_over_what_it_has():
-    got = R.decide({'C1': CLAIMS['C1']}, R.frame(c2()), PAPER).iloc[0]
+    got = C.decide({'C1': CLAIMS['C1']}, R.frame(c2()), PAPER).iloc[0]
     gains = (1.78, 1.86, 3.99, 4.94, .85, .67, 2.42, 1.81, 3.45)
     assert got.paper_effect == pytest.approx(np.mean(gains) / 100, abs=1e-9)
 
 
 def test_effects_for_a_forest_plot():
-    cells = R.effects(CLAIMS['C2'], R.frame(unique(c2() + c2((.70, .66, .71), (.74, .75, .76), arch='resnet18'))))
-    assert list(cells) == R.EFFECT_COLUMNS and len(cells) == 8 and cells.part.nunique() == 4
+    cells = C.effects(CLAIMS['C2'], R.frame(unique(c2() + c2((.70, .66, .71), (.74, .75, .76), arch='resnet18'))))
+    assert list(cells) == C.EFFECT_COLUMNS and len(cells) == 8 and cells.part.nunique() == 4
     assert sorted(cells.effect.round(9).unique()) == [-.2, -.06] and set(cells.control.round(9)) == {.8, .75}
-    assert R.effects(CLAIMS['C2'], R.frame([])).empty
+    assert C.effects(CLAIMS['C2'], R.frame([])).empty
 
 
 # several scales, one headline
@@ -343,15 +376,15 @@ def test_effects_for_a_forest_plot():
 def scaled(**rows): # profile -> rows
     "The lines of `decide` at each profile, of C1, C2 and C4."
     claims = {id: CLAIMS[id] for id in ('C1', 'C2', 'C4')}
-    return pd.concat([R.decide(claims, R.frame(unique(r | dict(profile=p.replace('_', '-')) for r in own)), PAPER).assign(profile=p.replace('_', '-'))
+    return pd.concat([C.decide(claims, R.frame(unique(r | dict(profile=p.replace('_', '-')) for r in own)), PAPER).assign(profile=p.replace('_', '-'))
                       for p, own in rows.items()])
 
 
 def test_the_headline_is_the_verdict_of_the_largest_scale():
     lower, higher = c2(), c2((.80, .81, .79), (.60, .58, .62))
-    got = R.headline(scaled(cifar=lower, demo=higher), CLAIMS).set_index('id').loc['C2']
+    got = C.headline(scaled(cifar=lower, demo=higher), CLAIMS).set_index('id').loc['C2']
     assert (got.profile, got.verdict, got.effect) == ('cifar', 'reproduced', pytest.approx(-.2))
-    got = R.headline(scaled(cifar=higher, cifar_small=lower, demo=lower), CLAIMS).set_index('id').loc['C2']
+    got = C.headline(scaled(cifar=higher, cifar_small=lower, demo=lower), CLAIMS).set_index('id').loc['C2']
     assert (got.profile, got.verdict) == ('cifar', 'not reproduced') and got.effect > 0      # the larger scale, not the better verdict
 
 
@@ -359,27 +392,27 @@ def test_a_claim_was_run_where_all_of_its_parts_were():
     both = history((1., .9, .7), (.5, .9, .97)) + reliance(.4)
     decided = scaled(cifar=history((1., .9, .7), (.5, .9, .97)), demo=both)
     assert decided[decided.id == 'C4'].verdict.tolist() == ['inconclusive', 'reproduced']      # not 'not run', and yet it was not
-    got = R.headline(decided, CLAIMS).set_index('id').loc['C4']
+    got = C.headline(decided, CLAIMS).set_index('id').loc['C4']
     assert (got.profile, got.verdict) == ('demo', 'reproduced')
-    got = R.headline(scaled(cifar=c2(attacks=ATTACKS[:3]), demo=c2()), CLAIMS).set_index('id').loc['C2']
+    got = C.headline(scaled(cifar=c2(attacks=ATTACKS[:3]), demo=c2()), CLAIMS).set_index('id').loc['C2']
     assert got.profile == 'demo'
 
 
 def test_a_claim_that_was_run_nowhere_says_so():
-    got = R.headline(scaled(demo=c2(attacks=ATTACKS[:1]), cifar=[]), CLAIMS).set_index('id').loc['C2']
+    got = C.headline(scaled(demo=c2(attacks=ATTACKS[:1]), cifar=[]), CLAIMS).set_index('id').loc['C2']
     assert (got.verdict, got.profile) == ('not run', '') and np.isnan(got.effect) and 'demo, cifar' in got.reason
 
 
 def test_a_scale_without_a_place_is_named():
     with pytest.raises(ValueError, match="profile 'mine' has no place in the order of scales. Add it to `scales`"):
-        R.headline(scaled(demo=c2(), mine=c2()), CLAIMS)
+        C.headline(scaled(demo=c2(), mine=c2()), CLAIMS)
 
 
 def test_the_order_of_scales_is_that_of_the_file():
     assert CLAIMS['C2'].scales == ('tiny', 'demo', 'cifar-small', 'cifar-cpu', 'cifar', 'paper')
     turned = {id: dataclasses.replace(claim, scales=claim.scales[::-1]) for id, claim in CLAIMS.items()}
     decided = scaled(cifar=c2(), demo=c2((.80, .81, .79), (.60, .58, .62)))
-    assert R.headline(decided, turned).set_index('id').profile['C2'] == 'demo'
+    assert C.headline(decided, turned).set_index('id').profile['C2'] == 'demo'
 
 
 # the file
@@ -417,16 +450,16 @@ def changed(**changes):
     (GOOD | dict(claims=['C1']), "claims[0]: expected keys and values, got 'C1'")])
 def test_a_bad_claims_file_is_one_sentence(tmp_path, text, words):
     (tmp_path/'claims.yaml').write_text(yaml.safe_dump(text))
-    with pytest.raises(ValueError) as e: R.load_claims(tmp_path/'claims.yaml')
+    with pytest.raises(ValueError) as e: C.load_claims(tmp_path/'claims.yaml')
     assert words in str(e.value) and 'claims.yaml' in str(e.value) and '\n' not in str(e.value)
 
 
 def test_other_bad_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match='claims.yaml: not there'): R.load_claims(tmp_path/'claims.yaml')
+    with pytest.raises(FileNotFoundError, match='claims.yaml: not there'): C.load_claims(tmp_path/'claims.yaml')
     (tmp_path/'claims.yaml').write_text('rules: {a: [}\n')
-    with pytest.raises(ValueError, match='is not YAML'): R.load_claims(tmp_path/'claims.yaml')
+    with pytest.raises(ValueError, match='is not YAML'): C.load_claims(tmp_path/'claims.yaml')
 
 
 def test_a_good_file_works(tmp_path):
     (tmp_path/'claims.yaml').write_text(yaml.safe_dump(GOOD))
-    assert R.load_claims(tmp_path/'claims.yaml')['X'].parts[0].name == 'ligs'
+    assert C.load_claims(tmp_path/'claims.yaml')['X'].parts[0].name == 'ligs'

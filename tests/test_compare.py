@@ -11,7 +11,8 @@ import pytest
 from nrf_repro import compare as c
 from nrf_repro import results
 from nrf_repro.cli import main
-from nrf_repro.results import frame, load_claims, make_row, write_rows
+from nrf_repro.claims import load_claims
+from nrf_repro.results import frame, make_row, write_rows
 from nrf_repro.tables import made_up_rows
 
 CLAIMS = {id: claim for id, claim in load_claims().items() if id == 'C2'}

@@ -15,7 +15,8 @@ from nrf_repro.attacks import Attack
 from nrf_repro.data import Images
 from nrf_repro.experiment import PARTS, absent, load_profile, study_jobs, train_cell, study_cells
 from nrf_repro.models import build_model
-from nrf_repro.results import decide, decide_parts, frame, load_claims, read_rows
+from nrf_repro.claims import decide, decide_parts, load_claims
+from nrf_repro.results import frame, read_rows
 from nrf_repro.training import RECIPES, correct
 
 

@@ -13,7 +13,8 @@ from nrf_repro.attacks import PERTURBATION_SETS, Attack
 from nrf_repro.data import Images, load
 from nrf_repro.experiment import load_profile, planned, train_cell
 from nrf_repro.models import build_model
-from nrf_repro.results import FIELDS, decide_part, frame, load_claims, paper_rows
+from nrf_repro.claims import decide_part, load_claims
+from nrf_repro.results import FIELDS, frame, paper_rows
 from nrf_repro.studies import Run
 
 PUSH = Attack('l2', .5, 'ce', steps=4, step_size=.25, targeted=True)

@@ -34,7 +34,9 @@ from nrf_repro.features import NOISES, ligs
 from nrf_repro.measure import class_folders, read_weights
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
 from nrf_repro.norms import NORMS, count_norms, make_norm, moments, normalize
-from nrf_repro.results import FIELDS, REAL, WHOLE, hierarchical_bootstrap, load_claims, make_row, read_rows, t_interval, wilson, write_rows
+from nrf_repro.claims import load_claims
+from nrf_repro.intervals import hierarchical_bootstrap, t_interval, wilson
+from nrf_repro.results import FIELDS, REAL, WHOLE, make_row, read_rows, write_rows
 from nrf_repro.training import RECIPES, Recipe, fit, load_state, save_state, sgd
 
 ROOT = Path(__file__).parent.parent

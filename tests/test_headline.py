@@ -10,7 +10,8 @@ from scipy import stats
 
 from nrf_repro import figures as F
 from nrf_repro import report, tables
-from nrf_repro.results import decide_published, frame, headline, load_claims, make_row, paper_rows, read_published
+from nrf_repro.claims import decide_published, headline, load_claims
+from nrf_repro.results import frame, make_row, paper_rows, read_published
 from nrf_repro.tables import made_up_rows
 
 CLAIMS, PAPER = load_claims(), paper_rows()

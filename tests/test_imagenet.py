@@ -11,7 +11,8 @@ from nrf_repro import imagenet
 from nrf_repro.data import STATS, load
 from nrf_repro.experiment import PARTS, Cell, load_profile, planned
 from nrf_repro.imagenet import TORCHVISION, class_index, class_names, in_order, networks_of, pretrained, wnids
-from nrf_repro.results import frame, load_claims, pairs, paper_rows, read_rows, select
+from nrf_repro.claims import load_claims, pairs, select
+from nrf_repro.results import frame, paper_rows, read_rows
 from nrf_repro.studies import Run, run_study
 from nrf_repro.tables import table_1, table_2
 

@@ -20,7 +20,8 @@ from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
 from nrf_repro.data import load
 from nrf_repro.models import build_model, load_model, save_model
 from nrf_repro.published import pack_model
-from nrf_repro.results import read_rows, wilson, write_rows
+from nrf_repro.intervals import wilson
+from nrf_repro.results import read_rows, write_rows
 
 QUICK = m.attacks_at(l2=.5, linf=8 / 255, steps=3)
 

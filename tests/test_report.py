@@ -10,7 +10,8 @@ import pytest
 
 from nrf_repro import report, tables
 from nrf_repro.experiment import STUDIES
-from nrf_repro.results import FIELDS, frame, load_claims, make_row, paper_rows
+from nrf_repro.claims import load_claims
+from nrf_repro.results import FIELDS, frame, make_row, paper_rows
 from nrf_repro.tables import made_up_rows
 
 

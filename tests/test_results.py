@@ -1,6 +1,5 @@
-"""Rows, their files, and the intervals."""
+"""Rows and their files."""
 import json
-import math
 import random
 import subprocess
 import sys
@@ -8,7 +7,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from nrf_repro import results as R
 
@@ -187,68 +185,6 @@ def test_the_tables_differ_in_one_cell_and_it_has_a_note():
 
 def test_paper_rows_elsewhere(tmp_path):
     with pytest.raises(FileNotFoundError, match='not there'): R.paper_rows(tmp_path/'none')
-
-
-# intervals
-
-def test_wilson_known_values():
-    assert R.wilson(0, 10)[1:3] == pytest.approx((0, .2775328), abs=1e-6)  # z^2 / (10 + z^2)
-    assert R.wilson(50, 100)[1:3] == pytest.approx((.4038315, .5961685), abs=1e-6)
-    with pytest.raises(ValueError, match='n=0'): R.wilson(0, 0)
-
-
-def test_t_interval_by_hand():
-    assert R.t_interval([2, 4]) == pytest.approx((3, 3 - 12.7062, 3 + 12.7062, 2), abs=1e-3)  # standard error 1
-    assert R.t_interval([2, 4], level=.5)[1:3] == pytest.approx((2, 4))                       # t(.75; 1) = 1
-    assert math.isnan(R.t_interval([2]).low) and math.isnan(R.t_interval([]).mean)
-
-
-def test_hierarchical_bootstrap():
-    values, minus = np.array([.6, .5, .7, .55, .65]), np.array([.8, .75, .85, .8, .8])
-    iv = R.hierarchical_bootstrap(values, 400, minus=minus)
-    assert iv == R.hierarchical_bootstrap(values, 400, minus=minus) and iv.mean == pytest.approx(-.2) and iv.n == 5
-    more, fewer = (R.hierarchical_bootstrap(values, n, minus=minus) for n in (10**6, 40))
-    assert more.high - more.low < iv.high - iv.low < fewer.high - fewer.low
-    cells = R.hierarchical_bootstrap(np.c_[values, values], np.full((5, 2), 400), minus=np.c_[minus, minus])
-    assert cells.mean == pytest.approx(-.2) and cells.high - cells.low < iv.high - iv.low  # twice the images
-
-
-@pytest.mark.parametrize('seeds', [5, 8])
-def test_the_bootstrap_covers_where_the_images_add_nothing(seeds):
-    rng = np.random.default_rng(0)
-    shares = np.clip(rng.normal(.6, .05, (150, seeds)), 0, 1)
-    hits = [iv.low < .6 < iv.high for iv in (R.hierarchical_bootstrap(s, 10**6, draws=3000) for s in shares)]
-    assert np.mean(hits) > stats.binom.ppf(.001, 150, .92) / 150
-
-
-# pairs
-
-def test_pairs_match_everything_but_the_field():
-    rows = R.frame([row(norm=m, seed=s, epoch=e, value=v) for m, s, e, v in (
-        ('bn', 0, 1, .5), ('none', 0, 1, .6), ('bn', 0, 2, .7), ('none', 1, 1, .9), ('in', 0, 2, .1))])
-    got = R.pairs(rows, 'norm', 'bn', 'none')
-    assert got[['seed', 'epoch', 'value', 'value_control']].values.tolist() == [[0, 1, .5, .6]]
-    assert R.pairs(rows, 'norm', 'bn', 'gn').empty
-
-
-def test_first_and_last_are_of_each_run():
-    rows = R.frame([row(seed=s, epoch=e, value=v) for s, e, v in ((0, 3, .9), (0, 1, .2), (1, 2, .5), (1, 7, .4), (2, 1, .3))])
-    assert R.pairs(rows, 'epoch', 'last', 'first').difference.tolist() == pytest.approx([.7, -.1])  # seed 2 has one epoch
-
-
-def test_one_seed_is_one_number():
-    rows = R.frame([row(norm=m, arch=a, seed=s, value=v) for a, s, bn, none in (
-        ('vgg11', 0, .9, .8), ('vgg11', 1, .8, .8), ('vgg11', 2, .7, .2), ('vgg16', 0, .6, .7), ('vgg16', 1, .8, .6))
-        for m, v in (('bn', bn), ('none', none))])
-    # seed 2 is not complete; seed 0: (.1 - .1) / 2 = 0, seed 1: (0 + .2) / 2 = .1
-    iv = R.paired_effect(rows)
-    assert (iv.mean, iv.n) == (pytest.approx(.05), 2) and iv.high - iv.mean == pytest.approx(12.7062 * .05, abs=1e-3)
-
-
-def test_select_lists_and_nulls():
-    rows = R.frame([row(epoch=e, seed=s) for e in (None, 1, 2) for s in (0, 1)])
-    assert len(R.select(rows, dict(epoch=1))) == 2 and len(R.select(rows, dict(epoch=[None, 1], seed=0))) == 2
-    assert len(R.select(rows, dict(epoch=None))) == 2 and len(R.select(rows, {})) == 6
 
 
 # --- pipes, devices, links ---

@@ -8,7 +8,9 @@ import scipy.stats
 
 from nrf_repro import sensitivity as S
 from nrf_repro.figures import probability_text
-from nrf_repro.results import decide, frame, load_claims, make_row, paper_rows, probability_below, t_interval
+from nrf_repro.claims import decide, load_claims
+from nrf_repro.intervals import probability_below, t_interval
+from nrf_repro.results import frame, make_row, paper_rows
 from nrf_repro.tables import differences, made_up_rows, named, one_setting
 
 CLAIMS, PAPER = load_claims(), paper_rows()
