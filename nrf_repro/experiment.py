@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from .outcomes import outcome_fields
+from .outcomes import count_outcomes, outcome_fields
 from .results import CONTROLS, config_hash, in_checkout, make_row, read_rows, tf32_set, write_rows, write_whole
 from .schema import COUNT, FLAG, POSITIVE, NUMBER, TEXT, NATURAL, Place, check, closed, each, maybe, one_of, read_yaml, table
 
@@ -358,7 +358,7 @@ def monitor_of(profile, cell, recipe):
     data = profile['data'][cell.dataset]
     epochs = data['watch']['epochs'] and tuple(sorted({e for e in data['watch']['epochs'] if e < recipe.epochs} | {recipe.epochs}))
     return Monitor(images_of(profile, cell.dataset, 'watch'), attack_of(profile, cell.dataset, data['watch']['attack']),
-                   data['sigma'], epochs)
+                   data['sigma'], epochs, outcomes=True)
 
 # %% ../nbs/17_experiment.ipynb #a43e8a53
 def attack_fields(profile, dataset, name, reading='any'):
@@ -371,14 +371,21 @@ def cell_fields(profile, cell, hash, device):
     return dict(asdict(cell), profile=profile['name'], config_hash=hash, device=device, threads=profile['threads'])
 
 # %% ../nbs/17_experiment.ipynb #73842916
-def history_rows(history, profile, cell, n, common):
+def history_rows(history, profile, cell, images, common):  # images: those of the monitor
     "One row per epoch and metric; `common` are the columns of `cell_fields`."
     watch, sigma = profile['data'][cell.dataset]['watch'], profile['data'][cell.dataset]['sigma']
     extra = dict(robust_accuracy=attack_fields(profile, cell.dataset, watch['attack']), ligs=dict(sigma=sigma, draws=1))
-    return [make_row(experiment='history', metric=metric, epoch=int(record['epoch']), value=record[metric], n=n, seconds=record['seconds'],
-                     **extra.get(metric, {}), **common)
-            for record in history.dropna(subset='clean_accuracy').to_dict('records')  # the epochs after which the monitor looked
-            for metric in ('clean_accuracy', 'robust_accuracy', 'ligs') if metric in record]
+    def row(record, metric):
+        return make_row(experiment='history', metric=metric, epoch=int(record['epoch']), value=record[metric], seconds=record['seconds'],
+                        **_kept(record, metric, images), **extra.get(metric, {}), **common)
+    looked = history.dropna(subset='clean_accuracy').to_dict('records')  # the epochs after which the monitor looked
+    return [row(r, metric) for r in looked for metric in ('clean_accuracy', 'robust_accuracy', 'ligs') if metric in r]
+
+def _kept(record, metric, images):
+    "The fields n, outcomes and images of a row of a history."
+    text = record.get(f'{metric}_outcomes')
+    if not isinstance(text, str): return dict(n=len(images))
+    return dict(n=count_outcomes(text, len(images)), outcomes=text, images=images.fingerprint)
 
 # %% ../nbs/17_experiment.ipynb #50de2af0
 def write_json(path, value):
@@ -482,7 +489,7 @@ def train_run(
     history = fit(model, train, recipe, monitor=monitor, folder=run, on_epoch=keep, progress=progress and team.lead, team=team)
     if not team.lead: return
     common = cell_fields(profile, cell, config_hash(config), torch.device(device).type)
-    write_rows(run / 'history.jsonl', history_rows(history, profile, cell, len(monitor.images), common))
+    write_rows(run / 'history.jsonl', history_rows(history, profile, cell, monitor.images, common))
     save_model(model, run / WEIGHTS)
     write_json(run / 'config.json', dict(config, hash=config_hash(config), data=train.fingerprint, lossy=lossy_of(train),
                                           machine=machine()))

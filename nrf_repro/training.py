@@ -31,6 +31,7 @@ from tqdm import tqdm
 from .attacks import Attack, robust_correct
 from .data import Images
 from .features import ligs
+from .outcomes import pack_outcomes
 from .models import save_whole
 
 # %% ../nbs/09_training.ipynb #38e5a0d9
@@ -143,14 +144,18 @@ class Monitor:
     attack: Attack | None = None # None: no robust accuracy
     sigma: float | None = .01    # of LIGS' noise, in pixels of [0, 1]; None: no LIGS
     epochs: tuple | None = None  # when to look; None: after every epoch
+    outcomes: bool = False       # also LIGS of each image, as text of `pack_outcomes`
 
     def __call__(self, model):
-        "The three numbers, as fractions."
+        "The three numbers, as fractions; with `outcomes` also `ligs_outcomes`."
         device = device_of(model)
         x, y = self.images.pixels(device), self.images.y.to(device)
         seen = dict(clean_accuracy=correct(model, x, y).float().mean().item())
         if self.attack: seen['robust_accuracy'] = robust_correct(model, x, y, self.attack).float().mean().item()
-        if self.sigma: seen['ligs'] = ligs(model, x, y, sigma=self.sigma).nanmean().item()
+        if self.sigma:
+            values = ligs(model, x, y, sigma=self.sigma)
+            seen['ligs'] = values.nanmean().item()
+            if self.outcomes: seen['ligs_outcomes'] = pack_outcomes(values.cpu())
         return seen
 
 # %% ../nbs/09_training.ipynb #6372bc71
