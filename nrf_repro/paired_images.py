@@ -27,6 +27,7 @@ from .experiment import read_json, write_json
 from .features import ligs
 from .figures import INK, LOOKS, styled
 from .intervals import Interval, wilson
+from .outcomes import outcome_fields, outcomes_of
 from .studies import part
 from .tables import COLUMNS, arch_name, eps_text, norm_name
 from .training import correct
@@ -47,6 +48,7 @@ def paired_interval(
 @dataclass(frozen=True)
 class SampleSizes:
     "Test images for each part of the study, balanced by class."
+    table: int = 0          # table 1 and LIGS, with the outcome of each image; 0: left out
     strength: int = 200     # the sequence of attacks
     eps: int = 200          # robust accuracy against eps
     sigma: int = 200        # LIGS against sigma
@@ -126,16 +128,22 @@ class Task:
     part: str      # its name
     what: str      # of which networks and attack
     make: Callable # () -> rows
+    needs: tuple   # names of the settings on which the rows depend, beside the number of images
 
 def _kept(run, task):
     "The rows of a part: those of an earlier call with the same settings and weights, else measured now."
-    path = run.place / 'parts' / f'{task.part}-{task.what}.json'
+    path, key = run.place / 'parts' / f'{task.part}-{task.what}.json', _part_key(run, task)
     stored = read_json(path)
-    if stored.get('key') == run.hash: return stored['rows']
+    if stored.get('key') == key: return stored['rows']
     start, rows = time.perf_counter(), list(task.make())
     rows.append(run.row('seconds', time.perf_counter() - start, source=task.part, target=task.what))
-    write_json(path, dict(key=run.hash, rows=rows))
+    write_json(path, dict(key=key, rows=rows))
     return rows
+
+def _part_key(run, task):
+    "Hash of the networks, the data and the settings on which a part depends."
+    size = {task.part: getattr(_sizes(run), task.part)} if task.part in SampleSizes.__dataclass_fields__ else {}
+    return run.hash_with({name: run.settings[name] for name in task.needs} | size)
 
 # %% ../nbs/38_paired_images.ipynb #38a00015
 def _test_images(run, n):
@@ -147,6 +155,19 @@ def _test_images(run, n):
 def _nets(run, arch):
     "Cell -> network, of one architecture."
     return {cell: run.network(cell) for cell in run.cells() if cell.arch == arch}
+
+# %% ../nbs/38_paired_images.ipynb #934f6357
+def _table_rows(run, cell):
+    "Table 1 and LIGS of one network, with the outcome of every image."
+    images, net = run.images('test'), run.network(cell)
+    images = images[balanced(images.y, _sizes(run).table)]
+    x, y = images.pixels(run.device), images.y.to(run.device)
+    def row(metric, values, **more):
+        kept = outcome_fields(values, images.fingerprint)
+        return run.row(metric, values.double().nanmean().item(), cell, source='table 1', **kept, **more)
+    yield row('clean_accuracy', correct(net, x, y))
+    for name in run.data['attacks']: yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
+    yield row('ligs', ligs(net, x, y, sigma=run.data['sigma']), sigma=run.data['sigma'], draws=1)
 
 # %% ../nbs/38_paired_images.ipynb #38a00016
 def _strength_rows(run, arch, name): # name: of an attack of the profile
@@ -228,11 +249,13 @@ def _eight_bit_rows(run, arch):
 def _tasks(run):
     "All parts, the most important first."
     archs = dict.fromkeys(cell.arch for cell in run.cells())
-    def each(name, make): return [Task(name, arch, lambda arch=arch: make(run, arch)) for arch in archs]
-    def by_attack(name, make):
-        return [Task(name, f'{arch}-{a}', lambda arch=arch, a=a: make(run, arch, a)) for a in run.settings['strength'] for arch in archs]
-    return [*by_attack('strength', _strength_rows), *each('stored-weights', _eight_bit_rows), *each('sigma', _sigma_rows),
-            *each('eps', _eps_rows), Task('transfer', 'all', lambda: _transfer_rows(run)), *each('corruptions', _corruption_rows)]
+    def each(name, make, *needs): return [Task(name, arch, lambda arch=arch: make(run, arch), needs) for arch in archs]
+    strength = [Task('strength', f'{arch}-{a}', lambda arch=arch, a=a: _strength_rows(run, arch, a), ('strength',))
+                for a in run.settings['strength'] for arch in archs]
+    table = [Task('table', f'{c.arch}-{c.norm}', lambda c=c: _table_rows(run, c), ()) for c in run.cells() if _sizes(run).table]
+    return [*table, *strength, *each('stored-weights', _eight_bit_rows), *each('sigma', _sigma_rows, 'sigma'),
+            *each('eps', _eps_rows, 'eps'), Task('transfer', 'all', lambda: _transfer_rows(run), ('strength', 'transfer_eps')),
+            *each('corruptions', _corruption_rows, 'levels', 'severities')]
 
 def measure_paired_images(run): # `Run` of chapter 19
     "The rows of every part; each part is written when it ends."

@@ -69,9 +69,13 @@ BESIDE = {'seeds', 'seconds', 'job', 'if_here'}   # settings that decide whether
 @patch(as_prop=True)
 def hash(run:Run):
     "Short hash of all that decides a study's rows."
+    return run.hash_with({k: v for k, v in run.settings.items() if k not in BESIDE})
+
+@patch
+def hash_with(run:Run, settings): # plain values: those settings of the study that matter
+    "Short hash of settings, networks and data, for rows that depend on nothing else."
     weights = {c.id: _weights_key(Path(run.folder, 'runs', c.id)) for c in study_cells(run.profile, run.study, run.seed)}
-    own = {k: v for k, v in run.settings.items() if k not in BESIDE}
-    return config_hash(dict(study=run.study, seed=run.seed, settings=own, data=run.data, weights=weights,
+    return config_hash(dict(study=run.study, seed=run.seed, settings=settings, data=run.data, weights=weights,
                             threads=run.profile['threads'], device=run.profile['device'], **precision_of(run.profile)))
 
 def _weights_key(folder):
