@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['paired_interval', 'SampleSizes', 'AttackLimits', 'attack_sequence', 'Task', 'measure_paired_images', 'paired_effects',
-           'show_strength', 'strongest_effects', 'strongest_readings', 'draw_eps', 'draw_sigma', 'sigma_readings',
-           'show_corruption_effects', 'show_transfer_success', 'transfer_readings', 'show_stored_weights',
-           'show_seconds', 'show_paired_images']
+           'show_strength', 'show_table_again', 'strongest_effects', 'strongest_readings', 'draw_eps', 'draw_sigma',
+           'sigma_readings', 'show_corruption_effects', 'show_transfer_success', 'transfer_readings',
+           'show_stored_weights', 'show_seconds', 'show_paired_images']
 
 # %% ../nbs/38_paired_images.ipynb #38a00002
 import math
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -26,8 +27,8 @@ from .data import balanced
 from .experiment import read_json, write_json
 from .features import ligs
 from .figures import INK, LOOKS, styled
-from .intervals import Interval, wilson
-from .outcomes import outcome_fields, outcomes_of
+from .intervals import Interval, t_interval, wilson
+from .outcomes import outcome_fields, unpack_outcomes
 from .studies import part
 from .tables import COLUMNS, arch_name, eps_text, norm_name
 from .training import correct
@@ -311,6 +312,31 @@ def show_strength(rows, attack):
         lines.append(line)
     return pd.DataFrame(lines)
 
+# %% ../nbs/38_paired_images.ipynb #0a221071
+def _outcome_difference(one, other): # two rows with outcomes on the same images -> an Interval over images of `other` minus `one`
+    if one.images != other.images: raise ValueError(f'{one.metric}: the two networks were measured on other images ({one.images} and {other.images}). Measure both again.')
+    a, b = (unpack_outcomes(r.outcomes, int(r.n)) for r in (one, other))
+    d = (b - a)[~np.isnan(b - a)]
+    if set(np.unique(d)) <= {-1., 0., 1.}: return paired_interval((d > 0).mean(), (d < 0).mean(), len(d))
+    return t_interval(d)
+
+def show_table_again(rows):
+    "A table: clean accuracy, robust accuracy under the attacks of table 1, and LIGS; without normalisation, with BN, and the difference."
+    again, lines = rows[rows.source == 'table 1'], []
+    for arch in sorted(again.arch.unique(), reverse=True):
+        here = again[again.arch == arch]
+        for (metric, attack), pair in here.groupby(['metric', 'attack'], dropna=False, sort=False):
+            one, other = (next(pair[pair.norm == norm].itertuples()) for norm in ('none', 'bn'))
+            scale, digits = (1, 3) if metric == 'ligs' else (100, 1)
+            iv = _outcome_difference(one, other)
+            numbers = [f'{scale * v:+.{digits}f}'.replace('-', '−') for v in (iv.mean, iv.low, iv.high)]
+            lines.append({'Network': arch_name(arch), 'Quantity': _QUANTITIES[attack if isinstance(attack, str) else metric],
+                          'None': f'{scale * one.value:.{digits}f}', 'BN': f'{scale * other.value:.{digits}f}',
+                          'BN − None': f'{numbers[0]} [{numbers[1]}, {numbers[2]}]'})
+    return pd.DataFrame(lines)
+
+_QUANTITIES = {name: f'{text}, %' for name, text in COLUMNS.items()} | dict(clean_accuracy='Clean, %', ligs='LIGS')
+
 # %% ../nbs/38_paired_images.ipynb #38a00021
 def _smallest_effect():
     "Of claim C2, in fractions."
@@ -454,6 +480,11 @@ def _strength_parts(rows):
                  f'that all attacks before it left correctly classified. {_OVER}')
         yield part(f'Stronger attacks, {COLUMNS[attack].split()[-1]}', about, list(strongest_readings(rows, attack)), table=show_strength(rows, attack))
 
+def _table_part(rows):
+    again = rows[rows.source == 'table 1']
+    if len(again):
+        yield part('Table 1 on the same images', f'{_images(again)} test images, balanced by class; the attacks of table 1. {_OVER}', table=show_table_again(rows))
+
 def _eps_parts(rows):
     for attack, tried in rows[rows.source == 'eps'].groupby('attack'):
         yield part(f'Robust accuracy against eps, {COLUMNS[attack]}', f'{_images(tried)} test images; seed 0; {int(tried.steps.iloc[0])} steps, '
@@ -489,6 +520,6 @@ def _stored_part(rows, mine):
 def show_paired_images(rows): # of one profile
     "The parts of the report: tables and figures with their sentences."
     mine = rows[rows.experiment == 'paired_images']
-    for parts in (_strength_parts, _eps_parts, _sigma_part, _corruption_part, _transfer_part): yield from parts(mine)
+    for parts in (_table_part, _strength_parts, _eps_parts, _sigma_part, _corruption_part, _transfer_part): yield from parts(mine)
     yield from _stored_part(rows, mine)
     yield part('Seconds of each part', 'On the machine that ran the study.', table=show_seconds(mine))
