@@ -143,8 +143,8 @@ def _kept(run, task):
 
 def _part_key(run, task):
     "Hash of the networks, the data and the settings on which a part depends."
-    size = {task.part: getattr(_sizes(run), task.part)} if task.part in SampleSizes.__dataclass_fields__ else {}
-    return run.hash_with({name: run.settings[name] for name in task.needs} | size)
+    images = getattr(_sizes(run), task.part, None)
+    return run.hash_with({name: run.settings[name] for name in task.needs} | dict(images=images))
 
 # %% ../nbs/38_paired_images.ipynb #38a00015
 def _test_images(run, n):
