@@ -140,11 +140,13 @@ def known_names(nb, modules):
     "Name -> module, for what a notebook exports or imports from the package."
     mine, used = default_exp(nb), {}
     code = '\n'.join(split_directives(text_of(c['source']))[1] for c in nb['cells'] if c['cell_type'] == 'code')
-    for path, names in re.findall(r'^from nrf_repro\.(\w+) import \(?([\w, \n]+)', code, re.M):
+    for path, names in re.findall(r'^from nrf_repro\.([\w.]+) import \(?([\w, \n]+)', code, re.M):
         used |= dict.fromkeys(re.findall(r'\w+', names), path)
-    there = {(m.name, o.name) for m in modules for o in m.objects}
     used |= {o.name: m.name for m in modules if m.name == mine for o in m.objects}
-    return {name: module for name, module in used.items() if (module, name) in there}
+    there = {}
+    for m in modules:                                   # a package passes on the names of its modules
+        for o in m.objects: there |= {(place, o.name): m.name for place in (m.name, m.name.rpartition('.')[0])}
+    return {name: there[place, name] for name, place in used.items() if (place, name) in there}
 
 
 def link_names(text, names):

@@ -67,7 +67,7 @@ def render(work):
 
 def build(out, work, root=ROOT):
     "Build the site into `out`, by way of `work`, which makes the next time faster. Returns the exit status."
-    notebooks, modules = sorted((root / 'nbs').glob('[!._]*.ipynb')), sorted((root / 'nrf_repro').glob('[a-z]*.py'))
+    notebooks, modules = sorted((root / 'nbs').glob('[!._]*.ipynb')), sorted((root / 'nrf_repro').rglob('[a-z]*.py'))
     texts = sources(root, notebooks, modules)
     if write(work / 'source', texts | pictures(root, texts)):       # a page less: its HTML must not stay
         for name in ('html', 'doctrees'): shutil.rmtree(work / name, ignore_errors=True)

@@ -27,14 +27,20 @@ class Module:
     @property
     def doc(self): return ast.get_docstring(ast.parse(self.source)) or ''
     @property
-    def notebook(self): return re.search(r'File to edit: \.\./nbs/(\w+)\.ipynb', self.source)[1]
+    def notebook(self): return re.search(r'File to edit: (?:\.\./)+nbs/([\w/]+)\.ipynb', self.source)[1]
     @cached_property
     def live(self): return importlib.import_module(f'nrf_repro.{self.name}')
 
 
+def dotted(path):
+    "The name of a module below nrf_repro, such as theory.rescaling."
+    parts = path.with_suffix('').parts
+    return '.'.join(parts[len(parts) - parts[::-1].index('nrf_repro'):])
+
+
 def modules(paths):
     "The modules that notebooks export and that have public names, in the order of the book."
-    found = [read_module(p.stem, p.read_text(encoding='utf-8')) for p in paths if not p.stem.startswith('_')]
+    found = [read_module(dotted(p), p.read_text(encoding='utf-8')) for p in paths if not p.stem.startswith('_')]
     return sorted((m for m in found if m.objects and 'File to edit' in m.source), key=lambda m: m.notebook)
 
 
@@ -122,7 +128,7 @@ def block(kind, head, body, options=()):
 def links(module, o, cfg):
     "Where it is written: in the module, and in the book."
     first = min([o.node.lineno, *(d.lineno for d in getattr(o.node, 'decorator_list', ()))])
-    url = f'{cfg["git_url"]}/blob/{cfg["branch"]}/nrf_repro/{module.name}.py#L{first}-L{o.node.end_lineno}'
+    url = f'{cfg["git_url"]}/blob/{cfg["branch"]}/nrf_repro/{module.name.replace(".", "/")}.py#L{first}-L{o.node.end_lineno}'
     book = f'../{module.notebook}.html#cell-{o.cell}'
     return f'<p class="written"><a href="{book}">In the book</a> <a href="{url}">Source</a></p>'
 

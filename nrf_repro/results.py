@@ -85,8 +85,13 @@ def check_row(row): # a dict whose fields are already typed
 
 # %% ../nbs/16_results.ipynb #33e11263
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
-SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity',
-           'smoothness', 'tables', 'costs', 'verify', 'archive', 'budget', 'intervals', 'claims', 'outcomes'}
+SHOWING = {  # modules and packages on which no number depends
+    '__main__', '_modidx', 'archive', 'budget', 'checks', 'claims', 'cli', 'compare', 'costs', 'figures', 'intervals', 'living', 'outcomes',
+    'report', 'sensitivity', 'tables', 'theory', 'verify'}
+
+def _only_shows(name): # of a file below the package, such as theory/rescaling.py
+    "Whether no number depends on the file. A package's `__init__` only lists names."
+    return name.endswith('__init__.py') or any(name == f'{own}.py' or name.startswith(f'{own}/') for own in SHOWING)
 
 # %% ../nbs/16_results.ipynb #96490a0b
 def computing(text): # of a module
@@ -101,8 +106,9 @@ def computing(text): # of a module
 def source_hash():
     "Which code: a short sha256 over all that a number can depend on, that is all but what only shows it."
     h = hashlib.sha256()
-    for path in sorted(PACKAGE.glob('*.py')):
-        if path.stem not in SHOWING: h.update(f'{path.name}\0{computing(path.read_text(encoding="utf-8"))}\0'.encode())
+    for path in sorted(PACKAGE.rglob('*.py')):
+        name = path.relative_to(PACKAGE).as_posix()
+        if not _only_shows(name): h.update(f'{name}\0{computing(path.read_text(encoding="utf-8"))}\0'.encode())
     return h.hexdigest()[:12]
 
 # %% ../nbs/16_results.ipynb #d3525670

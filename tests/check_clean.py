@@ -16,7 +16,7 @@ BIN = Path(sys.executable).parent
 
 def contents():
     "Every file that could change, by its hash."
-    files = [*ROOT.glob('nbs/*.ipynb'), *ROOT.glob('reports/notebooks/*.ipynb'), *ROOT.glob('nrf_repro/*.py'), *ROOT.glob('README*')]
+    files = [*ROOT.glob('nbs/**/*.ipynb'), *ROOT.glob('reports/notebooks/*.ipynb'), *ROOT.glob('nrf_repro/**/*.py'), *ROOT.glob('README*')]
     return {p.relative_to(ROOT): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 

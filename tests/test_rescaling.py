@@ -1,10 +1,10 @@
-"""What guards nrf_repro.rescaling: oracles, invariances that break where they should, clear refusals."""
+"""What guards nrf_repro.theory.rescaling: oracles, invariances that break where they should, clear refusals."""
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from nrf_repro.rescaling import fit_whitening, principal_axes, residue, undoes, whiten
+from nrf_repro.theory.rescaling import fit_whitening, principal_axes, residue, undoes, whiten
 
 
 @pytest.fixture(params=[0, 1, 2])

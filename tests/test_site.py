@@ -139,7 +139,7 @@ def test_comments_are_taken_as_text():
 
 
 def test_every_public_name_is_in_the_reference():
-    for module in reference.modules((ROOT / 'nrf_repro').glob('[a-z]*.py')):
+    for module in reference.modules((ROOT / 'nrf_repro').rglob('[a-z]*.py')):
         text, public = reference.page(module, CFG), re.search(r'^__all__ = (\[.*?\])', module.source, re.M | re.S)[1]
         missing = [name for name in yaml.safe_load(public) if not re.search(rf'{{py:\w+}} {name}\b', text)]
         assert not missing, module.name

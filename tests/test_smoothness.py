@@ -1,10 +1,10 @@
-"What guards `nrf_repro.smoothness`: the bound's algebra, hooks that leave no trace, landscapes whose answer is known"
+"What guards `nrf_repro.theory.smoothness`: the bound's algebra, hooks that leave no trace, landscapes whose answer is known"
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nrf_repro.smoothness import bound_terms, gradient_at, landscape, layer_gradients, loss_at
+from nrf_repro.theory.smoothness import bound_terms, gradient_at, landscape, layer_gradients, loss_at
 
 
 def net(inplace=True, eps=1e-5):
