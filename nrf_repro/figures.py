@@ -25,8 +25,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .claims import load_claims, pairs, screen, select
-from .intervals import t_interval
+from .claims import effect_of, load_claims, pairs, screen, select, with_keys
+from .intervals import Interval
 from .results import CONTROLS, in_checkout, paper_rows
 from .schema import read_yaml
 from .tables import COLUMNS, NETWORK, arch_name, eps_text, line_name, name_of, named, norm_name, number, one_setting, summary
@@ -345,28 +345,30 @@ def printed_difference(paper, cell, part): # of `paper_rows`; a cell has dataset
 # %% ../nbs/21_figures.ipynb #c8e55b30
 def headline_effects(rows,        # a frame of `read_rows`, of one profile or several
                      claim=None,  # of `load_claims`; its first part says which quantity; C2 when not given
-                     paper=None): # of `paper_rows`; read from reports/paper when not given
-    """A line for each kind, network and profile: mean paired difference from none, its t interval over seeds, both means, n, the paper's value.
+                     paper=None,  # of `paper_rows`; read from reports/paper when not given
+                     outcomes=None): # of `read_outcomes`; without them intervals are t over seeds
+    """A line for each kind, network and profile: mean paired difference from none, its interval, both means, n, the paper's value.
 
     Raise ValueError if two values belong to one seed of a line.
     """
     claim = load_claims()['C2'] if claim is None else claim
     paper, lines = paper_rows() if paper is None else paper, []
-    for key, cell in headline_pairs(rows, claim).groupby(CELL, dropna=False, sort=False):
+    for key, cell in headline_pairs(with_keys(rows, outcomes), claim).groupby(CELL, dropna=False, sort=False):
         if cell.seed.duplicated().any(): raise ValueError(f'two values for one seed of {" ".join(map(str, key))}. Name what tells them apart.')
         used = cell[cell.used]
-        line = dict(zip(CELL, key)) | _mean_difference(used, claim.level)
+        line = dict(zip(CELL, key)) | _mean_difference(used, claim, outcomes)
         line |= dict(left_out=tuple(sorted(cell.seed[~cell.used])), metric=claim.parts[0].metric)
         value, source = printed_difference(paper, cell.iloc[0], claim.parts[0]) if line['kind'] == 'bn' else (math.nan, '')
         lines.append(line | dict(paper=value, source=source))
     return pd.DataFrame(lines, columns=EFFECT_FIELDS)
 
-EFFECT_FIELDS = [*CELL, 'metric', 'effect', 'low', 'high', 'seeds', 'n', 'value', 'none', 'left_out', 'paper', 'source']
+EFFECT_FIELDS = [*CELL, 'metric', 'effect', 'low', 'high', 'interval', 'seeds', 'n', 'value', 'none', 'left_out', 'paper', 'source']
 
-def _mean_difference(cell, level): # pairs of one line
-    iv = t_interval(cell.difference, level)
+def _mean_difference(cell, claim, outcomes): # pairs of one line
+    if cell.empty: return dict(effect=math.nan, low=math.nan, high=math.nan, interval='', seeds=(), n=None, value=math.nan, none=math.nan)
+    e = effect_of(cell, claim.parts[0], claim.level, outcomes)
     n = int(cell.n.min()) if len(cell) and cell.n.notna().any() else None
-    return dict(effect=iv.mean, low=iv.low, high=iv.high, seeds=tuple(sorted(cell.seed)), n=n,
+    return dict(effect=e.mean, low=e.low, high=e.high, interval=e.how, seeds=tuple(sorted(cell.seed)), n=n,
                 value=cell.value.mean(), none=cell.value_control.mean())
 
 # %% ../nbs/21_figures.ipynb #d5170ea8
@@ -527,12 +529,18 @@ def headline_caption(effects, # of `headline_effects`
     part, single = claim.parts[0], (effects.seeds.map(len) == 1).any()
     small = f'{part.smallest_effect:g}' if part.metric == 'ligs' else f'{100 * part.smallest_effect:g} points'
     shown = f'Shown: {quantity(part)}{_eps_text(effects)}, minus that of the same network without normalisation and of the same seed.'
-    bars = f'Bars: {100 * claim.level:g} % t interval over seeds, whose number stands at each line{"; one seed has no interval" if single else ""}.'
+    bars = f'Bars: {100 * claim.level:g} % {_intervals_text(effects)}; the number of seeds stands at each line{"; one seed has no interval" if single else ""}.'
     band = f'Shaded: smaller than the smallest effect that counts ({small}, claims.yaml).'
     first = [headline_finding(effects, claim)] if finding else []
     return ' '.join([*first, shown, bars, _sizes(effects), band, *_sources(effects), *_absent(effects)])
 
 # %% ../nbs/21_figures.ipynb #94fd1c3e
+def _intervals_text(effects): # how the bars were formed
+    kinds = {how for how in effects.interval if how in ('seeds and images', 't over seeds')}
+    if kinds == {'seeds and images'}: return 'interval over seeds and images'
+    if len(kinds) < 2: return 't interval over seeds'
+    return 'interval over seeds and images, or t interval over seeds where no outcomes of single images are stored'
+
 def _eps_text(effects): # of each data set
     pairs = effects[['dataset', 'eps']].dropna().drop_duplicates()
     texts = [f'{eps_text(p.eps)} ({DATA_NAMES.get(p.dataset, p.dataset)})' for p in pairs.itertuples()]
@@ -557,16 +565,26 @@ def _absent(effects): # seeds that the claim's rule leaves out
 
 # %% ../nbs/21_figures.ipynb #5f2ac7d8
 def control_effects(rows,       # a frame of `read_rows`, of one profile or several
-                    claim=None): # of `load_claims`; its first part says which quantity; C2 when not given
-    "A line for each control and profile: its mean, those of none and BN, and the paired differences from both with their t intervals."
+                    claim=None,  # of `load_claims`; its first part says which quantity; C2 when not given
+                    outcomes=None): # of `read_outcomes`; without them intervals are t over seeds
+    "A line for each control and profile: its mean, those of none and BN, and the paired differences from both with their intervals."
     claim, on = load_claims()['C2'] if claim is None else claim, [c for c in [*CELL, 'seed'] if c != 'kind']
-    used = headline_pairs(rows, claim).query('used')
-    bn = used[used.kind == 'bn'][[*on, 'value']].rename(columns=dict(value='bn'))
+    used = headline_pairs(with_keys(rows, outcomes), claim).query('used')
+    mine = [name for name in ('value', 'outcome') if name in used]
+    bn = used[used.kind == 'bn'][[*on, *mine]].rename(columns=dict(value='bn', outcome='outcome_bn'))
     lines = []
     for key, cell in used[used.kind != 'bn'].merge(bn, on=on).groupby(CELL, dropna=False, sort=False):
-        sides = t_interval(cell.difference, claim.level), t_interval(cell.value - cell.bn, claim.level)
+        sides = (_side_effect(pairs, claim, outcomes) for pairs in (cell, _against_bn(cell)))
         lines.append([*key, cell.value_control.mean(), cell.value.mean(), cell.bn.mean(), *sides])
     return pd.DataFrame(lines, columns=[*CELL, 'none', 'value', 'bn', 'from_none', 'from_bn'])
+
+def _against_bn(cell): # pairs of a control and none, with the values of BN -> pairs of the control and BN
+    other = dict(outcome_control=cell.outcome_bn) if 'outcome_bn' in cell else {}
+    return cell.assign(value_control=cell.bn, difference=cell.value - cell.bn, **other)
+
+def _side_effect(pairs, claim, outcomes):
+    e = effect_of(pairs, claim.parts[0], claim.level, outcomes)
+    return Interval(e.mean, e.low, e.high, len(pairs))
 
 # %% ../nbs/21_figures.ipynb #39a53cf9
 def svg_text(fig):

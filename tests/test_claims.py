@@ -1,13 +1,18 @@
 """Verdicts on matrices whose answer is worked out by hand: a rule that ignored the rows would fail every one of them."""
 import dataclasses
+import hashlib
 import random
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from nrf_repro import claims as C, results as R
+from nrf_repro.intervals import t_interval, two_way
 
 CLAIMS, PAPER = C.load_claims(), R.paper_rows()
 ATTACKS = ('pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf')
@@ -56,13 +61,15 @@ def test_first_and_last_are_of_each_run():
     assert C.pairs(rows, 'epoch', 'last', 'first').difference.tolist() == pytest.approx([.7, -.1])  # seed 2 has one epoch
 
 
-def test_one_seed_is_one_number():
+def test_each_cell_has_its_own_seeds():
     rows = R.frame([measured(norm=m, arch=a, seed=s, value=v) for a, s, bn, none in (
         ('vgg11', 0, .9, .8), ('vgg11', 1, .8, .8), ('vgg11', 2, .7, .2), ('vgg16', 0, .6, .7), ('vgg16', 1, .8, .6))
         for m, v in (('bn', bn), ('none', none))])
-    # seed 2 is not complete; seed 0: (.1 - .1) / 2 = 0, seed 1: (0 + .2) / 2 = .1
-    iv = C.paired_effect(rows)
-    assert (iv.mean, iv.n) == (pytest.approx(.05), 2) and iv.high - iv.mean == pytest.approx(12.7062 * .05, abs=1e-3)
+    got = C.paired_effect(rows)         # vgg11: .1 0 .5, mean .2; vgg16: -.1 .2, mean .05
+    assert got.mean == pytest.approx(.125) and got.seeds == (3, 2)
+    terms = .25 * np.var([.1, 0, .5], ddof=1) / 3, .25 * .045 / 2
+    df = sum(terms)**2 / (terms[0]**2 / 2 + terms[1]**2)
+    assert got.high - got.mean == pytest.approx(stats.t.ppf(.975, df) * sum(terms)**.5)
 
 
 def test_select_lists_and_nulls():
@@ -107,7 +114,7 @@ def test_floor():
 def test_c2_holds_and_names_the_weakest():
     got = decide('C2', c2(attacks=ATTACKS[:3]) + c2((.71, .70, .69), (.80, .79, .78), attacks=['cw_linf'])
                  + [robust(.1, norm='in', seed=0)])
-    assert got.verdict == 'inconclusive' and 'alike' in got.reason  # the same difference on each seed: no spread
+    assert got.verdict == 'inconclusive' and 'without spread there is no t interval' in got.reason  # the same difference on each seed: no spread
     got = decide('C2', c2(attacks=ATTACKS[:3]) + c2((.72, .70, .69), (.80, .79, .78), attacks=['cw_linf']))
     assert got.verdict == 'reproduced' and got.part == 'cw_linf' and got.effect == pytest.approx(-.26 / 3)
     assert got.reason.startswith('All 4 parts hold; the weakest, cw_linf')
@@ -139,18 +146,19 @@ def test_the_order_of_rows_does_not_matter():
     assert C.decide(CLAIMS, R.frame(rows), PAPER).round(12).equals(first.round(12))
 
 
-def test_architectures_are_averaged_within_a_seed():
-    # vgg11: -.20 -.23 -.17, resnet18: -.04 -.09 -.05; within seeds -.12 -.16 -.11, mean -.13, sd .026458
+def test_architectures_are_combined_with_equal_weights():
+    # vgg11: -.20 -.23 -.17, resnet18: -.04 -.09 -.05: the mean of -.20 and -.06, with Welch's interval
     rows = c2() + c2((.70, .66, .71), (.74, .75, .76), arch='resnet18')
     got = decide('C2', rows)
     assert got.verdict == 'reproduced' and got.archs == 'resnet18, vgg11' and got.effect == pytest.approx(-.13)
-    assert got.high == pytest.approx(-.13 + 4.302653 * .0264575 / 3**.5, abs=1e-6)
+    welch = stats.ttest_ind([-.20, -.23, -.17], [.04, .09, .05], equal_var=False).confidence_interval()
+    assert (got.low, got.high) == pytest.approx((welch.low / 2, welch.high / 2))
 
 
 def test_one_architecture_does_not_speak_for_another():
     rows = c2((.30, .31, .29), (.80, .81, .80)) + c2((.81, .80, .80), (.80, .79, .80), arch='resnet18')
     got = decide('C2', rows)
-    assert got.verdict == 'inconclusive' and 'only 1 of 2 cells' in got.reason
+    assert got.verdict == 'inconclusive' and 'the cells disagree, against it: resnet18 +0.7 points' in got.reason
     looser = dataclasses.replace(CLAIMS['C2'], agree=.5)
     assert C.decide({'C2': looser}, R.frame(unique(rows)), PAPER).verdict[0] == 'reproduced'
 
@@ -170,12 +178,144 @@ def test_few_seeds(seeds, words):
     assert got.verdict == 'inconclusive' and words in got.reason and got.n_seeds == seeds
 
 
-def test_five_seeds_resample_images_too():
-    five = c2((.60, .58, .62, .61, .59), (.80, .81, .79, .80, .82))
-    many, few = decide('C2', five), decide('C2', [r | dict(n=40) for r in five])
-    assert many.interval == few.interval == 'seeds and images resampled' and many.verdict == 'reproduced'
-    assert few.high - few.low > 1.5 * (many.high - many.low) and many.effect == pytest.approx(-.204)
-    assert decide('C5', matrix(ligs, (.5, .6, .55, .5, .6), (.8, .8, .8, .81, .8))).interval == 't'
+def test_without_outcomes_the_reason_says_so():
+    for values in ((.60, .58, .62), (.60, .58, .62, .61, .59)):
+        got = decide('C2', c2(values, (.80, .81, .79, .80, .82)[:len(values)]))
+        assert got.interval == 't over seeds' and f't over {len(values)} seeds; no outcomes of single images are stored' in got.reason
+
+
+def effects_of(spec): # (arch, norm, seed, robust accuracy) -> rows of C2
+    return unique(row for arch, norm, seed, value in spec for attack in ATTACKS for row in (
+        robust(value, arch=arch, norm=norm, seed=seed, attack=attack), clean(.98, arch=arch, norm=norm, seed=seed)))
+
+
+EIGHT = [('vgg11', n, s, (.6 if n == 'none' else .45) + .01 * ((s * 7) % 5 - 2) * (1 if n == 'bn' else -1)) for n in ('none', 'bn') for s in range(8)]
+
+
+@pytest.mark.parametrize('seeds, words', [((0, 1), '8 and 2 seeds'), ((8, 9, 10), '8 and 3 seeds'), ((0,), '8 and 1 seeds')])
+def test_an_architecture_with_the_same_effect_does_not_weaken_the_verdict(seeds, words):
+    more = [('resnet18', n, s, (.6 if n == 'none' else .44) + .01 * (s - seeds[0]) * (n == 'bn')) for n in ('none', 'bn') for s in seeds]
+    assert decide('C2', effects_of(EIGHT)).verdict == 'reproduced'
+    got = decide('C2', effects_of(EIGHT + more))
+    assert got.verdict == 'reproduced' and got.seeds == words and words in got.reason and got.archs == 'resnet18, vgg11'
+    assert got.effect == pytest.approx((-.15 - .16 + .005 * (len(seeds) - 1)) / 2) and got.n_seeds == len(seeds)
+
+
+def test_two_opposed_architectures_are_inconclusive_on_both_sides():
+    opposed = [('vgg11', n, s, (.6 if n == 'none' else .3) + .005 * s) for n in ('none', 'bn') for s in range(5)]
+    opposed += [('resnet18', n, s, (.5 if n == 'none' else .8) - .004 * s * (n == 'bn')) for n in ('none', 'bn') for s in range(5)]
+    got = decide('C2', effects_of(opposed))
+    assert got.verdict == 'inconclusive' and 'the cells disagree, against it: vgg11 -30.0 points' in got.reason
+    assert decide('C2', effects_of([(a, n, s, v + .3 * (a == 'vgg11' and n == 'bn')) for a, n, s, v in opposed])).verdict == 'not reproduced'
+
+
+# outcomes of single images
+
+def stored(monkeypatch, rows, n=400, images='digits', rng=None, shared=True, missing=0.):
+    "The rows with values that n images can have, and their outcomes. `shared`: the same images are hard for all networks."
+    key = lambda row: hashlib.sha256(repr([row[name] for name in R.IDENTITY]).encode()).hexdigest()[:12]
+    monkeypatch.setitem(sys.modules, 'nrf_repro.outcomes', SimpleNamespace(outcome_key=key))
+    rng, found, kept = rng or np.random.default_rng(0), {}, []
+    for r in rows:
+        right = np.arange(n) < round(n * r['value'])
+        right = right if shared else rng.permutation(right)
+        values = np.where(rng.random(n) < missing, np.nan, right)
+        kept.append(r | dict(value=float(np.nanmean(values)), n=n))
+        found[key(kept[-1])] = SimpleNamespace(values=values.astype('float32') if missing else right, images=images)
+    return R.frame(kept), found
+
+
+def decide_with(id, rows, outcomes): return C.decide({id: CLAIMS[id]}, rows, PAPER, outcomes).iloc[0]
+
+
+def test_with_outcomes_the_interval_counts_seeds_and_images(monkeypatch):
+    rows, outcomes = stored(monkeypatch, unique(c2()), shared=False)
+    got, plain = decide_with('C2', rows, outcomes), decide_with('C2', rows, None)
+    assert got.interval == 'seeds and images' and 'over 3 seeds and 400 images' in got.reason and 'no outcomes' not in got.reason
+    assert got.effect == pytest.approx(plain.effect) and got.low != plain.low
+    part = C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER, outcomes).iloc[0]
+    D = [np.subtract(*(outcomes[sys.modules['nrf_repro.outcomes'].outcome_key({f: R.typed(f, v) for f, v in r.items()})].values.astype(float)
+                       for norm in ('bn', 'none') for r in rows[(rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2')
+                                                                & (rows.norm == norm) & (rows.seed == s)].to_dict('records'))) for s in range(3)]
+    assert (part.low, part.high) == pytest.approx(two_way([D])[1:3], abs=1e-12)
+    cells = C.effects(CLAIMS['C2'], rows, outcomes)
+    assert set(cells.interval) == {'seeds and images'} and cells.low.iloc[0] == pytest.approx(part.low)
+
+
+@pytest.mark.parametrize('seeds', [2, 4, 5])
+def test_seeds_that_agree_exactly_have_an_interval_over_images(monkeypatch, seeds):
+    spec = [('vgg11', n, s, 1. if n == 'none' else .2) for n in ('none', 'bn') for s in range(seeds)]
+    rows, outcomes = stored(monkeypatch, effects_of(spec))
+    got = decide_with('C2', rows, outcomes)
+    half = stats.t.ppf(.975, 399) * (.16 * 400 / 399 / 400)**.5
+    assert got.verdict == 'reproduced' and (got.low, got.high) == pytest.approx((-.8 - half, -.8 + half), abs=1e-6)
+    assert decide_with('C2', rows, None).interval == 'no spread'
+    one_image = effects_of([(a, n, s, v + (n == 'bn' and s == 0) / 400) for a, n, s, v in spec])
+    assert decide_with('C2', *stored(monkeypatch, one_image)).verdict == 'reproduced'
+
+
+def test_two_seeds_that_agree_by_chance_are_not_sure(monkeypatch):
+    spec = [('vgg11', 'none', 0, .6), ('vgg11', 'bn', 0, .5525), ('vgg11', 'none', 1, .6), ('vgg11', 'bn', 1, .55)]
+    rows, outcomes = stored(monkeypatch, effects_of(spec), shared=False)
+    assert decide_with('C2', rows, None).verdict == 'reproduced'      # t over two seeds that differ by one image
+    assert decide_with('C2', rows, outcomes).verdict == 'inconclusive'
+
+
+def test_more_seeds_of_the_same_effect_never_weaken_a_verdict(monkeypatch):
+    rng = np.random.default_rng(3)
+    values = {(a, n): np.clip(.7 - .2 * (n == 'bn') + rng.normal(0, .02, 10), 0, 1) for a in ('vgg11', 'resnet18') for n in ('none', 'bn')}
+    rank = {v: i for i, v in enumerate(('not reproduced', 'inconclusive', 'reproduced'))}
+    for given in (False, True):
+        last = 0
+        for vgg, res in ((3, 0), (5, 0), (8, 0), (8, 3), (8, 5), (10, 10)):
+            spec = [(a, n, s, values[a, n][s]) for (a, n) in values for s in range(dict(vgg11=vgg, resnet18=res)[a])]
+            rows, outcomes = stored(monkeypatch, effects_of(spec))
+            verdict = decide_with('C2', rows, outcomes if given else None).verdict
+            assert rank[verdict] >= last
+            last = rank[verdict]
+        assert verdict == 'reproduced'
+
+
+def test_other_images_or_a_missing_outcome_mean_t(monkeypatch):
+    rows, outcomes = stored(monkeypatch, unique(c2()))
+    lacking = dict(list(outcomes.items())[1:])
+    assert decide_with('C2', rows, {}).interval == decide_with('C2', rows, lacking).interval == 't over seeds' or 'over seeds' in decide_with('C2', rows, lacking).reason
+    assert set(C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER, {}).interval) == {'t over seeds'}
+    halves = {k: SimpleNamespace(values=o.values, images=f'set {i % 2}') for i, (k, o) in enumerate(sorted(outcomes.items()))}
+    assert 't over seeds' in set(C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER, halves).interval)
+    key = rows.index[rows.metric == 'robust_accuracy']
+    by_seed = {k: SimpleNamespace(values=o.values, images=str(s)) for (k, o), s in zip(outcomes.items(), rows.seed)}
+    got = decide_with('C2', rows, by_seed)
+    assert got.interval == 't over seeds' and 'the networks have different test images' in got.reason and len(key)
+
+
+def test_outcomes_of_other_rows_are_refused(monkeypatch):
+    rows, outcomes = stored(monkeypatch, unique(c2()))
+    turned = {k: SimpleNamespace(values=~o.values, images=o.images) for k, o in outcomes.items()}
+    with pytest.raises(ValueError, match='the outcomes of a row have the mean .* Take rows and outcomes from the same run'): decide_with('C2', rows, turned)
+
+
+def test_images_without_a_value_are_left_out_and_counted(monkeypatch):
+    rows, outcomes = stored(monkeypatch, unique(matrix(ligs, (.5, .52, .48), (.8, .81, .8))), missing=.01)
+    got = decide_with('C5', rows, outcomes)
+    gone = np.isnan([outcomes[k].values for k, r in zip(outcomes, rows.to_dict('records')) if r['metric'] == 'ligs']).any(0).sum()
+    assert got.interval == 'seeds and images' and f'over 3 seeds and {400 - gone} images; {gone} images without a value left out' in got.reason and gone > 5
+
+
+def test_a_threshold_is_compared_with_the_outcomes(monkeypatch):
+    values = (.96, .97, .95)
+    rows, outcomes = stored(monkeypatch, [r for norm in ('none', 'bn') for r in matrix(ligs, values, values, norm=norm, other=norm, regime='adversarial')])
+    got = decide_with('C6', rows, outcomes)
+    assert (got.verdict, got.interval) == ('reproduced', 'seeds and images') and got.effect == pytest.approx(.06)
+
+
+def test_transfer_is_averaged_within_a_seed():
+    # one seed attacks the same targets with all networks: three seeds are three numbers, however many targets there are
+    rows = [R.make_row(**BASE | dict(experiment='transfer', metric='transfer_success', norm=m, source='final', target=f'vgg16-{t}', seed=s,
+                                     value=.3 + .2 * (m == 'none') + (m == 'none') * (.05 * s + .01 * k)))
+            for m in ('none', 'bn') for s in range(3) for k, t in enumerate(('bn', 'in', 'ln'))]
+    got = C.paired_effect(R.frame(rows), 'norm', 'none', 'bn')
+    assert got.seeds == (3,) and got[:3] == pytest.approx(t_interval([.21, .26, .31])[:3])
 
 
 # networks that are left out
@@ -417,7 +557,7 @@ def test_the_order_of_scales_is_that_of_the_file():
 
 # the file
 
-GOOD = dict(rules=dict(level=.95, min_seeds=2, bootstrap_from=5, agree=1, learned_by='clean_accuracy', undertrained={}, not_learned={}, scales=['demo', 'paper']),
+GOOD = dict(rules=dict(level=.95, min_seeds=2, agree=1, learned_by='clean_accuracy', undertrained={}, not_learned={}, scales=['demo', 'paper']),
             claims=[dict(id='X', title='t', statement='s', parts=[dict(metric='ligs', where=dict(experiment='final'), threshold=.5,
                                                                        direction='higher', smallest_effect=0)])])
 

@@ -35,7 +35,7 @@ from nrf_repro.measure import class_folders, read_weights
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
 from nrf_repro.norms import NORMS, count_norms, make_norm, moments, normalize
 from nrf_repro.claims import load_claims
-from nrf_repro.intervals import hierarchical_bootstrap, t_interval, wilson
+from nrf_repro.intervals import t_interval, two_way, wilson
 from nrf_repro.results import FIELDS, REAL, WHOLE, make_row, read_rows, write_rows
 from nrf_repro.training import RECIPES, Recipe, fit, load_state, save_state, sgd
 
@@ -502,7 +502,7 @@ def test_a_row_comes_back_as_it_was_or_is_refused(fields):
         assert len(back) == 1 and write_rows(Path(d, 'again.jsonl'), back).read_bytes() == first and json.loads(first) == row
 
 
-@noted('intervals: Wilson, t, bootstrap', 150)
+@noted('intervals: Wilson, t, two-way', 150)
 @given(k=st.integers(0, 500), more=st.integers(0, 500), values=st.lists(st.floats(-1e6, 1e6), max_size=6), seeds=st.integers(2, 6), n=st.integers(1, 1000))
 def test_an_interval_holds_its_mean_and_is_narrower_for_more(k, more, values, seeds, n):
     if k + more:
@@ -513,9 +513,11 @@ def test_an_interval_holds_its_mean_and_is_narrower_for_more(k, more, values, se
     iv = t_interval(values)
     if len(values) > 1: assert iv.low <= iv.mean + 1e-6 * (1 + abs(iv.mean)) and iv.mean <= iv.high + 1e-6 * (1 + abs(iv.mean)) and iv.n == len(values)
     else: assert math.isnan(iv.low)
-    shares = np.linspace(0, 1, seeds)
-    iv = hierarchical_bootstrap(shares, n, draws=200)
-    assert 0 <= iv.low <= iv.high <= 1 and iv.low - .01 <= iv.mean <= iv.high + .01
+    right = np.random.default_rng(n).random((seeds, n + 1)) < np.linspace(0, 1, seeds)[:, None]
+    iv = two_way([right])
+    assert iv.mean == pytest.approx(right.mean()) and iv.low < iv.mean < iv.high and (iv.seeds, iv.images) == ((seeds,), n + 1)
+    again = two_way([right, right], ['one', 'other'])
+    assert again.mean == pytest.approx(iv.mean) and again.high - again.low <= iv.high - iv.low + 1e-12
 
 
 # ---------------------------------------------------------------- pages
