@@ -12,6 +12,8 @@ from nrf_repro import compare as c
 from nrf_repro import results
 from nrf_repro.cli import main
 from nrf_repro.claims import load_claims
+from nrf_repro.intervals import two_way
+from nrf_repro.outcomes import outcome_fields
 from nrf_repro.results import frame, make_row, write_rows
 from nrf_repro.tables import made_up_rows
 
@@ -132,7 +134,7 @@ def test_words_are_whole_and_hashes_short(rows):
 
 @pytest.mark.parametrize('text, sentence', [
     ('', 'other.jsonl holds no rows: '), ('# A title\n', 'other.jsonl is not a file of rows (JSON lines): line 1 is not JSON.'),
-    ('\n', 'other.jsonl is not a file of rows (JSON lines): line 1 is not JSON.'), ('[1, 2]', 'other.jsonl line 1: a row is a JSON object'),
+    ('\n', 'other.jsonl holds no rows: '), ('[1, 2]', 'other.jsonl line 1: a row is a JSON object'),
     (b'\x89PNG', 'other.jsonl is not a file of rows (JSON lines): line 1 is not JSON.')])
 def test_a_file_without_rows_is_a_sentence(rows, tmp_path, capsys, text, sentence):
     write_rows(tmp_path / 'a.jsonl', rows)
@@ -205,3 +207,55 @@ def test_page_is_legible(opened, faint_of, width, scheme): assert not faint_of(o
 
 @pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'dark')])
 def test_no_serious_accessibility_fault(faults_of, opened, width, scheme): assert not faults_of(opened(width, color_scheme=scheme))
+
+
+# outcomes of single images, and the number of comparisons
+
+def answers(skill, seeds, seed=0, n=500):
+    rng = np.random.default_rng(seed)
+    hard = np.random.default_rng(99).normal(size=n)                       # the same for all networks
+    return (hard + .3 * rng.normal(size=(seeds, n)) < skill).astype(float)
+
+def rows_with(values, images='abc', start=0, **more):
+    return [one(v.mean(), start + s, **outcome_fields(v, images) | more) for s, v in enumerate(values)]
+
+def test_outcomes_of_the_same_images_give_a_shorter_interval_for_one_seed():
+    a, b = answers(.5, 1), answers(.6, 1, 1)
+    line, blind = only_line(rows_with(a), rows_with(b)), only_line(rows_with(a), rows_with(b, images='other'))
+    assert line.how == 'one seed, the same 500 images' and blind.how == 'Newcombe, one seed'
+    assert line.high - line.low < .7 * (blind.high - blind.low) and math.isclose(line.difference, b.mean() - a.mean(), abs_tol=1e-9)
+
+def test_seeds_and_images_are_both_samples():
+    a, b = answers(.5, 3), answers(.6, 3, 1)
+    line = only_line(rows_with(a), rows_with(b))
+    low, high = two_way([b - a])[1:3]
+    assert line.how == 'paired, 3 seeds and 500 images' and math.isclose(line.low, low) and math.isclose(line.high, high)
+
+def test_other_seeds_on_the_same_images_share_the_images():
+    a, b = answers(.5, 3), answers(.6, 4, 1)
+    line = only_line(rows_with(a), rows_with(b, start=10))
+    assert line.how == '3 and 4 seeds, the same 500 images' and math.isclose(line.difference, b.mean() - a.mean(), abs_tol=1e-9)
+    assert line.low < line.difference < line.high
+
+def test_ligs_without_a_value_leaves_the_image_out():
+    a, b = np.linspace(-.5, .9, 50), np.linspace(-.4, .95, 50)
+    b[7] = math.nan
+    line = only_line(rows_with([a], metric='ligs', sigma=.1), [one(float(np.nanmean(b)), metric='ligs', sigma=.1) | outcome_fields(b, 'abc')])
+    d = np.delete(b - a, 7)
+    assert math.isclose((line.low + line.high) / 2, d.mean(), abs_tol=1e-3)
+
+def test_holm_as_in_a_worked_example():   # by hand: 4, 3, 2 and 1 times, never falling
+    np.testing.assert_allclose(c.holm([.01, .04, math.nan, .03, .005]), [.03, .06, math.nan, .06, .02])
+
+def test_many_comparisons_without_a_difference_are_rarely_called_clear():
+    "Under the hypothesis that nothing differs, the chance that any of 20 is called clear stays near 5 %; without the correction it is 64 %."
+    rng, clear, plain = np.random.default_rng(5), 0, 0
+    for _ in range(150):
+        p = rng.uniform(size=20)
+        clear, plain = clear + (c.holm(p) < .05).any(), plain + (p < .05).any()
+    assert clear / 150 < .12 and plain / 150 > .5
+
+def test_the_summary_states_the_correction():
+    a = [one(.5, s, metric='robust_accuracy', attack=x, eps=1., steps=1, step_size=1., reading='any') for x in 'pqr' for s in range(3)]
+    b = [r | dict(value=r['value'] + .1 + .001 * i) for i, r in enumerate(a)]
+    assert 'Holm for 3 comparisons' in c.summary(c.compare(frame(a), frame(b)))
