@@ -310,7 +310,8 @@ LATE = {  # commands of other chapters; their modules are imported only when the
     'measure': 'how accurate, how robust, how much of it non-robust features: your own model on your own images',
     'compare': 'two runs side by side: what moved, and by how much',
     'verify': 'train a sample of published networks again and compare every row',
-    'gather': 'copy runs that were made on another machine into the build folder, checked'}
+    'gather': 'copy runs that were made on another machine into the build folder, checked',
+    'restore': 'put published rows and networks back into the build folder, to render their report again'}
 MODULES = {'gather': 'archive'}  # where a command lies in a module of another name
 
 # %% ../nbs/23_cli.ipynb #c4702aa8

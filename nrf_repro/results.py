@@ -87,7 +87,7 @@ def check_row(row): # a dict whose fields are already typed
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
 SHOWING = {  # modules and packages on which no number depends
     '__main__', '_modidx', 'archive', 'budget', 'checks', 'claims', 'cli', 'compare', 'costs', 'figures', 'intervals', 'living', 'outcomes',
-    'report', 'sensitivity', 'tables', 'theory', 'verify'}
+    'report', 'restore', 'sensitivity', 'tables', 'theory', 'verify'}
 
 def _only_shows(name): # of a file below the package, such as theory/rescaling.py
     "Whether no number depends on the file. A package's `__init__` only lists names."
