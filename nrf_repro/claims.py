@@ -194,16 +194,19 @@ RUN = ['experiment', 'dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'sourc
 def screen(chosen, # the rows a part looks at
            rows,   # all rows, where the clean accuracies are
            claim): # with the thresholds
-    "The chosen rows with a column `why`: empty, or the reason to leave the row out; and `end`, the clean accuracy."
+    """The chosen rows with `end`, the last clean accuracy, `would`: empty, or the reason to leave the row out, and `why`: the same.
+
+    A row of the accuracy by which networks are screened is never left out (`why` is empty): that would select on the outcome.
+    """
     clean = rows[(rows.metric == claim.learned_by) & rows.severity.isna()].dropna(subset=['value'])
     now = clean.drop_duplicates([*RUN, 'epoch'])[[*RUN, 'epoch', 'value']].rename(columns=dict(value='now'))
     end = clean.sort_values('epoch').drop_duplicates(RUN, keep='last')[[*RUN, 'value']].rename(columns=dict(value='end'))
     seen = chosen.merge(now, on=[*RUN, 'epoch'], how='left').merge(end, on=RUN, how='left')
     limit = lambda table: np.array([table.get(p, table.get(d, 0)) for p, d in zip(seen.profile, seen.dataset)], dtype=float)
     nothing, little = limit(claim.not_learned), limit(claim.undertrained)
-    return seen.assign(why=np.select(
-        [seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
-        ['no clean accuracy', 'not learned', 'undertrained', 'too early'], default=''))
+    would = np.select([seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
+                      ['no clean accuracy', 'not learned', 'undertrained', 'too early'], default='')
+    return seen.assign(would=would, why=np.where(seen.metric == claim.learned_by, '', would))
 
 # %% ../nbs/40_claims.ipynb #8f587d69
 def with_keys(rows, # a frame of read_rows
@@ -225,7 +228,7 @@ def _evidence(claim, part, rows): # -> pairs, and the rows left out
     seen = screen(chosen, rows, claim)
     return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
 
-# %% ../nbs/40_claims.ipynb #4000a005
+# %% ../nbs/40_claims.ipynb #4000a006
 def _outcomes_of(pair, outcomes, part): # one line of `_compare` -> images' fingerprint and differences; None where something is missing
     one = outcomes.get(pair.outcome)
     if one is None or not part.compare: return one and (one.images, _values(one, pair.value, pair) - part.threshold)
@@ -239,7 +242,7 @@ def _values(outcome, mean, pair): # the outcomes as numbers, checked against the
     raise ValueError(f'the outcomes of a row have the mean {np.nanmean(values):.6f}, and the row says {mean:.6f}: '
                      f'{pair.metric}, {pair.dataset} {pair.arch} seed {pair.seed}. Take rows and outcomes from the same run.')
 
-# %% ../nbs/40_claims.ipynb #4000a006
+# %% ../nbs/40_claims.ipynb #4000a007
 def _over_both(pairs, part, level, outcomes): # the two-way interval -> Combined, or the reason why there is none
     found = [_outcomes_of(pair, outcomes, part) for pair in pairs.itertuples()] if outcomes is not None and 'outcome' in pairs else [None]
     if any(f is None for f in found): return 'no outcomes of single images are stored'
@@ -249,7 +252,7 @@ def _over_both(pairs, part, level, outcomes): # the two-way interval -> Combined
     groups = _groups(pairs, [values for _, values in found])
     return two_way([g.values for g in groups], [images for images, in shared], [g.cells for g in groups], level)
 
-# %% ../nbs/40_claims.ipynb #4000a007
+# %% ../nbs/40_claims.ipynb #4000a008
 class Effect(NamedTuple):
     "A part's effect: mean, interval, how the interval was formed, the seeds of the cells, and a remark for the reason."
     mean: float
@@ -272,7 +275,7 @@ def effect_of(pairs,     # of `pairs`, or the lines of one cell
     if iv.high - iv.low < 1e-12: return Effect(iv.mean, math.nan, math.nan, 'no spread', seeds, remark)
     return Effect(iv.mean, iv.low, iv.high, 't over seeds', seeds, remark)
 
-# %% ../nbs/40_claims.ipynb #4000a008
+# %% ../nbs/40_claims.ipynb #4000a009
 def _seeds_text(seeds): # of each cell: '5 seeds', or '8 and 2 seeds' where cells differ
     counts = sorted(set(seeds), reverse=True)
     return f'{" and ".join(map(str, counts))} seed{"s" * (counts != [1])}'
@@ -301,16 +304,18 @@ def _cells(evidence, part, claim, outcomes=None): # one line per cell: means, in
     for _, cell in evidence.groupby(cell_numbers(evidence)):
         e = effect_of(cell, part, level_of(claim, part), outcomes)
         yield cell.iloc[0].to_dict() | dict(
-            treatment=cell.value.mean(), control=cell.value_control.mean(), effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
+            treatment=cell.value.mean(), control=cell.value_control.mean(), middle=_middle(cell), effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
             interval=e.how, room=_has_room(cell, part), agrees=bool(sign * e.mean > min(0, part.smallest_effect)), alone=_alone(e, part))
 
 def _alone(e, part): # does a cell show the effect by itself? Without an interval its mean decides
     known = e if not math.isnan(e.low) else e._replace(low=e.mean, high=e.mean)
     return judge(known, part.direction, part.smallest_effect) == 'reproduced'
 
-def _has_room(cell, part):
+def _middle(cell): return (cell.value.mean() + cell.value_control.mean()) / 2
+
+def _has_room(cell, part): # looks at the mean of both sides, which does not depend on their difference
     low, high = part.room or (-math.inf, math.inf)
-    return bool(low <= cell.value_control.mean() <= high)
+    return bool(low <= _middle(cell) <= high)
 
 # %% ../nbs/40_claims.ipynb #39772e15
 EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'regime', 'attack', 'eps', 'sigma', 'lam', 'source',
@@ -363,10 +368,22 @@ def _unscreened(claim, part, used): # a sentence where the rule has no limit for
     blind = {d for d, p in zip(used.dataset, used.profile) if not {d, p} & set(claim.undertrained)} if part.screen else ()
     return f' No limit is stated for undertrained networks on {", ".join(map(str, sorted(blind, key=str)))}.' if blind else ''
 
+# %% ../nbs/40_claims.ipynb #4000a005
+def _kept(claim, part, rows, cells): # the sentence of a part on the accuracy by which other parts screen
+    if not part.screen or part.metric != claim.learned_by: return ''
+    seen = screen(select(rows[rows.metric == part.metric], part.where), rows, claim).assign(why=lambda d: d.would)
+    names = _left_out(seen[seen.would.isin(['undertrained', 'not learned']) & ~seen.arch.isin(CONTROLS)])
+    low = names.replace(' Left out: ', ' below the limit, and counted: ').removesuffix('.') + '; a control that fails to train favours the claim' if names else ''
+    gain = 1 - cells.control.max()
+    top = f' An effect of at most {100 * gain:.1f} points above the control is possible: a ceiling works against the claim.'
+    return (f' Not screened, as {part.metric.replace("_", " ")} is the outcome{";" + low if low else ""}.'
+            + (top if part.direction == 'higher' and gain < 2 * part.smallest_effect else ''))
+
 # %% ../nbs/40_claims.ipynb #b54215ca
 def _room(cells, part): # the sentence's end where no cell has room for the effect
-    mean = cells.control.mean()
-    return f'{"ceiling" if mean > part.room[1] else "floor"}: the control is at {mean:.3f}, which leaves no room for the effect.'
+    mean = cells.middle.mean()
+    side = 'ceiling' if mean > part.room[1] else 'floor'
+    return f'{side}: the mean of both sides is {mean:.3f}, which leaves no room for the effect.'
 
 def _cell_names(some, cells): # those of `cells` by what tells them apart
     apart = varying(cells, [f for f in ('dataset', 'arch', 'norm', 'attack', 'lam', 'source', 'target', 'batch_size') if f in cells])
@@ -376,8 +393,10 @@ def _cell_names(some, cells): # those of `cells` by what tells them apart
     return [' '.join(said(f, r[f]) for f in apart or ['arch'] if pd.notna(r[f])) for _, r in some.iterrows()]
 
 def _passed_over(full, cells): # cells without room -> a sentence, or nothing
-    names = _cell_names(full, pd.concat([cells, full]))
-    return f' No room: {_first([f"{n} (control {c:.3f})" for n, c in zip(names, full.control)])}.' if names else ''
+    if full.empty: return ''
+    names = [f'{n} ({m:.3f})' for n, m in zip(_cell_names(full, pd.concat([cells, full])), full.middle)]
+    return (f' No room: {_first(names)}. Cells are chosen by the mean of both sides, which does not depend on their difference '
+            'if both vary equally over seeds.')
 
 # %% ../nbs/40_claims.ipynb #8de8cf00
 def _verdict(e, cells, part, claim): # Effect, the cells -> verdict and the sentence for it
@@ -441,7 +460,7 @@ def decide_part(claim, part, rows, paper,
     verdict, reason = _verdict(e, cells, part, claim)
     return result | dict(verdict=verdict, effect=e.mean, low=e.low, high=e.high, n_seeds=min(e.seeds), seeds=_seeds_text(e.seeds),
                          interval=e.how, archs=', '.join(sorted(set(cells.arch.dropna()))),
-                         reason=reason + _passed_over(full, cells) + _left_out(out) + _unscreened(claim, part, used))
+                         reason=reason + _passed_over(full, cells) + _left_out(out) + _unscreened(claim, part, used) + _kept(claim, part, rows, cells))
 
 # %% ../nbs/40_claims.ipynb #9095d7b1
 def decide_parts(claims, # of load_claims
