@@ -454,7 +454,7 @@ def of_tensors(x, y):
 # %% ../nbs/24_measure.ipynb #cfe85ac0
 def decode(file, size=None):  # side of the image; None: short side 256, centre 224
     "An image file as uint8, h w 3, or a sentence that names it."
-    from nrf_repro.data import _decode_file
+    from nrf_repro.data.folders import _decode_file
     return _decode_file(file, size or 256, size or 224)
 
 def class_folders(path, limit=None, size=None):
@@ -469,7 +469,8 @@ def class_folders(path, limit=None, size=None):
 # %% ../nbs/24_measure.ipynb #89482991
 def find_images(name, limit=None, size=None):
     "Test images by the name of a data set or the path of a folder."
-    from nrf_repro.data import KNOWN, _split_folder, load
+    from nrf_repro.data import KNOWN, load
+    from nrf_repro.data.folders import _split_folder
     if str(name) in KNOWN: return load(str(name), 'test', limit=limit)
     path, tests, train = Path(name), None, None
     if not path.is_dir(): raise FileNotFoundError(f'{name} is no folder, nor one of the data sets {", ".join(KNOWN)}.')

@@ -20,15 +20,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from nrf_repro import data
-from nrf_repro.data import (Images, NumpyUnpickler, _decode_file, balanced, cache_folder, cached, channel_stats, class_images, _class_names, is_here,
-                            load, patterns, reliance, synthetic, testbed)
+from nrf_repro.data import Images, balanced, channel_stats, class_images, decoding, folders, is_here, load, loading, patterns, readers, reliance, synthetic, testbed
+from nrf_repro.data.decoding import cache_folder, cached
+from nrf_repro.data.folders import _class_names, _decode_file
+from nrf_repro.data.images import CLASSES, STATS
+from nrf_repro.data.readers import NumpyUnpickler
 
 testbed.__test__ = False  # a function of the package, not a test
 SHARED = Path(os.environ.get('NRF_DATA') or Path(__file__).parents[2] / 'shared' / 'data')
 PHOTOS = np.random.RandomState(0).randint(0, 256, (20, 32, 32, 3), np.uint8)
 LABELS = np.arange(20) % 10
-NAMES = data.CLASSES['cifar10']
+NAMES = CLASSES['cifar10']
 
 
 @pytest.fixture(autouse=True)
@@ -36,13 +38,13 @@ def own_folders(tmp_path, monkeypatch):
     "No test sees the user's cache or data, and a message said in one test is said again in the next."
     monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'cache'))
     monkeypatch.delenv('NRF_DATA', raising=False)
-    data._say_once.cache_clear()
+    decoding._say_once.cache_clear()
 
 
 @pytest.fixture
 def no_network(monkeypatch):
     def fail(split, root): raise OSError('\nthe network is unreachable\n1. check it')
-    for name in data.FETCH: monkeypatch.setitem(data.FETCH, name, fail)
+    for name in loading.FETCH: monkeypatch.setitem(loading.FETCH, name, fail)
 
 
 def png(image):
@@ -410,8 +412,8 @@ def hub(tmp_path):
 
 
 def count_decodes(monkeypatch):
-    calls, decode = [], data._decode_rgb
-    monkeypatch.setattr(data, '_decode_rgb', lambda item: (calls.append(item[1]), decode(item))[1])
+    calls, decode = [], readers._decode_rgb
+    monkeypatch.setattr(readers, '_decode_rgb', lambda item: (calls.append(item[1]), decode(item))[1])
     return calls
 
 
@@ -452,7 +454,7 @@ def test_a_write_that_fails_leaves_nothing(hub, tmp_path, monkeypatch, capsys):
     def full(tensors, path, metadata):
         Path(path).write_bytes(b'half')
         raise OSError('No space left on device')
-    monkeypatch.setattr(data, 'save_file', full)
+    monkeypatch.setattr(decoding, 'save_file', full)
     assert same(load('cifar10', 'test', root=hub))
     assert 'No space left' in capsys.readouterr().err and not list((tmp_path / 'cache').iterdir())
 
@@ -494,9 +496,9 @@ def test_short_side_256_centre_224(pets):
 
 
 def test_a_limit_is_applied_before_decoding(pets, monkeypatch):
-    calls, decode = [], data._decode_file
-    monkeypatch.setattr(data, '_decode_file', lambda *a: (calls.append(a), decode(*a))[1])
-    monkeypatch.setitem(data.STATS, 'pets', ((0,) * 3, (1,) * 3))
+    calls, decode = [], folders._decode_file
+    monkeypatch.setattr(folders, '_decode_file', lambda *a: (calls.append(a), decode(*a))[1])
+    monkeypatch.setitem(STATS, 'pets', ((0,) * 3, (1,) * 3))
     six = load(pets, 'test', size=32, limit=6)
     assert len(calls) == 6 and six.y.bincount().tolist() == [2, 2, 2]
     again = load(pets, 'test', size=32, limit=6)
@@ -527,7 +529,7 @@ def test_imagenet_is_a_folder_with_its_own_statistics(pets, tmp_path):
 
 
 def test_images_that_cannot_fit_into_memory():
-    with pytest.raises(ValueError, match='give a limit='): data._check_memory(1_281_167, 10**9)
+    with pytest.raises(ValueError, match='give a limit='): decoding._check_memory(1_281_167, 10**9)
 
 
 # ---------------------------------------------------------------- testbed

@@ -27,9 +27,10 @@ from scipy.io import savemat
 from torch import nn
 
 from counted import count
-from nrf_repro import data, results, training
+from nrf_repro import results, training
 from nrf_repro.attacks import BALLS, LOSSES, Attack, l2_norm, robust_correct
-from nrf_repro.data import Images, load
+from nrf_repro.data import Images, load, readers
+from nrf_repro.data.images import CLASSES
 from nrf_repro.features import NOISES, ligs
 from nrf_repro.measure import class_folders, read_weights
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
@@ -122,7 +123,7 @@ def png(image):
 
 def parquet(folder):
     file = folder / 'test-00000-of-00001.parquet'
-    names = json.dumps(dict(info=dict(features=dict(label=dict(names=data.CLASSES['cifar10'])))))
+    names = json.dumps(dict(info=dict(features=dict(label=dict(names=CLASSES['cifar10'])))))
     table = pa.table(dict(img=[dict(bytes=png(im), path=None) for im in PHOTOS], label=LABELS, lossless=LABELS > 2))
     pq.write_table(table.replace_schema_metadata(dict(huggingface=names)), file)
     return file, lambda: load('cifar10', 'test', root=folder)
@@ -292,7 +293,7 @@ def test_a_checksum_guards_what_is_fetched(tmp_path, monkeypatch):
 
 
 def test_files_that_unpack_to_more_than_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, 'LARGEST', 2**20)
+    monkeypatch.setattr(readers, 'LARGEST', 2**20)
     file, read = medmnist(tmp_path)
     with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as z:
         for name in ('test_images', 'test_labels'):

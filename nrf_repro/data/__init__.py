@@ -1,0 +1,9 @@
+"""Images and their labels: data sets by name, folders of class folders, and a testbed whose features are known."""
+from nrf_repro.data.decoding import decode_all
+from nrf_repro.data.folders import OnDisk, class_images, on_disk
+from nrf_repro.data.images import SIZES, STATS, Images, balanced, channel_stats
+from nrf_repro.data.known_features import Synthetic, patterns, reliance, synthetic, testbed
+from nrf_repro.data.loading import KNOWN, data_folder, is_here, load
+
+__all__ = ['KNOWN', 'SIZES', 'STATS', 'Images', 'OnDisk', 'Synthetic', 'balanced', 'channel_stats', 'class_images',
+           'data_folder', 'decode_all', 'is_here', 'load', 'on_disk', 'patterns', 'reliance', 'synthetic', 'testbed']
