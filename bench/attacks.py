@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from common import EPS, ROOT, held_out, markdown, options, parser, processor, publish, ratios, spread, trained, turns
-from nrf_repro.attacks import (
-    Attack, channels_last, fold_norms, frozen, input_gradient, margin, optimised_inference, robust_correct)
+from nrf_repro.attacks import Attack, frozen, input_gradient, margin, optimised_inference, robust_correct
+from nrf_repro.attacks.inference import channels_last, fold_norms
 
 FULL = dict(archs=['vgg11', 'resnet18'], norms=['bn', 'none'], balls=['l2', 'linf'], losses=['ce', 'cw'],
             steps=[10, 50], images=1000, repeats=2)

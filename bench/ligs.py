@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from common import held_out, markdown, options, parser, publish, ratios, spread, trained, turns
-from nrf_repro.attacks import prepared
+from nrf_repro.attacks import optimised_inference
 from nrf_repro.features import ligs
 
 FULL = dict(archs=['vgg11', 'resnet18'], norms=['bn', 'none'], draws=[1, 4, 16], images=1000, repeats=5,
@@ -26,7 +26,7 @@ def bare(net, x, y, passes, bs):
 
 def compare(model, x, y, draws, o):
     "LIGS over bare passes: of the network as it is, and of the copy made for speed that LIGS uses itself."
-    with prepared(model, x) as fast:
+    with optimised_inference(model, x) as fast:
         methods = dict(
             ligs=lambda r: ligs(model, x, y, draws=draws, sigma=.01, seed=r, batch_size=o.batch_size),
             model=lambda r: bare(model, x, y, draws + 1, o.batch_size),

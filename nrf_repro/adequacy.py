@@ -20,12 +20,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from .attacks import BALLS, frozen, input_gradient, l2_norm, prepared, robust_correct, vanished
+from .attacks import (
+    PERTURBATION_SETS, frozen, gradient_underflows, image_noise, input_gradient, l2_norm, optimised_inference, robust_correct)
 from .checks import CHECKS, NETWORK, judged
 from .data import balanced
 from .figures import INK, LOOKS, caption, eps_curves, styled
 from .intervals import t_interval
-from .noise import image_noise
 from .studies import part
 from .tables import COLUMNS, direction, name_of, norm_name, number
 
@@ -43,7 +43,7 @@ def harder(a, times=5, restarts=5):
 # %% ../nbs/10_vulnerability.ipynb #0f6e9ea2
 def noisy(x, ball, eps, seed=0, draw=0):
     "Each image moved by eps in a random direction of the ball, and kept in [0, 1]."
-    return (x + eps * BALLS[ball].steepest(image_noise(x, seed, draw))).clamp(0, 1)
+    return (x + eps * PERTURBATION_SETS[ball].steepest(image_noise(x, seed, draw))).clamp(0, 1)
 
 # %% ../nbs/10_vulnerability.ipynb #3a68853a
 def answers(net, x, y): # bool n
@@ -174,7 +174,7 @@ def look_elsewhere(c):
     for (ball, eps), names in balls.items():
         def second(check, right, **more):
             return Second(check, f'{check}_{ball}', dict(eps=eps, reading='any') | more, ball, tuple(names), right)
-        with prepared(c.net, c.x) as net:
+        with optimised_inference(c.net, c.x) as net:
             yield second('noise', withstand_noise(net, c.x, c.y, ball, eps, e.draws), draws=e.draws)
             left = withstand(net, *few, square(net, ball, eps, e), ball, eps)
             yield second('square', left, steps=e.queries)
@@ -203,7 +203,7 @@ def blindness(c):
         right = robust_correct(c.net, c.x, c.y, b)
         yield dict(metric='robust_accuracy', value=right.double().mean().item(), source='large ball', target=name,
                    attack=name, n=len(c.y), **how(b))
-    for metric, source, f in (('zero_gradient', 'zero gradient', no_gradient), ('vanished', None, vanished)):
+    for metric, source, f in (('zero_gradient', 'zero gradient', no_gradient), ('vanished', None, gradient_underflows)):
         yield dict(metric=metric, value=f(c.net, c.x, c.y).double().mean().item(), source=source, n=len(c.y))
 
 def curves(c):

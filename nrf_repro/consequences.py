@@ -26,14 +26,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .attacks import robust_correct
+from .attacks import image_noise, robust_correct
 from .data import balanced
 from .experiment import Cell
 from .features import ligs
 from .figures import LOOKS, styled
 from .claims import paired_effect, pairs
 from .intervals import t_interval
-from .noise import image_noise
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
 from .training import correct

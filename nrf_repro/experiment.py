@@ -519,7 +519,7 @@ OUTCOMES = ('clean_accuracy', 'robust_accuracy', 'ligs')   # metrics whose rows 
 
 def measure_cell(model, images, profile, cell, attacks, common, kept=None, save=lambda kept: None):
     "The rows of one network on the test images; `attacks` are names of the profile; kept, save: see `in_blocks`."
-    from nrf_repro.attacks import robust_correct, vanished
+    from nrf_repro.attacks import gradient_underflows, robust_correct
     from nrf_repro.features import ligs
     from nrf_repro.training import correct
     device, sigma = common['device'], profile['data'][cell.dataset]['sigma']
@@ -535,7 +535,7 @@ def measure_cell(model, images, profile, cell, attacks, common, kept=None, save=
         yield row('robust_accuracy', lambda x, y: robust_correct(model, x, y, attack), **attack_fields(profile, cell.dataset, name))
     yield row('ligs', lambda x, y: ligs(model, x, y, sigma=sigma), sigma=sigma, draws=1)
     yield row('ligs_plain', lambda x, y: ligs(model, x, y, sigma=sigma, stable=False), sigma=sigma, draws=1)
-    yield row('vanished', lambda x, y: vanished(model, x, y))
+    yield row('vanished', lambda x, y: gradient_underflows(model, x, y))
 
 # %% ../nbs/17_experiment.ipynb #fbb1ee76
 def keep_values(path, hash):

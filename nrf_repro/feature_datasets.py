@@ -29,7 +29,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
-from .attacks import PERTURBATION_SETS, Attack, l2_norm, prepared, robust_correct, steepest_l2
+from .attacks import PERTURBATION_SETS, Attack, l2_norm, optimised_inference, robust_correct
+from .attacks.pgd import steepest_l2
 from .data import Images
 from .experiment import network_of
 from .features import ligs
@@ -75,7 +76,7 @@ def in_batches(
     rounded = rounded or nearest_levels
     device = next(model.parameters()).device
     def on_device(t): return t.to(device).float() / 255 if t.dtype == torch.uint8 else t.to(device)
-    with prepared(model, on_device(tensors[0][:2])) as net:
+    with optimised_inference(model, on_device(tensors[0][:2])) as net:
         made = [rounded(change(net, *map(on_device, batch)), batch[0]) for batch in zip(*(t.split(batch_size) for t in tensors))]
     return torch.cat([x.cpu() for x in made])
 

@@ -38,10 +38,10 @@ def trajectory(model,   # any nn.Module: images in [0, 1] -> logits
                attack): # an `Attack` without random start
     "The images before the attack and after each of its steps: steps + 1, n c h w."
     import torch
-    from nrf_repro.attacks import BALLS, input_gradient
+    from nrf_repro.attacks import PERTURBATION_SETS, input_gradient
     if attack.random_start or attack.targeted:
         raise ValueError('a trajectory starts at the image and leaves its label: random_start and targeted must be False')
-    ball, steps = BALLS[attack.ball], [x]
+    ball, steps = PERTURBATION_SETS[attack.ball], [x]
     for _ in range(attack.steps):
         move = steps[-1] + attack.step_size * ball.steepest(input_gradient(model, steps[-1], y, loss=attack.loss)) - x
         steps.append((x + ball.project(move, attack.eps)).clamp(0, 1))

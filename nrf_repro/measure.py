@@ -521,7 +521,7 @@ def attack_fields(name, a):
 
 def asked(attacks, sigma, seed, batch_size):
     "Metric, fields, and a function of (model, x, y) that gives one value per image."
-    from nrf_repro.attacks import robust_correct, vanished
+    from nrf_repro.attacks import gradient_underflows, robust_correct
     from nrf_repro.features import ligs
     from nrf_repro.training import correct
     bs, noise = dict(batch_size=batch_size), dict(sigma=sigma, draws=1)
@@ -530,7 +530,7 @@ def asked(attacks, sigma, seed, batch_size):
         yield 'robust_accuracy', attack_fields(name, a), lambda *mxy, a=a: robust_correct(*mxy, a, **bs)
     yield 'ligs', noise, lambda *mxy: ligs(*mxy, sigma=sigma, seed=seed, **bs)
     yield 'ligs_plain', noise, lambda *mxy: ligs(*mxy, sigma=sigma, seed=seed, stable=False, **bs)
-    yield 'vanished', {}, lambda *mxy: vanished(*mxy, **bs)
+    yield 'vanished', {}, lambda *mxy: gradient_underflows(*mxy, **bs)
 
 # %% ../nbs/24_measure.ipynb #be586b5a
 def row_of(metric, values, **fields):  # values: one per image, NaN where not defined
@@ -698,10 +698,10 @@ def check_scale(p):
 def check_gradients(p):
     "Images with no gradient, and with none that float32 can hold."
     import torch
-    from nrf_repro.attacks import input_gradient, vanished
+    from nrf_repro.attacks import gradient_underflows, input_gradient
     grads = (input_gradient(p.model, *b).flatten(1) for b in zip(p.x.split(p.batch_size), p.y.split(p.batch_size)))
     shares = {'zero gradient': torch.cat([(g == 0).all(1) for g in grads]),
-              'underflow': vanished(p.model, p.x, p.y, batch_size=p.batch_size)}
+              'underflow': gradient_underflows(p.model, p.x, p.y, batch_size=p.batch_size)}
     for name, gone in shares.items():
         share, limit = gone.double().mean().item(), LIMITS[name]
         yield looked(name, percent(share), f'below {percent(limit)}', share > limit)
@@ -723,9 +723,8 @@ def check_steps(p, name):
 # %% ../nbs/24_measure.ipynb #043294d4
 def noisy(x, ball, eps, seed, draw):
     "Each image moved by eps in a random direction of the ball, and kept in [0, 1]."
-    from nrf_repro.attacks import BALLS
-    from nrf_repro.noise import image_noise
-    return (x + eps * BALLS[ball].steepest(image_noise(x, seed, draw))).clamp(0, 1)
+    from nrf_repro.attacks import PERTURBATION_SETS, image_noise
+    return (x + eps * PERTURBATION_SETS[ball].steepest(image_noise(x, seed, draw))).clamp(0, 1)
 
 def check_noise(p, name, draws=10):
     "Random changes of the same size."

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .adequacy import NAMES, Calm, withstand
-from .attacks import frozen, prepared, robust_correct
+from .attacks import frozen, optimised_inference, robust_correct
 from .consequences import CORRUPTIONS, LABELS, corrupted
 from .data import balanced
 from .experiment import read_json, write_json
@@ -103,7 +103,7 @@ def attack_sequence(
     for name, a in _pgd_sequence(attack, strength).items():
         left = after(left, robust_correct(model, x[left], y[left], a))
         yield name, left
-    with frozen(model), prepared(model, x) as net:
+    with frozen(model), optimised_inference(model, x) as net:
         for name, a in _library_sequence(net, x, attack, classes, strength):
             left = after(left, withstand(net, x[left], y[left], a, attack.ball, attack.eps))
             yield name, left

@@ -23,13 +23,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .adequacy import autoattack, effort_of
-from .attacks import ce_gradient, l2_norm, robust_correct, vanished
+from .attacks import ce_gradient, gradient_underflows, image_keys, image_noise, l2_norm, robust_correct
 from .experiment import OUTCOMES
-from .features import ligs, unit
+from .features import ligs, normalise_gradients
 from .figures import LOOKS, several, styled
 from .claims import paired_effect
 from .intervals import t_interval
-from .noise import image_keys, image_noise
 from .outcomes import outcome_fields
 from .studies import part
 from .tables import NETWORK, name_of, norm_name
@@ -93,7 +92,7 @@ def turn(
     near = (x.detach() + sigma * v).requires_grad_()
     with unremembered(model): a, b = direction(z, x, y), direction(model(near.clone()), near, y)
     there = (a != 0).flatten(1).any(1) & (b != 0).flatten(1).any(1)
-    return (1 - (unit(a[there]) * unit(b[there])).sum(1)).sum() / max(int(there.sum()), 1)
+    return (1 - (normalise_gradients(a[there]) * normalise_gradients(b[there])).sum(1)).sum() / max(int(there.sum()), 1)
 
 # %% ../nbs/13_regularization.ipynb #81d3e757
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def network_rows(run, net, cell, lam): # lam: None for a network trained in anot
         yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
     for stable, metric in ((True, 'ligs'), (False, 'ligs_plain')):
         yield row(metric, ligs(net, x, y, sigma=sigma, stable=stable), sigma=sigma, draws=1)
-    yield row('vanished', vanished(net, x, y))
+    yield row('vanished', gradient_underflows(net, x, y))
 
 # %% ../nbs/13_regularization.ipynb #b5fdfd51
 def check_rows(run, net, cell, lam):

@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 
 from .attacks import input_gradient
 from .experiment import next_seed
-from .features import unit
+from .features import normalise_gradients
 from .figures import INK, LOOKS, several, styled
 from .claims import paired_effect
 from .intervals import t_interval
@@ -66,7 +66,7 @@ def draw_matrix(ax, table): # of `transfer_matrix`
 
 # %% ../nbs/14_transfer.ipynb #2111f084
 def alignment(
-    a, b,  # n d: each image's gradients in two networks, of `unit`
+    a, b,  # n d: each image's gradients in two networks, of `normalise_gradients`
 ):         # None where there are no images
     "Mean cosine between the input gradients of two networks."
     return (a * b).sum(1).nanmean().item() if len(a) else None
@@ -75,7 +75,7 @@ def alignment(
 def unit_gradients(net, x, y, batch_size=256):
     "Each image's gradient of the cross-entropy, stably read, at length 1: n d."
     if not len(x): return x.new_zeros(0, x[0:].numel())
-    return torch.cat([unit(input_gradient(net, *b)) for b in zip(x.split(batch_size), y.split(batch_size))])
+    return torch.cat([normalise_gradients(input_gradient(net, *b)) for b in zip(x.split(batch_size), y.split(batch_size))])
 
 # %% ../nbs/14_transfer.ipynb #c6a414cd
 def momentum(

@@ -15,8 +15,10 @@ from torch import nn
 
 from nrf_repro.attacks import (
     LOSSES, PAPER_ATTACKS, Attack, PerturbationSet, frozen, gradient_underflows, image_noise, input_gradient, margin,
-    optimised_inference, project_l2, robust_correct, start_l2, steepest_l2)
+    optimised_inference, robust_correct)
 from nrf_repro.attacks import PERTURBATION_SETS as BALLS
+from nrf_repro.attacks import inference
+from nrf_repro.attacks.pgd import project_l2, start_l2, steepest_l2
 from nrf_repro.features import ligs
 
 ORDER = dict(l2=2, linf=torch.inf)
@@ -710,7 +712,6 @@ def test_a_masked_class_changes_no_number():
 
 
 def test_a_copy_that_differs_on_attacked_images_alone_is_given_up(x, monkeypatch):
-    from nrf_repro import attacks
     net = conv_net()
     y, a = answers(net, x), ATTACKS['l2', 'ce']
     want = robust_correct(net, x, y, a)
@@ -718,7 +719,7 @@ def test_a_copy_that_differs_on_attacked_images_alone_is_given_up(x, monkeypatch
     class Deaf(nn.Module):
         "The same on the images, constant elsewhere."
         def forward(self, v): return net(x[:1].expand_as(v)) + 0 * v.flatten(1).sum(1, keepdim=True)
-    monkeypatch.setattr(attacks, '_optimised', lambda model, *batches: attacks._Optimised(model, Deaf(), 1., 0.))
+    monkeypatch.setattr(inference, '_optimised', lambda model, *batches: inference._Optimised(model, Deaf(), 1., 0.))
     assert torch.equal(robust_correct(net, x, y, a), want)
 
 
@@ -813,14 +814,6 @@ def test_a_named_attack_is_as_it_was():
     want = dict(ball='l2', eps=.25, loss='ce', steps=10, step_size=.1, random_start=False, restarts=1, targeted=False, seed=3)
     assert asdict(a) == want and [type(v) for v in asdict(a).values()] == [type(v) for v in want.values()]
     assert hash(a) == hash(replace(a)) and a == replace(a)
-
-
-def test_the_former_name_of_the_criterion_is_still_understood(net, x):
-    y, a = answers(net, x), replace(ATTACKS['l2', 'ce'], eps=1.)
-    for reading in ('any', 'last'):
-        with pytest.warns(DeprecationWarning, match='criterion'): ok = robust_correct(net, x, y, a, reading=reading)
-        assert torch.equal(ok, robust_correct(net, x, y, a, criterion=f'{reading}_step'))
-    with pytest.raises(ValueError, match='reading'), pytest.warns(DeprecationWarning): robust_correct(net, x, y, a, reading='first')
 
 
 # gradients that are not finite, or not there

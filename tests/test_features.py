@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nrf_repro.noise import image_noise
-from nrf_repro.features import NOISES, ligs, robust_usefulness, unit, unit_variance, usefulness, worst_case
+from nrf_repro.attacks import image_noise
+from nrf_repro.features import NOISES, ligs, normalise_gradients, robust_usefulness, unit_variance, usefulness, worst_case
 
 
 def conv_net(scale=1., seed=0):
@@ -140,8 +140,8 @@ def test_no_gradient_is_nan_and_only_there(images):
 def test_unit_has_no_smallest_length():
     g = torch.tensor([[3., 4.]])
     for scale in (1e-44, 1e-30, 1., 1e37):
-        torch.testing.assert_close((unit(g * scale)**2).sum(), torch.tensor(1., dtype=torch.float64))
-    torch.testing.assert_close(unit(g * 1e-30), torch.tensor([[.6, .8]], dtype=torch.float64), rtol=1e-6, atol=0)
+        torch.testing.assert_close((normalise_gradients(g * scale)**2).sum(), torch.tensor(1., dtype=torch.float64))
+    torch.testing.assert_close(normalise_gradients(g * 1e-30), torch.tensor([[.6, .8]], dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize('wrong, says', [

@@ -28,7 +28,7 @@ from torch import nn
 
 from counted import count
 from nrf_repro import results, training
-from nrf_repro.attacks import BALLS, LOSSES, Attack, l2_norm, robust_correct
+from nrf_repro.attacks import LOSSES, PERTURBATION_SETS, Attack, l2_norm, robust_correct
 from nrf_repro.data import Images, load, readers
 from nrf_repro.data.images import CLASSES
 from nrf_repro.features import NOISES, ligs
@@ -422,7 +422,7 @@ def pixels(n, c, h, k, dtype):
 
 
 @noted('attacks: ball, eps, steps, step size, shape, dtype', 150)
-@given(shape=images, ball=st.sampled_from([*BALLS]), loss=st.sampled_from([*LOSSES]), eps=st.sampled_from([0., 1e-6, 1/255, .3, 2., 50.]), steps=st.integers(1, 4),
+@given(shape=images, ball=st.sampled_from([*PERTURBATION_SETS]), loss=st.sampled_from([*LOSSES]), eps=st.sampled_from([0., 1e-6, 1/255, .3, 2., 50.]), steps=st.integers(1, 4),
        step=st.sampled_from([1e-4, .1, 5.]), start=st.booleans(), targeted=st.booleans())
 def test_an_attack_stays_in_its_ball_and_in_the_picture(shape, ball, loss, eps, steps, step, start, targeted):
     net, x, y = pixels(*shape)
@@ -434,7 +434,7 @@ def test_an_attack_stays_in_its_ball_and_in_the_picture(shape, ball, loss, eps, 
 
 
 @noted('robust accuracy: batch sizes that do not divide, readings', 80)
-@given(shape=images, bs=st.integers(1, 9), ball=st.sampled_from([*BALLS]), loss=st.sampled_from([*LOSSES]), eps=st.sampled_from([0., .05, .5]), restarts=st.integers(1, 2))
+@given(shape=images, bs=st.integers(1, 9), ball=st.sampled_from([*PERTURBATION_SETS]), loss=st.sampled_from([*LOSSES]), eps=st.sampled_from([0., .05, .5]), restarts=st.integers(1, 2))
 def test_batches_do_not_matter_and_any_step_is_no_weaker_than_the_last(shape, bs, ball, loss, eps, restarts):
     net, x, y = pixels(*shape)
     attack = Attack(ball, eps, loss, 3, max(eps / 2, 1e-3), random_start=restarts > 1, restarts=restarts)

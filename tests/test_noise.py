@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.features import NOISES, ligs
-from nrf_repro.noise import image_keys, image_noise, image_uniform, random_words
+from nrf_repro.attacks.noise import image_keys, image_noise, image_uniform, random_words
 from nrf_repro.published import load_published
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
@@ -76,7 +76,7 @@ def test_a_seed_or_a_draw_out_of_range_is_an_error(name, value):
 def test_large_images_are_drawn_in_parts(monkeypatch):
     x = grey((5, 3, 8, 8), 1) / 255
     whole = image_noise(x)
-    monkeypatch.setattr('nrf_repro.noise.BLOCK', 200)
+    monkeypatch.setattr('nrf_repro.attacks.noise.BLOCK', 200)
     assert torch.equal(image_noise(x), whole)
 
 def test_the_uniform_noise_covers_the_interval_evenly():
