@@ -34,8 +34,7 @@ from safetensors import SafetensorError, safe_open
 from .data import data_folder, is_here
 from .experiment import (PARTS, WEIGHTS, WEIGHTS_8BIT, Cell, alone, attack_config, build_folder, cell_fields, check_name, history_rows, images_of,
                                   load_profile, measure_cell, monitor_of, network_of, planned, read_json, recipe_of, run_config)
-from .models import from_bytes, load_model, save_whole
-from .published import pack_model
+from .models import from_bytes, load_model, pack_model, save_whole
 from .results import FIELDS, IDENTITY, complete, config_hash, describe, read_rows, source_hash
 
 # %% ../nbs/36_archive.ipynb #50dc8951

@@ -15,8 +15,7 @@ from nrf_repro import archive
 from nrf_repro.archive import ROWS, gather, write_archive
 from nrf_repro.cli import collect, main
 from nrf_repro.experiment import WEIGHTS_8BIT, attack_cell, load_profile, planned, report_meta, run_cells, train_cell
-from nrf_repro.models import load_model, save_whole
-from nrf_repro.published import to_bytes
+from nrf_repro.models import load_model, save_whole, to_bytes
 from nrf_repro.report import render
 from nrf_repro.claims import load_claims
 from nrf_repro.results import read_rows, source_hash

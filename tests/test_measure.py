@@ -18,8 +18,7 @@ from torch import nn
 from nrf_repro import measure as m
 from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
 from nrf_repro.data import load
-from nrf_repro.models import build_model, load_model, save_model
-from nrf_repro.published import pack_model
+from nrf_repro.models import build_model, load_model, pack_model, save_model
 from nrf_repro.intervals import wilson
 from nrf_repro.results import read_rows, write_rows
 

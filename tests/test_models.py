@@ -8,8 +8,9 @@ from torch import nn
 
 from nrf_repro.attacks import Attack
 from nrf_repro.features import ligs
-from nrf_repro.models import (ARCHS, CONTROLS, SLOW, Residual, Scale, Scalar, Shift, StandardWeights, build_model,
-                              load_model, model_config, save_model)
+from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, model_config, save_model
+from nrf_repro.models.build import Residual
+from nrf_repro.models.controls import SLOW, Scalar, Scale, Shift, StandardWeights
 from nrf_repro.norms import NORMS, count_norms
 from nrf_repro.results import CONTROLS as NAMED_CONTROLS
 
