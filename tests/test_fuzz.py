@@ -32,13 +32,14 @@ from nrf_repro.attacks import LOSSES, PERTURBATION_SETS, Attack, l2_norm, robust
 from nrf_repro.data import Images, load, readers
 from nrf_repro.data.images import CLASSES
 from nrf_repro.features import NOISES, ligs
-from nrf_repro.measure import class_folders, read_weights
+from nrf_repro.measure.images import _class_folders
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
 from nrf_repro.norms import NORMS, count_norms, make_norm, moments, normalize
 from nrf_repro.claims import load_claims
 from nrf_repro.intervals import t_interval, two_way, wilson
 from nrf_repro.results import FIELDS, REAL, WHOLE, make_row, read_rows, write_rows
 from nrf_repro.training import RECIPES, Recipe, fit, load_state, save_state, sgd
+from nrf_repro.weights import read_weights
 
 ROOT = Path(__file__).parent.parent
 MUTANTS = 250      # damaged copies of each kind of file
@@ -163,7 +164,7 @@ def picture(folder, kind='png'):
     return folder / f'pets/test/cat/0.{kind}', lambda: load(folder / 'pets', 'test', size=32)
 
 
-def own_picture(folder): return picture(folder, 'jpg')[0], lambda: class_folders(folder / 'pets/test', size=32)
+def own_picture(folder): return picture(folder, 'jpg')[0], lambda: _class_folders(folder / 'pets/test', size=32)
 
 
 def weights(folder):

@@ -10,7 +10,7 @@ from torchvision.models import get_model, get_model_weights
 from nrf_repro import imagenet
 from nrf_repro.data import STATS, load
 from nrf_repro.experiment import PARTS, Cell, load_profile, planned
-from nrf_repro.imagenet import TORCHVISION, class_index, class_names, in_order, networks_of, pretrained, wnids
+from nrf_repro.imagenet import TORCHVISION, class_index, class_names, _networks, in_order, pretrained, wnids
 from nrf_repro.claims import load_claims, pairs, select
 from nrf_repro.results import frame, paper_rows, read_rows
 from nrf_repro.studies import Run, run_study
@@ -90,11 +90,11 @@ def test_a_folder_of_another_name_is_not_guessed_at(tmp_path, names, sentence):
 
 
 def test_every_name_is_one_of_torchvisions_with_the_norm_it_says():
-    from nrf_repro.measure import norm_of
+    from nrf_repro.measure.subject import _norm_kind
     for (arch, norm), name in TORCHVISION.items():
         with torch.device('meta'): net = get_model(name)
-        assert norm_of(net) == norm and name.removesuffix('_bn') == arch and 'IMAGENET1K_V1' in get_model_weights(name).__members__
-        assert .6 < imagenet.printed_accuracy(name, 'IMAGENET1K_V1') < .8 and imagenet.printed_accuracy(name, '/a/folder') is None
+        assert _norm_kind(net) == norm and name.removesuffix('_bn') == arch and 'IMAGENET1K_V1' in get_model_weights(name).__members__
+        assert .6 < imagenet._stated_accuracy(name, 'IMAGENET1K_V1') < .8 and imagenet._stated_accuracy(name, '/a/folder') is None
 
 
 def test_standardisation_is_in_the_network(place, small):
@@ -162,7 +162,7 @@ def test_what_a_grid_trains_keeps_its_place_in_the_tables(small, tmp_path):
 def test_the_study_and_the_grids_of_the_paper_profile_share_no_vgg():
     paper = load_profile('paper')
     assert paper['studies']['imagenet']['if_here']
-    cells = networks_of(Run(paper, 'imagenet', 0, None))
+    cells = _networks(Run(paper, 'imagenet', 0, None))
     free = {(c.arch, c.norm) for c in cells if c not in planned(paper, PARTS)}
     assert free == {(a, n) for a in ('vgg16', 'vgg19') for n in ('none', 'bn')} and len(cells) == 6
     assert Cell('imagenet', 'resnet18', 1., 'none', 'standard', 0) in planned(paper, PARTS)

@@ -16,11 +16,15 @@ from PIL import Image
 from torch import nn
 
 from nrf_repro import measure as m
+from nrf_repro.measure import measurement
 from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
 from nrf_repro.data import load
 from nrf_repro.models import build_model, load_model, pack_model, save_model
 from nrf_repro.intervals import wilson
-from nrf_repro.results import read_rows, write_rows
+from nrf_repro.measure.command import _check_writable
+from nrf_repro.measure.subject import _norm_kind
+from nrf_repro.results import FIELDS, read_rows, write_rows
+from nrf_repro.weights import load_weights, read_weights, scale_advice
 
 QUICK = m.attacks_at(l2=.5, linf=8 / 255, steps=3)
 
@@ -72,7 +76,7 @@ def test_numbers_are_those_of_the_parts(images):
     seen = measured(net, images)
     assert seen['clean_accuracy'] == (net(x).argmax(1) == y).double().mean().item() == 1
     for name, a in QUICK.items(): assert seen[name] == pytest.approx(robust_correct(net, x, y, a).double().mean().item())
-    assert seen['ligs'] > .9 and seen['vanished'] == 0 and len(seen.rows.columns) == len(m.FIELDS)
+    assert seen['ligs'] > .9 and seen['vanished'] == 0 and len(seen.rows.columns) == len(FIELDS)
     row = seen.frame.iloc[0]
     assert (row.low, row.high) == wilson(32, 32)[1:3] and row.n == 32 and row.norm == 'none'
 
@@ -99,8 +103,8 @@ def test_rows_can_be_written_and_read(images, tmp_path):
 @pytest.mark.parametrize('spoil, check', [
     (lambda net: nn.Sequential(net, nn.Softmax(1)), 'logits'),
     (Rounded, 'zero gradient'), (Rounded, 'large ball, PGD ℓ2'), (Rounded, 'large ball, PGD ℓ∞'),
-    (lambda net: Scaled(net, 1e4), 'underflow'), (Lots, 'same answer'),
-    (lambda net: Scaled(net, -1), 'guessing'), (Undone, 'input scale')])
+    (lambda net: Scaled(net, 1e4), 'underflow'), (Lots, 'deterministic'),
+    (lambda net: Scaled(net, -1), 'above chance'), (Undone, 'input scale')])
 def test_each_disguise_is_found(images, spoil, check):
     assert check in measured(spoil(Linear()), images).flagged
 
@@ -121,7 +125,7 @@ def test_noise_that_does_as_well_is_found(images):
 
 def test_labels_of_other_classes_are_found(images):
     x, y = images
-    im = m.as_subjects((x, y))
+    im = m.eval_images((x, y))
     from nrf_repro.data import Images
     seven = Images((x * 255).round().to(torch.uint8), y, tuple('abcdefg'), im.mean, im.std, 'seven', 'test')
     assert 'classes' in measured(Linear(), seven).flagged and 'classes' not in measured(Linear(), (x, y)).flagged
@@ -157,12 +161,12 @@ def test_a_mistake_is_one_sentence(images, bad, sentence):
     (dict(batch_size=0), 'batch_size=0: pass a whole number from 1 upwards'), (dict(batch_size=2.5), 'batch_size=2.5'),
     (dict(checks=-3), 'checks=-3: pass a whole number from 0 upwards'), (dict(seed=-1), 'seed=-1: pass a whole'),
     (dict(limit=0), 'limit=0'), (dict(size=0), 'size=0'), (dict(sigma=0), 'sigma=0'), (dict(sigma=float('nan')), 'sigma=nan'),
-    (dict(model='gone.safetensors'), 'No network at gone.safetensors: mend the path'), (dict(model='no/such/net'), 'No network at no/such/net'),
-    (dict(model='vgg11', weights='gone.pth'), 'No weights at gone.pth: mend the path'),
+    (dict(model='gone.safetensors'), 'No network at gone.safetensors. Correct the path'), (dict(model='no/such/net'), 'No network at no/such/net'),
+    (dict(model='vgg11', weights='gone.pth'), 'No weights at gone.pth. Correct the path'),
     (dict(model='timms_net', weights='gone.pth'), 'No weights at gone.pth')])
 def test_a_mistake_is_found_before_the_first_image(monkeypatch, images, bad, sentence):
     def read(*a): raise AssertionError('images were read')
-    monkeypatch.setattr(m, 'as_subjects', read)
+    monkeypatch.setattr(measurement, 'eval_images', read)
     with pytest.raises((ValueError, FileNotFoundError), match=sentence) as e: measured(**dict(model=Linear(), images=images) | bad)
     assert '\n' not in str(e.value)
 
@@ -176,7 +180,7 @@ def test_a_mistake_is_found_before_the_first_image(monkeypatch, images, bad, sen
 def test_a_mistake_on_the_command_line_costs_nothing(monkeypatch, capsys, tmp_path, words, sentence):
     from nrf_repro.cli import main
     def touched(*a, **k): raise AssertionError('a network or images were read')
-    for part in ('find_network', 'as_subjects'): monkeypatch.setattr(m, part, touched)
+    for part in ('find_model', 'eval_images'): monkeypatch.setattr(measurement, part, touched)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'file.txt').write_text('')
     try: status = main(['measure', 'vgg11', 'digits', *words.split()])
@@ -186,17 +190,17 @@ def test_a_mistake_on_the_command_line_costs_nothing(monkeypatch, capsys, tmp_pa
 
 
 def test_a_file_in_a_new_folder_can_be_written_and_trying_leaves_nothing(tmp_path):
-    m.check_writable('--out', tmp_path / 'new/er/page.html'), m.check_writable('--out', None)
+    _check_writable('--out', tmp_path / 'new/er/page.html'), _check_writable('--out', None)
     assert not list(tmp_path.iterdir())
     (tmp_path / 'old.html').write_text('old')
-    m.check_writable('--out', tmp_path / 'old.html')
+    _check_writable('--out', tmp_path / 'old.html')
     assert (tmp_path / 'old.html').read_text() == 'old'
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root writes everywhere')
 def test_a_folder_that_takes_no_files_is_found_first(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match='choose a folder'): m.check_writable('--out', tmp_path / 'page.html')
+    with pytest.raises(PermissionError, match='choose a folder'): _check_writable('--out', tmp_path / 'page.html')
 
 
 def test_outputs_that_are_no_tensor(images):
@@ -217,28 +221,28 @@ def test_the_norm_is_named_by_what_its_layers_compute(images, layer, norm):
 
 @pytest.mark.parametrize('norm', ['none', 'bn', 'in', 'ln', 'gn'])
 def test_networks_of_the_package_have_the_norm_they_were_built_with(norm):
-    assert m.norm_of(build_model('vgg11', norm, width=1 / 16)) == norm
+    assert _norm_kind(build_model('vgg11', norm, width=1 / 16)) == norm
 
 
 def test_weights_that_would_run_code_are_refused(tmp_path):
     class Evil:
         def __reduce__(self): return (open, (str(tmp_path / 'ran'), 'w'))
     torch.save(dict(w=Evil()), tmp_path / 'evil.pt')
-    with pytest.raises(ValueError, match='without running its code'): m.read_weights(tmp_path / 'evil.pt')
+    with pytest.raises(ValueError, match='without running its code'): read_weights(tmp_path / 'evil.pt')
     assert not (tmp_path / 'ran').exists()
     (tmp_path / 'cut.safetensors').write_bytes(b'123')
-    with pytest.raises(ValueError, match='cut.safetensors'): m.read_weights(tmp_path / 'cut.safetensors')
+    with pytest.raises(ValueError, match='cut.safetensors'): read_weights(tmp_path / 'cut.safetensors')
 
 
 def test_torchvision_by_name_with_a_local_file(tmp_path):
     from torchvision.models import squeezenet1_1
     net = squeezenet1_1(num_classes=3)
     torch.save(dict(model=net.state_dict()), tmp_path / 'w.pth')
-    found, stats = m.find_network('squeezenet1_1', tmp_path / 'w.pth')
+    found, stats, _ = m.find_model('squeezenet1_1', tmp_path / 'w.pth')
     x = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(found.eval()(x), net.eval()(x))
-    with pytest.raises(ValueError, match='another network'): m.find_network('resnet18', tmp_path / 'w.pth')
-    with pytest.raises(FileNotFoundError, match='No weights at'): m.find_network('resnet18', str(tmp_path / 'gone.pth'))
+    with pytest.raises(ValueError, match='another network'): m.find_model('resnet18', tmp_path / 'w.pth')
+    with pytest.raises(FileNotFoundError, match='No weights at'): m.find_model('resnet18', str(tmp_path / 'gone.pth'))
 
 
 def test_library_weights_come_with_their_scale_or_one_sentence(monkeypatch, tmp_path):
@@ -247,26 +251,26 @@ def test_library_weights_come_with_their_scale_or_one_sentence(monkeypatch, tmp_
     asked = []
     def get(self, *a, **k): asked.append(k.get('weights_only')); return state
     monkeypatch.setattr(SqueezeNet1_1_Weights, 'get_state_dict', get)
-    net, (mean, std) = m.find_network('squeezenet1_1', 'DEFAULT')
+    net, (mean, std), _ = m.find_model('squeezenet1_1', 'DEFAULT')
     assert asked[0] is True and list(mean) == [.485, .456, .406] and torch.equal(net.features[0].weight, state['features.0.weight'])
     def offline(self, *a, **k): raise OSError('no route')
     monkeypatch.setattr(SqueezeNet1_1_Weights, 'get_state_dict', offline)
     with pytest.raises(FileNotFoundError, match='cannot be downloaded .OSError.: fetch https.*--standardize imagenet'):
-        m.find_network('squeezenet1_1', 'DEFAULT')
+        m.find_model('squeezenet1_1', 'DEFAULT')
 
 
 def test_a_file_of_the_librarys_weights_with_the_advised_scale_is_the_same_network(monkeypatch, images, tmp_path):
     from torchvision.models import Inception_V3_Weights, SqueezeNet1_1_Weights, squeezenet1_1
-    state, im = squeezenet1_1().state_dict(), m.as_subjects(images)
+    state, im = squeezenet1_1().state_dict(), m.eval_images(images)
     torch.save(state, tmp_path / 'w.pth')
     monkeypatch.setattr(SqueezeNet1_1_Weights, 'get_state_dict', lambda self, *a, **k: state)
-    (net, known), (bare, stats) = (m.find_network('squeezenet1_1', w) for w in ('DEFAULT', tmp_path / 'w.pth'))
+    (net, known, _), (bare, stats, _) = (m.find_model('squeezenet1_1', w) for w in ('DEFAULT', tmp_path / 'w.pth'))
     x = torch.rand(2, 3, 64, 64)
-    both = m.with_scale(net, None, known, im).eval()(x), m.with_scale(bare, 'imagenet', stats, im).eval()(x)
+    both = m.with_standardize(net, None, known, im).eval()(x), m.with_standardize(bare, 'imagenet', stats, im).eval()(x)
     torch.testing.assert_close(*both)
     assert stats is None and not torch.allclose(both[0], bare(x))
-    assert m.file_scale('squeezenet1_1', SqueezeNet1_1_Weights.DEFAULT.transforms()) == '--standardize imagenet'
-    assert '(0.5, 0.5, 0.5)' in m.file_scale('inception_v3', Inception_V3_Weights.DEFAULT.transforms())
+    assert scale_advice('squeezenet1_1', SqueezeNet1_1_Weights.DEFAULT.transforms()) == '--standardize imagenet'
+    assert '(0.5, 0.5, 0.5)' in scale_advice('inception_v3', Inception_V3_Weights.DEFAULT.transforms())
 
 
 def test_the_help_says_that_a_files_network_is_taken_as_it_is():
@@ -276,16 +280,16 @@ def test_the_help_says_that_a_files_network_is_taken_as_it_is():
 
 def test_timm_is_asked_where_it_is_installed(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'timm', None)
-    with pytest.raises(ModuleNotFoundError, match='pip install timm'): m.find_network('nobody_net', 'DEFAULT')
+    with pytest.raises(ModuleNotFoundError, match='pip install timm'): m.find_model('nobody_net', 'DEFAULT')
     config = types.SimpleNamespace(resolve_model_data_config=lambda net: dict(mean=(.5,) * 3, std=(.5,) * 3))
     fake = types.SimpleNamespace(is_model=lambda name: name == 'linear_net', data=config,
                                  create_model=lambda name, pretrained=False, num_classes=4: Linear(num_classes))
     monkeypatch.setitem(sys.modules, 'timm', fake)
-    assert m.find_network('linear_net', 'DEFAULT')[1] == ((.5,) * 3, (.5,) * 3)
+    assert m.find_model('linear_net', 'DEFAULT')[1] == ((.5,) * 3, (.5,) * 3)
     torch.save(Linear(6).state_dict(), tmp_path / 'w.pt')
     monkeypatch.setattr(fake, 'create_model', lambda name, num_classes=6, **k: Linear(6))
-    assert m.find_network('linear_net', tmp_path / 'w.pt')[0].w.shape[0] == 6
-    with pytest.raises(ValueError, match='neither'): m.find_network('nobody_net', 'DEFAULT')
+    assert m.find_model('linear_net', tmp_path / 'w.pt')[0].w.shape[0] == 6
+    with pytest.raises(ValueError, match='neither'): m.find_model('nobody_net', 'DEFAULT')
 
 
 @pytest.mark.parametrize('bits', [8, 32])
@@ -302,16 +306,16 @@ def test_each_file_says_what_keeps_it_from_being_a_network(tmp_path):
     net = build_model('vgg11', 'none', width=1 / 32, seed=0)
     pack_model(net, tmp_path / 'whole.safetensors', 8), save_file(net.state_dict(), tmp_path / 'bare.safetensors')
     (tmp_path / 'cut.safetensors').write_bytes((tmp_path / 'whole.safetensors').read_bytes()[:-9])
-    with pytest.raises(ValueError, match='does not say which network'): m.find_network(tmp_path / 'bare.safetensors')
-    with pytest.raises(ValueError, match='holds no weights that can be read'): m.find_network(tmp_path / 'cut.safetensors')
+    with pytest.raises(ValueError, match='does not say which network'): m.find_model(tmp_path / 'bare.safetensors')
+    with pytest.raises(ValueError, match='holds no weights that can be read'): m.find_model(tmp_path / 'cut.safetensors')
 
 
 def test_weights_beside_a_file_of_a_network_are_used(tmp_path):
     one, two = (build_model('vgg11', 'none', width=1 / 32, seed=s) for s in (0, 1))
     save_model(one, tmp_path / 'one.safetensors'), torch.save(two.state_dict(), tmp_path / 'two.pt')
-    found, _ = m.find_network(tmp_path / 'one.safetensors', tmp_path / 'two.pt')
-    assert all(torch.equal(v, found.state_dict()[k]) for k, v in two.state_dict().items())
-    with pytest.raises(FileNotFoundError, match='No weights at DEFAULT'): m.find_network(tmp_path / 'one.safetensors', 'DEFAULT')
+    found = m.find_model(tmp_path / 'one.safetensors', tmp_path / 'two.pt')
+    assert all(torch.equal(v, found.model.state_dict()[k]) for k, v in two.state_dict().items())
+    with pytest.raises(FileNotFoundError, match='No weights at DEFAULT'): m.find_model(tmp_path / 'one.safetensors', 'DEFAULT')
 
 
 def test_a_function_of_ones_own(images, monkeypatch, tmp_path):
@@ -320,8 +324,8 @@ def test_a_function_of_ones_own(images, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert measured('own_models_for_test:make', images, checks=0).name == 'own_models_for_test:make'
-    with pytest.raises(ValueError, match='names no function'): m.find_network('own_models_for_test:gone')
-    with pytest.raises((TypeError, ValueError)): m.find_network('own_models_for_test:nothing')
+    with pytest.raises(ValueError, match='names no function'): m.find_model('own_models_for_test:gone')
+    with pytest.raises((TypeError, ValueError)): m.find_model('own_models_for_test:nothing')
 
 
 def test_folders_in_three_layouts(tmp_path):
@@ -331,18 +335,18 @@ def test_folders_in_three_layouts(tmp_path):
             for i in range(3): Image.new('RGB', (20, 10), (80 * i, 90, 90)).save(place / c / f'{i}.png')
     fill(tmp_path / 'plain'), fill(tmp_path / 'only/test'), fill(tmp_path / 'both/train'), fill(tmp_path / 'both/val')
     for name in ('plain', 'only', 'both'):
-        s = m.as_subjects(tmp_path / name, size=8, limit=4)
+        s = m.eval_images(tmp_path / name, size=8, limit=4)
         assert s.x.shape == (4, 3, 8, 8) and sorted(s.y.tolist()) == [0, 0, 1, 1] and s.classes == 2
     (tmp_path / 'plain/cat/0.png').write_text('no image')
-    with pytest.raises(ValueError, match='0.png: not a readable image'): m.as_subjects(tmp_path / 'plain')
+    with pytest.raises(ValueError, match='0.png: not a readable image'): m.eval_images(tmp_path / 'plain')
 
 
 def test_standardising_layer_is_put_before_the_model(images):
-    im = m.as_subjects(images)
-    net = m.with_scale(Linear(), 'data', None, im)
+    im = m.eval_images(images)
+    net = m.with_standardize(Linear(), 'data', None, im)
     mean, std = (torch.tensor(t).view(1, -1, 1, 1) for t in (im.mean, im.std))
     torch.testing.assert_close(net(images[0]), Linear()((images[0] - mean) / std), atol=1e-4, rtol=1e-4)
-    assert isinstance(m.with_scale(Linear(), 'none', ((.5,) * 3, (.5,) * 3), im), Linear)
+    assert isinstance(m.with_standardize(Linear(), 'none', ((.5,) * 3, (.5,) * 3), im), Linear)
 
 
 def test_the_page_is_whole_and_escaped(images, tmp_path):
@@ -357,7 +361,7 @@ def test_command_line_on_a_model_of_ours(tmp_path, capsys):
     words = [str(tmp_path / 'net.safetensors'), 'digits', '--limit', '10', '--l2', '1', '--linf', '8/255', '--steps', '1', '--checks', '10',
              '--out', str(tmp_path / 'page.html'), '--rows', str(tmp_path / 'rows.jsonl'), '--strict']
     assert m.run(m.add_arguments(ArgumentParser()).parse_args(words)) == 1  # untrained: not better than guessing
-    assert '✗ look' in capsys.readouterr().out and (tmp_path / 'page.html').is_file()
+    assert '✗ flagged' in capsys.readouterr().out and (tmp_path / 'page.html').is_file()
     rows = read_rows(tmp_path / 'rows.jsonl')
     assert set(rows.arch) == {'net'} and rows.eps.dropna().isin([1, 8 / 255, .5, 16]).all()
 
@@ -397,21 +401,22 @@ FILES = {
 @pytest.mark.parametrize('name', FILES)
 def test_files_of_common_trainers_are_read(tmp_path, name):
     for how in (dict(), dict(_use_new_zipfile_serialization=False)):
-        net = m.filled(small(3), m.read_weights(saved(tmp_path, FILES[name], **how)), 'w.pth')
+        net = small(3)
+        load_weights(net, read_weights(saved(tmp_path, FILES[name], **how)))
         assert all(torch.equal(v, GOOD[k]) for k, v in net.state_dict().items() if 'num_batches' not in k)
 
 
 def test_the_report_says_which_entry_was_used_and_entry_chooses(images, tmp_path):
     file = saved(tmp_path, dict(state_dict=under('model.', OTHER), state_dict_ema=under('model.')))
     said = {entry: measured(small(), images, weights=file, entry=entry, attacks={}, checks=0).facts['Weights'] for entry in (None, 'state_dict')}
-    assert said[None] == 'w.pth; entry state_dict_ema; prefix model. taken off the names; not used: state_dict'
-    assert said['state_dict'] == 'w.pth; entry state_dict; prefix model. taken off the names'
+    assert said[None] == 'w.pth; entry state_dict_ema; prefix model. removed from the names; not used: state_dict'
+    assert said['state_dict'] == 'w.pth; entry state_dict; prefix model. removed from the names'
     for entry, good in ((None, GOOD), ('state_dict_ema', GOOD), ('state_dict', OTHER), ('state_dict/model', OTHER)):
         net = small()
-        m.find_network(net, file, entry)
+        m.find_model(net, file, entry)
         assert torch.equal(net[0].weight, good['0.weight']), entry
-    with pytest.raises(ValueError, match="has no entry 'gone': it has state_dict_ema, state_dict|has no entry 'gone': it has state_dict, state_dict_ema"): m.find_network(small(), file, 'gone')
-    with pytest.raises(ValueError, match='is for a file of weights'): m.find_network(small(), entry='gone')
+    with pytest.raises(ValueError, match="has no entry 'gone': it has state_dict_ema, state_dict|has no entry 'gone': it has state_dict, state_dict_ema"): m.find_model(small(), file, 'gone')
+    with pytest.raises(ValueError, match='is for a file of weights'): m.find_model(small(), entry='gone')
 
 
 @pytest.mark.parametrize('content, entry', [
@@ -419,9 +424,9 @@ def test_the_report_says_which_entry_was_used_and_entry_chooses(images, tmp_path
     (dict(first=under('a.'), second=under('a.', OTHER)), 'first')])
 def test_where_several_fit_the_user_chooses(tmp_path, content, entry):
     file = saved(tmp_path, content)
-    with pytest.raises(ValueError, match=r'several .* that fit \(.*\): choose one by entry= \(--entry\)'): m.find_network(small(), file)
+    with pytest.raises(ValueError, match=r'several .* that fit \(.*\): choose one by entry= \(--entry\)'): m.find_model(small(), file)
     net = small()
-    m.find_network(net, file, entry)
+    m.find_model(net, file, entry)
     assert torch.equal(net[0].weight, GOOD['0.weight'])
 
 
@@ -429,20 +434,20 @@ def test_weights_of_the_network_inside_of_a_wrapper(tmp_path):
     class Wrapper(nn.Module):
         def __init__(self): super().__init__(); self.backbone = small()
         def forward(self, x): return self.backbone(x)
-    net, _ = m.find_network(Wrapper(), saved(tmp_path, GOOD))
-    assert torch.equal(net.backbone[0].weight, GOOD['0.weight'])
+    net = m.find_model(Wrapper(), saved(tmp_path, GOOD))
+    assert torch.equal(net.model.backbone[0].weight, GOOD['0.weight'])
 
 
 @pytest.mark.parametrize('content, sentence', [
-    (dict(model=argparse.Namespace(a=1)), "'model' is a Namespace.*save model.state_dict"), (dict(epoch=3, acc=.5), "'epoch' is a int, 'acc' is a float"),
-    ([1, 2], 'it is a list'), ({}, 'no state dict'), (dict(optimizer=GOOD), 'no state dict'), (small(), 'save model.state_dict')])
+    (dict(model=argparse.Namespace(a=1)), "'model' is a Namespace.*Save model.state_dict"), (dict(epoch=3, acc=.5), "'epoch' is a int, 'acc' is a float"),
+    ([1, 2], 'it is a list'), ({}, 'no state dict'), (dict(optimizer=GOOD), 'no state dict'), (small(), 'Save model.state_dict')])
 def test_files_without_weights_name_what_they_hold(tmp_path, content, sentence):
-    with pytest.raises(ValueError, match=sentence): m.read_weights(saved(tmp_path, content))
+    with pytest.raises(ValueError, match=sentence): read_weights(saved(tmp_path, content))
 
 
 def test_a_part_of_another_network_is_no_network(tmp_path):
     net = nn.Sequential(small(), nn.Linear(4, 4), nn.Linear(4, 2000))
-    with pytest.raises(ValueError, match='these are weights of another network'): m.find_network(nn.Linear(4, 4), saved(tmp_path, net.state_dict()))
+    with pytest.raises(ValueError, match='weights of another network'): m.find_model(nn.Linear(4, 4), saved(tmp_path, net.state_dict()))
 
 
 def test_names_of_old_densenets(tmp_path):
@@ -451,7 +456,8 @@ def test_names_of_old_densenets(tmp_path):
     net = DenseNet(4, (2, 2), 8, num_classes=5)
     old = {re.sub(r'(denselayer\d+\.(?:norm|relu|conv))([12])\.', r'\1.\2.', k): v for k, v in net.state_dict().items()}
     assert set(old) != set(net.state_dict())
-    again = m.filled(DenseNet(4, (2, 2), 8, num_classes=5), m.read_weights(saved(tmp_path, dict(state_dict=under('module.', old)))))
+    again = DenseNet(4, (2, 2), 8, num_classes=5)
+    load_weights(again, read_weights(saved(tmp_path, dict(state_dict=under('module.', old)))))
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
 
 
@@ -564,11 +570,11 @@ def test_a_module_of_ones_own_that_fails_says_how(monkeypatch, tmp_path, text, s
     (tmp_path / f'{name}.py').write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ValueError, match=sentence): m.find_network(f'{name}:make')
+    with pytest.raises(ValueError, match=sentence): m.find_model(f'{name}:make')
 
 
 def test_the_standardising_layer_is_where_the_model_is(images):
-    layer = m.with_scale(nn.Linear(2, 2, device='meta'), 'data', None, m.as_subjects(images))[0]
+    layer = m.with_standardize(nn.Linear(2, 2, device='meta'), 'data', None, m.eval_images(images))[0]
     assert layer.mean.device.type == layer.std.device.type == 'meta'
 
 
@@ -629,7 +635,7 @@ def test_rows_into_stdout_a_file_descriptor_and_a_pipe(tmp_path):
 
 
 @pytest.mark.parametrize('path', ['/dev/null', '/dev/stdout', '/dev/fd/1'])
-def test_devices_and_streams_may_be_written_to(path): m.check_writable('--rows', path)
+def test_devices_and_streams_may_be_written_to(path): _check_writable('--rows', path)
 
 
 # --- in a browser ---

@@ -1,0 +1,9 @@
+"""Measure any PyTorch classifier: clean accuracy, robust accuracy, LIGS, and checks that detect gradient masking."""
+from nrf_repro.measure.checks import Check, Probe, run_checks
+from nrf_repro.measure.command import add_arguments, run
+from nrf_repro.measure.images import EvalImages, eval_images
+from nrf_repro.measure.measurement import LargeEps, Measurement, attacks_at, measure
+from nrf_repro.measure.subject import find_model, with_standardize
+
+__all__ = ['Check', 'EvalImages', 'LargeEps', 'Measurement', 'Probe', 'add_arguments', 'attacks_at', 'eval_images', 'find_model', 'measure', 'run',
+           'run_checks', 'with_standardize']
