@@ -16,7 +16,7 @@ from ..data import STATS
 from ..evaluation import attack_settings
 from ..intervals import wilson
 from .images import EvalImages
-from ..noise import image_noise
+from ..attacks.noise import image_noise
 from ..tables import COLUMNS, eps_text
 
 # %% ../../nbs/55_measure_checks.ipynb #6313f3e2
