@@ -44,14 +44,14 @@ def reader(kind): # correlates with the patterns of one kind: 0 RF, 1 NRF
 @pytest.mark.parametrize('kind', [0, 1])
 def test_the_monitor_knows_what_an_ideal_reader_follows(kind):
     bed = make_bed('test', n=200, noise=0)
-    seen = BedMonitor(bed.images[:20], None, None, None, bed)(reader(kind))
+    seen = BedMonitor(bed.images[:20], None, None, None, bed=bed)(reader(kind))
     assert [seen['rf_reliance'], seen['nrf_reliance']] == [1 - kind, kind]
     assert seen['clean_accuracy'] == pytest.approx(((bed.nrf if kind else bed.rf) == bed.y).mean())
 
 
 def test_a_bed_with_one_feature_has_no_conflict():
     bed = make_bed('test', n=40, amp_n=0)
-    assert set(BedMonitor(bed.images, None, None, None, bed)(reader(0))) == {'clean_accuracy'}
+    assert set(BedMonitor(bed.images, None, None, None, bed=bed)(reader(0))) == {'clean_accuracy'}
 
 
 def test_answers_do_not_depend_on_the_batches():
