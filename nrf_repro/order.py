@@ -65,7 +65,7 @@ def bed_monitor(run, recipe, kind):
     bed, watch = bed_of(run, 'test', kind), run.data['watch']
     epochs = watch['epochs'] and tuple(sorted({e for e in watch['epochs'] if e < recipe.epochs} | {recipe.epochs}))
     attack = run.attack(watch['attack']) if kind == 'both' else None
-    return BedMonitor(bed.images[:watch['images']], attack, run.data['sigma'], epochs, bed)
+    return BedMonitor(bed.images[:watch['images']], attack, run.data['sigma'], epochs, bed=bed)
 
 # %% ../nbs/11_order_of_features.ipynb #d37b7e5f
 def learned(run, cell, source): # one of CURRICULA
