@@ -81,7 +81,7 @@ def check_row(row): # a dict whose fields are already typed
 # %% ../nbs/16_results.ipynb #33e11263
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
 SHOWING = {'__main__', '_modidx', 'checks', 'cli', 'compare', 'figures', 'living', 'rescaling', 'report', 'sensitivity',
-           'smoothness', 'tables', 'costs', 'verify', 'archive', 'budget', 'intervals', 'claims', 'outcomes'}
+           'smoothness', 'tables', 'costs', 'verify', 'archive', 'budget', 'intervals', 'claims', 'outcomes', 'power'}
 
 # %% ../nbs/16_results.ipynb #96490a0b
 def computing(text): # of a module
