@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RELATED', 'VERDICTS', 'LIMITS', 'RULES', 'FIELDS_GIVEN', 'PART', 'CLAIMS', 'RUN', 'EFFECT_COLUMNS', 'SAID',
            'PART_COLUMNS', 'select', 'varying', 'pairs', 'cell_numbers', 'paired_effect', 'Part', 'Claim',
-           'load_claims', 'screen', 'with_keys', 'Effect', 'effect_of', 'judge', 'level_of', 'effects',
+           'load_claims', 'screen', 'with_keys', 'Effect', 'effect_of', 'judge', 'level_of', 'effects', 'agreed',
            'printed_effect', 'decide_part', 'decide_parts', 'conclude', 'decide', 'by_scale', 'headline',
            'decide_published']
 
@@ -300,12 +300,14 @@ def judge(interval,        # of the effect, treatment - control
 def level_of(claim, part): return claim.level if part.compare else 2 * claim.level - 1  # a threshold is one-sided
 
 def _cells(evidence, part, claim, outcomes=None): # one line per cell: means, interval, has it room, does it agree
-    sign = 1 if part.direction == 'higher' else -1
     for _, cell in evidence.groupby(cell_numbers(evidence)):
         e = effect_of(cell, part, level_of(claim, part), outcomes)
         yield cell.iloc[0].to_dict() | dict(
             treatment=cell.value.mean(), control=cell.value_control.mean(), middle=_middle(cell), effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
-            interval=e.how, room=_has_room(cell, part), agrees=bool(sign * e.mean > min(0, part.smallest_effect)), alone=_alone(e, part))
+            interval=e.how, room=_has_room(cell, part), agrees=_agrees(e, part), alone=_alone(e, part))
+
+def _agrees(e, part): # does a cell's mean lie on the claimed side?
+    return bool((e.mean if part.direction == 'higher' else -e.mean) > min(0, part.smallest_effect))
 
 def _alone(e, part): # does a cell show the effect by itself? Without an interval its mean decides
     known = e if not math.isnan(e.low) else e._replace(low=e.mean, high=e.mean)
@@ -399,6 +401,15 @@ def _passed_over(full, cells): # cells without room -> a sentence, or nothing
             'if both vary equally over seeds.')
 
 # %% ../nbs/40_claims.ipynb #8de8cf00
+def agreed(interval, # of the effect
+           agrees,   # of each cell: does its mean lie on the claimed side?
+           alone,    # of each cell: does it show the effect by itself?
+           part, claim):
+    "The verdict on one part, 'inconclusive' where too many cells contradict it, and which cells do."
+    verdict = judge(interval, part.direction, part.smallest_effect)
+    against = {'reproduced': ~np.asarray(agrees, dtype=bool), 'not reproduced': np.asarray(alone, dtype=bool)}.get(verdict, np.zeros(len(agrees), dtype=bool))
+    return 'inconclusive' if 1 - against.mean() < claim.agree else verdict, against
+
 def _verdict(e, cells, part, claim): # Effect, the cells -> verdict and the sentence for it
     amount = lambda *values: _amount(*values, metric=part.metric)
     found = f'{_what(part)}: {amount(e.mean)}'
@@ -406,9 +417,8 @@ def _verdict(e, cells, part, claim): # Effect, the cells -> verdict and the sent
     if e.how == 'no spread': return 'inconclusive', f'{found}, the same with each of {_seeds_text(e.seeds)}; without spread there is no t interval.'
     found += f' ({level_of(claim, part):.0%} interval {amount(e.low, e.high)}; {e.remark})'.replace('%', ' %')
     if not cells.room.any(): return 'inconclusive', f'{found}; {_room(cells, part)}'
-    verdict = judge(e, part.direction, part.smallest_effect)
-    against = {'reproduced': ~cells.agrees, 'not reproduced': cells.alone}.get(verdict)
-    if against is not None and 1 - against.mean() < claim.agree:
+    verdict, against = agreed(e, cells.agrees, cells.alone, part, claim)
+    if against.any() and verdict == 'inconclusive':
         return 'inconclusive', f'{found}; the cells disagree, against it: {_each(cells[against], cells, amount)}.'
     return verdict, f'{found}, {_side_of(verdict, part, amount)}; {_agreeing(cells, part)}.'
 

@@ -10,7 +10,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy
+import scipy.special
+import scipy.stats
 
 # %% ../nbs/39_intervals.ipynb #39000005
 class Interval(NamedTuple):
@@ -94,7 +95,7 @@ def _sum_over_cells(cells, what): # what: 'variance' or 'residual' -> the part: 
     return _Part(sum(terms), sum(t**2 / c.df for t, c in zip(terms, known)))
 
 # %% ../nbs/39_intervals.ipynb #39000019
-def _quantile(level, df): return float(scipy.stats.t.ppf((1 + level) / 2, df))
+def _quantile(level, df): return float(scipy.special.stdtrit(df, (1 + level) / 2) if math.isfinite(df) else scipy.special.ndtri((1 + level) / 2))
 
 def _half_width(seeds, images, fewest, level, residual=0.): # two parts, the seeds of the smallest cell, the residual's variance -> half of the interval
     whole = _Part(seeds.size + images.size, seeds.spread + images.spread)

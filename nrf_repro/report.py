@@ -9,7 +9,7 @@ __all__ = ['META', 'SIDES', 'ELSEWHERE', 'CLAIM', 'SOURCE', 'CAPTIONS', 'moves',
            'download', 'downloads', 'trend_parts', 'effect_part', 'curve_parts', 'against_parts', 'figure_parts',
            'between', 'reading_control', 'control_table', 'reading_controls', 'plane_parts', 'study_parts', 'tally',
            'not_checked', 'all_tables', 'table_parts', 'small_tables', 'more_figures', 'published_above',
-           'headline_part', 'hangs_on', 'page', 'source_text', 'linked', 'render']
+           'headline_part', 'hangs_on', 'with_power', 'page', 'source_text', 'linked', 'render']
 
 # %% ../nbs/22_report.ipynb #1c07134a
 import gzip
@@ -477,12 +477,24 @@ def hangs_on(rows, claims, verdicts, outcomes=None): # rows of one profile
     about = 'The same rules on fewer rows, and on one attack at a time; the range of the effects in brackets.'
     return dict(reading=reading(found), html=tables.plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
 
+# %% ../nbs/22_report.ipynb #2200aa02
+def with_power(verdicts, # of `decide`
+               profile,
+               rates=None): # of `read_error_rates`; read from reports/error_rates.csv where it is at hand
+    "The verdicts; the reason of a claim that was run says so if the profile is too small to decide it."
+    from nrf_repro.power import read_error_rates, too_small
+    try: small = too_small(profile, read_error_rates() if rates is None else rates)
+    except FileNotFoundError: return verdicts     # an installed package has no table, and nothing is simulated here
+    run = verdicts.verdict != 'not run'
+    return verdicts.assign(reason=[f'{r} {small[id]}' if ran and id in small else r for r, id, ran in zip(verdicts.reason, verdicts.id, run)])
+
 # %% ../nbs/22_report.ipynb #67cc2ce2
 def page(rows, claims, profile, paper, meta, published='reports/published', outcomes=None):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.figures import inline_svg
     warnings, rows = warnings_of(rows, profile), of_profile(rows, profile)
-    verdicts, found = decide(claims, rows, paper, outcomes), all_tables(rows, paper, claims)
+    verdicts = with_power(decide(claims, rows, paper, outcomes), profile)
+    found = all_tables(rows, paper, claims)
     frames = dict(verdicts=(tables.verdict_table(verdicts, claims), f'Verdicts of profile {profile}'))
     files = downloads(rows, frames | {id: (tables.wide(cells), f'{caption} {tables.notes_text(cells)}'.strip())
                                       for id, (cells, caption) in found.items()})

@@ -86,7 +86,7 @@ def check_row(row): # a dict whose fields are already typed
 # %% ../nbs/16_results.ipynb #33e11263
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
 SHOWING = {  # modules and packages on which no number depends
-    '__main__', '_modidx', 'archive', 'budget', 'checks', 'claims', 'cli', 'compare', 'costs', 'figures', 'intervals', 'living', 'outcomes',
+    '__main__', '_modidx', 'archive', 'budget', 'checks', 'claims', 'cli', 'compare', 'costs', 'figures', 'intervals', 'living', 'outcomes', 'power',
     'report', 'restore', 'sensitivity', 'tables', 'theory', 'verify'}
 
 def _only_shows(name): # of a file below the package, such as theory/rescaling.py
