@@ -1,10 +1,10 @@
-"""What guards nrf_repro.theory.rescaling: oracles, invariances that break where they should, clear refusals."""
+"""Tests of nrf_repro.theory.rescaling: reference results, invariances and their limits, errors."""
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from nrf_repro.theory.rescaling import fit_whitening, principal_axes, residue, undoes, whiten
+from nrf_repro.theory.rescaling import fit_whitening, invariance_error, is_invariant, principal_axes, whiten
 
 
 @pytest.fixture(params=[0, 1, 2])
@@ -38,7 +38,7 @@ def test_zca_is_symmetric_and_the_inverse_root_of_the_covariance(x):
     assert np.allclose(np.linalg.inv(matrix @ matrix), np.cov(x.T, bias=True))
 
 
-def test_whitening_of_two_points_by_hand():
+def test_whitening_of_four_points():
     # variances 4 and 1 along the axes: each coordinate is divided by 2 and by 1
     square = np.array([[2., 1], [2, -1], [-2, 1], [-2, -1]])
     assert np.allclose(whiten(square, 'zca'), np.sign(square))
@@ -55,19 +55,19 @@ def test_fitted_on_one_set_and_applied_to_another(x):
     assert not np.allclose((x[300:] - mean) @ matrix.T, whiten(x[300:]), atol=.01)
 
 
-def test_pca_undoes_rotations_zca_does_not_and_neither_undoes_mixing(x):
+def test_pca_is_invariant_to_rotations_zca_is_not_and_neither_to_mixing(x):
     rng = np.random.default_rng(7)
     turn, mix = np.linalg.qr(rng.normal(size=(6, 6)))[0], rng.normal(size=(6, 6))
     def rotate(v): return 3 * v @ turn.T - 1
     def mixed(v): return v @ mix.T
     def zca(v): return whiten(v, 'zca')
-    assert undoes(whiten, rotate, x) and not undoes(whiten, mixed, x)
-    assert not undoes(zca, rotate, x) and undoes(zca, lambda v: 3 * v - 1, x)
+    assert is_invariant(whiten, rotate, x) and not is_invariant(whiten, mixed, x)
+    assert not is_invariant(zca, rotate, x) and is_invariant(zca, lambda v: 3 * v - 1, x)
     w, w_mixed = whiten(x), whiten(mixed(x))
-    assert np.allclose(w @ w.T, w_mixed @ w_mixed.T, atol=1e-4)     # what is left of mixing is a rotation
+    assert np.allclose(w @ w.T, w_mixed @ w_mixed.T, atol=1e-4)     # mixing leaves a rotation
 
 
-def test_few_samples_end_at_equal_distances():
+def test_few_whitened_samples_have_equal_distances():
     x = np.random.default_rng(0).normal(size=(8, 20)) * np.arange(1, 21)
     mean, variances, axes = principal_axes(x)
     keep = variances > 1e-10
@@ -76,31 +76,31 @@ def test_few_samples_end_at_equal_distances():
     assert keep.sum() == 7 and np.allclose(gaps, np.sqrt(2 * 8))
 
 
-def test_residue_is_zero_for_no_change_and_in_standard_deviations_for_a_shift(x):
-    assert residue(lambda v: v, lambda v: v, x) == 0
-    assert residue(lambda v: v, lambda v: v + 2 * x.std(), x) == pytest.approx(2)
+def test_invariance_error_is_zero_for_no_change_and_in_standard_deviations_for_a_shift(x):
+    assert invariance_error(lambda v: v, lambda v: v, x) == 0
+    assert invariance_error(lambda v: v, lambda v: v + 2 * x.std(), x) == pytest.approx(2)
 
 
-def test_undoes_can_say_no(x):
+def test_is_invariant_is_false_for_other_changes(x):
     def zscore(v): return StandardScaler().fit_transform(v)
-    assert undoes(zscore, lambda v: 2 * v + 1, x)
-    assert not undoes(zscore, np.negative, x)
-    assert not undoes(zscore, np.square, x)
-    assert undoes(zscore, np.square, x, tol=100)
+    assert is_invariant(zscore, lambda v: 2 * v + 1, x)
+    assert not is_invariant(zscore, np.negative, x)
+    assert not is_invariant(zscore, np.square, x)
+    assert is_invariant(zscore, np.square, x, tol=100)
 
 
-@pytest.mark.parametrize('bad, kwargs, says', [
+@pytest.mark.parametrize('bad, kwargs, message', [
     (np.ones((5, 8, 8)), {}, r'shape \(5, 8, 8\)'),
     (np.ones((1, 3)), {}, 'at least 2'),
-    (np.random.default_rng(0).normal(size=(5, 8)), {}, '5 rows of 8 columns vary in 4 directions only'),
+    (np.random.default_rng(0).normal(size=(5, 8)), {}, '5 rows of 8 columns that vary in 4 directions only'),
     (np.random.default_rng(0).normal(size=(50, 8)), dict(kind='ica'), "kind='ica' is unknown"),
     (np.array([[1., 2], [np.nan, 1], [3, 4]]), {}, 'NaN or infinite'),
 ])
-def test_bad_input_says_what_is_wrong(bad, kwargs, says):
-    with pytest.raises(ValueError, match=says):
+def test_errors_name_the_input(bad, kwargs, message):
+    with pytest.raises(ValueError, match=message):
         whiten(bad, **kwargs)
 
 
-def test_a_transform_that_flattens_everything_has_no_residue():
+def test_a_constant_transform_is_an_error():
     with pytest.raises(ValueError, match='constant'):
-        residue(np.zeros_like, np.square, np.ones((4, 2)))
+        invariance_error(np.zeros_like, np.square, np.ones((4, 2)))

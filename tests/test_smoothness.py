@@ -1,10 +1,10 @@
-"What guards `nrf_repro.theory.smoothness`: the bound's algebra, hooks that leave no trace, landscapes whose answer is known"
+"Tests of `nrf_repro.theory.smoothness`: the bound's algebra, unchanged models, and losses with a known smoothness."
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from nrf_repro.theory.smoothness import bound_terms, gradient_at, landscape, layer_gradients, loss_at
+from nrf_repro.theory.smoothness import _gradient_at, _loss_at, bound_terms, landscape, layer_gradients
 
 
 def net(inplace=True, eps=1e-5):
@@ -31,35 +31,35 @@ def test_equality_without_eps():
     assert (t['left'] > 0).all() and (t[['mean', 'spread']] > 0).all(axis=None)
 
 
-def test_printed_coefficient_is_no_bound():
+def test_coefficient_of_the_slide_is_no_bound():
     t = terms(1e-30)
-    assert (t['printed'] < t['left']).all()
+    assert (t['right_sqrt_m'] < t['left']).all()
     m = 7 * 3 * 3
-    np.testing.assert_allclose(t['right'] - t['printed'], t['factor'] * t['spread'] * (m ** .5 - 1))
+    np.testing.assert_allclose(t['right'] - t['right_sqrt_m'], t['factor'] * t['spread'] * (m ** .5 - 1))
 
 
 @pytest.mark.parametrize('eps', [1e-3, .1, 10.])
 def test_bound_with_eps(eps):
     t = terms(eps)
-    assert (t['left'] <= t['right']).all() and (t['left'] < t['right']).sum() >= 3  # the others are dead: 0 = 0
+    assert (t['left'] <= t['right']).all() and (t['left'] < t['right']).sum() >= 3  # in the others both sides are 0
     model, bn = net(eps=eps)
     var = layer_gradients(model, bn, *batch())[0].var((0, 2, 3), correction=0).numpy()
     np.testing.assert_allclose(t['right'] - t['left'], t['factor'] * eps / (var + eps) * t['spread'], rtol=1e-6)
 
 
-def test_terms_by_hand():
+def test_terms_of_a_small_example():
     y = torch.tensor([-1., 1., -1., 1.]).view(4, 1, 1, 1)  # mean 0, variance 1: y_hat = y
     g = torch.tensor([3., 1., 0., 0.]).view(4, 1, 1, 1)
     t = bound_terms(y, g, torch.zeros(4, 1, 1, 1), torch.tensor([2.])).iloc[0]
-    assert t.to_dict() == dict(left=0, factor=4, total=10, mean=4, spread=1, right=20, printed=16)
+    assert t.to_dict() == dict(left=0, factor=4, total=10, mean=4, spread=1, right=20, right_sqrt_m=16)
 
 
-def test_gradients_survive_an_in_place_relu():
+def test_gradients_are_right_before_an_in_place_relu():
     for a, b in zip(*(layer_gradients(*net(inplace), *batch()) for inplace in (True, False))):
         torch.testing.assert_close(a, b)
 
 
-def test_nothing_is_left_behind():
+def test_model_is_unchanged():
     model, bn = net()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     layer_gradients(model, bn, *batch())
@@ -68,13 +68,13 @@ def test_nothing_is_left_behind():
     assert not bn._forward_hooks and model.training and all(p.grad is None for p in model.parameters())
 
 
-def test_hook_goes_when_the_model_fails():
+def test_hook_is_removed_when_the_model_fails():
     model, bn = net()
     with pytest.raises(RuntimeError): layer_gradients(model, bn, batch()[0][:, :1], batch()[1])
     assert not bn._forward_hooks
 
 
-def test_layer_that_is_not_used_once():
+def test_layer_must_be_used_once():
     model, bn = net()
     with pytest.raises(ValueError, match='used 0 times'): layer_gradients(model, nn.ReLU(), *batch())
     twice = nn.Sequential(nn.Linear(3, 3), relu := nn.ReLU(), nn.Linear(3, 3), relu)
@@ -88,14 +88,14 @@ def test_shapes_must_agree():
 
 def test_loss_and_gradient_are_the_models():
     model, _ = net()
-    value, g = gradient_at(model, dict(model.named_parameters()), *batch())
-    own = loss_at(model, {}, *batch())
+    value, g = _gradient_at(model, dict(model.named_parameters()), *batch())
+    own = _loss_at(model, {}, *batch())
     own.backward()
     assert value == own.item()
     torch.testing.assert_close(g, torch.cat([p.grad.flatten() for p in model.parameters()]))
 
 
-class Bowl(nn.Module):
+class Quadratic(nn.Module):
     "A quadratic of two curvatures, b and c"
     def __init__(self):
         super().__init__()
@@ -105,7 +105,7 @@ class Bowl(nn.Module):
 
 def test_landscape_of_a_quadratic():
     s = np.array([.1, .3, -.2])
-    t = landscape(Bowl().double(), None, None, steps=s, loss=lambda out, y: out)
+    t = landscape(Quadratic().double(), None, None, steps=s, loss=lambda out, y: out)
     gu, gv = 3 * 2, 5  # the gradient at the start: (6; 5, 5)
     np.testing.assert_allclose(t['loss'], (3 * 4 * (1 - 3 * s) ** 2 + 5 * 2 * (1 - 5 * s) ** 2) / 2)
     np.testing.assert_allclose(t['distance'], abs(s) * (gu ** 2 + 2 * gv ** 2) ** .5)
@@ -113,8 +113,8 @@ def test_landscape_of_a_quadratic():
     np.testing.assert_allclose(t['smoothness'], t['change'] / t['distance'])
 
 
-def test_landscape_moves_only_what_may_move():
-    model = Bowl().double()
+def test_landscape_uses_only_parameters_that_require_a_gradient():
+    model = Quadratic().double()
     model.v.requires_grad_(False)
     t = landscape(model, None, None, steps=(.1,), loss=lambda out, y: out)
     np.testing.assert_allclose(t['smoothness'], 3)
@@ -122,7 +122,7 @@ def test_landscape_moves_only_what_may_move():
 
 
 def test_landscape_refuses_a_zero_step():
-    with pytest.raises(ValueError, match='leave it out'): landscape(net()[0], *batch(), steps=(0., .1))
+    with pytest.raises(ValueError, match='Remove it'): landscape(net()[0], *batch(), steps=(0., .1))
 
 
 def test_scale_of_the_weights_before_bn():
