@@ -399,7 +399,7 @@ def test_bad_input_is_named(x, call, words, bad):
 
 
 def test_bad_models_are_named(x):
-    with pytest.raises(TypeError, match='pass an nn.Module'): input_gradient(lambda v: v, x, Y)
+    with pytest.raises(TypeError, match='Pass an nn.Module'): input_gradient(lambda v: v, x, Y)
     broken = conv_net()
     broken[8].weight.data.fill_(torch.nan)
     for call in CALLS.values():

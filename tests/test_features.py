@@ -145,7 +145,7 @@ def test_unit_has_no_smallest_length():
 
 
 @pytest.mark.parametrize('wrong, says', [
-    (dict(sigma=0), 'sigma=0 moves nothing'), (dict(sigma=-1.), 'above 0'), (dict(sigma=math.nan), 'sigma=nan'),
+    (dict(sigma=0), 'sigma=0 is out of range'), (dict(sigma=-1.), 'above 0'), (dict(sigma=math.nan), 'sigma=nan'),
     (dict(draws=0), 'draws=0'), (dict(draws=1.5), 'whole number'), (dict(batch_size=0), 'batch_size=0'),
     (dict(noise='salt'), 'gaussian, uniform, sign')])
 def test_bad_settings_are_named(images, wrong, says):
@@ -237,6 +237,6 @@ def test_whole_numbers_given_as_floats(images):
 
 @pytest.mark.parametrize('f, y, says', [
     (torch.randn(4), torch.tensor([0, 1, 0, 1]), 'pass 2 \\* y - 1'), (torch.randn(4), signs(6), 'one label for each'),
-    (torch.ones(4), signs(4), 'leave it out'), (torch.ones(1), torch.ones(1), 'leave it out')])
+    (torch.ones(4), signs(4), 'Leave this feature out'), (torch.ones(1), torch.ones(1), 'Leave this feature out')])
 def test_bad_features_are_named(f, y, says):
     with pytest.raises(ValueError, match=says): usefulness(f, y)
