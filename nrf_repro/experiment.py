@@ -541,10 +541,10 @@ def measure_cell(model, images, profile, cell, attacks, common, kept=None, save=
 def keep_values(path, hash):
     "What an earlier process kept of a measurement with these settings, and a function that keeps it."
     from safetensors import SafetensorError, safe_open
-    from nrf_repro.models import save_whole
+    from nrf_repro.models import save_tensors
     def save(kept):
-        save_whole(path, {k: values for k, (values, _) in kept.items()}, hash=hash,
-                   seconds=json.dumps({k: s for k, (_, s) in kept.items()}))
+        save_tensors(path, {k: values for k, (values, _) in kept.items()}, hash=hash,
+                     seconds=json.dumps({k: s for k, (_, s) in kept.items()}))
     if not path.is_file(): return {}, save
     try:
         with safe_open(path, 'pt') as f:

@@ -35,7 +35,7 @@ from .data import Images
 from .experiment import network_of
 from .features import ligs
 from .figures import LOOKS, styled
-from .models import save_whole
+from .models import save_tensors
 from .claims import paired_effect
 from .intervals import t_interval
 from .outcomes import outcome_fields
@@ -129,7 +129,7 @@ def save_set(made, path):
     "Write a set as safetensors, whole or not at all."
     im, tensors = made.images, tensors_of(made)
     about = dict(how=made.how, classes=im.classes, mean=im.mean, std=im.std, name=im.name, split=im.split, digest=digest(tensors))
-    save_whole(path, tensors, about=json.dumps(about))
+    save_tensors(path, tensors, about=json.dumps(about))
 
 # %% ../nbs/12_feature_datasets.ipynb #32178384
 def load_set(path):

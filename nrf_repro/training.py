@@ -32,7 +32,7 @@ from .attacks import Attack, robust_correct
 from .data import Images
 from .features import ligs
 from .outcomes import pack_outcomes
-from .models import save_whole
+from .models import save_tensors
 
 # %% ../nbs/09_training.ipynb #38e5a0d9
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ def save_state(path, model, opt, history, key):
                         'holds tensors alone. Leave out folder=, or get_extra_state.')
     state |= {f'momentum.{i}': s['momentum_buffer'] for i, s in opt.state_dict()['state'].items() if s.get('momentum_buffer') is not None}
     apart = {k: v.detach().cpu().clone() for k, v in state.items()}  # tied weights share memory, which safetensors refuses
-    save_whole(path, apart, key=json.dumps(key), history=json.dumps(history))
+    save_tensors(path, apart, key=json.dumps(key), history=json.dumps(history))
 
 # %% ../nbs/09_training.ipynb #c1d04a16
 class AnotherRun(ValueError): "A folder holds the state of a run that computes something else."

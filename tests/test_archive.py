@@ -15,7 +15,8 @@ from nrf_repro import archive
 from nrf_repro.archive import ROWS, gather, write_archive
 from nrf_repro.cli import collect, main
 from nrf_repro.experiment import WEIGHTS_8BIT, attack_cell, load_profile, planned, report_meta, run_cells, train_cell
-from nrf_repro.models import load_model, save_whole, to_bytes
+from nrf_repro.models import load_model, save_tensors
+from nrf_repro.models.checkpoint import quantize
 from nrf_repro.report import render
 from nrf_repro.claims import load_claims
 from nrf_repro.results import read_rows, source_hash
@@ -155,8 +156,8 @@ def rounded(path):
     with safe_open(path, 'pt') as file: text, tensors = file.metadata()['config'], load_file(path)
     for name in ('standardize.mean', 'standardize.std'):
         tensors.pop(f'{name}.scale', None)
-        tensors[name], tensors[f'{name}.scale'] = to_bytes(model.state_dict()[name] + 1e-4)
-    save_whole(path, tensors, config=text)
+        tensors[name], tensors[f'{name}.scale'] = quantize(model.state_dict()[name] + 1e-4)
+    save_tensors(path, tensors, config=text)
 
 
 def test_a_rounded_standardising_layer_is_restored_and_nothing_else_changes(unpacked, build, gathering):
@@ -174,7 +175,7 @@ def test_a_standardising_layer_that_rounding_cannot_explain_is_refused(unpacked,
     file = unpacked / 'networks' / f'{A}.safetensors'
     with safe_open(file, 'pt') as f: text, tensors = f.metadata()['config'], load_file(file)
     tensors.pop('standardize.mean.scale', None)
-    save_whole(file, tensors | {'standardize.mean': torch.full((1, 1, 1, 1), .9)}, config=text)
+    save_tensors(file, tensors | {'standardize.mean': torch.full((1, 1, 1, 1), .9)}, config=text)
     refused(unpacked, f'networks/{A}.safetensors', 'standardize.mean')
 
 
@@ -273,7 +274,7 @@ def network(unpacked, change):
     "Change the tensors of B's network."
     file = unpacked / 'networks' / f'{B}.safetensors'
     with safe_open(file, 'pt') as f: text, tensors = f.metadata()['config'], load_file(file)
-    save_whole(file, *change(tensors, text)[:1], config=change(tensors, text)[1])
+    save_tensors(file, *change(tensors, text)[:1], config=change(tensors, text)[1])
 
 
 def config_of(text, **fields): return json.dumps(json.loads(text) | fields)
@@ -285,10 +286,10 @@ def first(tensors, end): return next(k for k in sorted(tensors) if k.endswith(en
 NETWORKS = dict(
     width=(lambda t, c: (t, config_of(c, width=64.)), 'width is 64.0 there and 0.0625 in the network'),
     classes=(lambda t, c: (t, config_of(c, num_classes=1000)), 'num_classes is 1000 there'),
-    missing=(lambda t, c: ({k: v for k, v in t.items() if k != first(t, 'bias')}, c), 'has not the shape'),
-    extra=(lambda t, c: (t | dict(more=torch.zeros(3)), c), 'its weight more belongs to no network'),
-    shape=(lambda t, c: (t | {first(t, '.weight'): torch.zeros(7)}, c), 'has not the shape'),
-    scales=(lambda t, c: (t | {first(t, '.scale'): torch.ones(10**6)}, c), 'has not the shape'),
+    missing=(lambda t, c: ({k: v for k, v in t.items() if k != first(t, 'bias')}, c), 'is missing'),
+    extra=(lambda t, c: (t | dict(more=torch.zeros(3)), c), 'its weight more belongs to another network'),
+    shape=(lambda t, c: (t | {first(t, '.weight'): torch.zeros(7)}, c), 'not one float32 for each output'),
+    scales=(lambda t, c: (t | {first(t, '.scale'): torch.ones(10**6)}, c), 'not one float32 for each output'),
     nan=(lambda t, c: (t | {first(t, '.scale'): t[first(t, '.scale')] * torch.nan}, c), 'holds NaN'),
 )
 

@@ -19,7 +19,7 @@ from nrf_repro import measure as m
 from nrf_repro.measure import measurement
 from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
 from nrf_repro.data import load
-from nrf_repro.models import build_model, load_model, pack_model, save_model
+from nrf_repro.models import build_model, load_model, save_model
 from nrf_repro.intervals import wilson
 from nrf_repro.measure.command import _check_writable
 from nrf_repro.measure.subject import _norm_kind
@@ -295,7 +295,7 @@ def test_timm_is_asked_where_it_is_installed(monkeypatch, tmp_path):
 @pytest.mark.parametrize('bits', [8, 32])
 def test_a_published_network_can_be_measured(images, tmp_path, bits):
     file = tmp_path / 'net.safetensors'
-    pack_model(build_model('vgg11', 'ln', num_classes=4, width=1 / 16, seed=0), file, bits)
+    save_model(build_model('vgg11', 'ln', num_classes=4, width=1 / 16, seed=0), file, bits)
     seen, same = measured(str(file), images, checks=0), measured(load_model(file), images, checks=0)
     np.testing.assert_array_equal(seen.frame.value, same.frame.value)
     assert seen.name == 'net' and set(seen.frame.norm) == {'ln'}
@@ -304,7 +304,7 @@ def test_a_published_network_can_be_measured(images, tmp_path, bits):
 def test_each_file_says_what_keeps_it_from_being_a_network(tmp_path):
     from safetensors.torch import save_file
     net = build_model('vgg11', 'none', width=1 / 32, seed=0)
-    pack_model(net, tmp_path / 'whole.safetensors', 8), save_file(net.state_dict(), tmp_path / 'bare.safetensors')
+    save_model(net, tmp_path / 'whole.safetensors', 8), save_file(net.state_dict(), tmp_path / 'bare.safetensors')
     (tmp_path / 'cut.safetensors').write_bytes((tmp_path / 'whole.safetensors').read_bytes()[:-9])
     with pytest.raises(ValueError, match='does not say which network'): m.find_model(tmp_path / 'bare.safetensors')
     with pytest.raises(ValueError, match='holds no weights that can be read'): m.find_model(tmp_path / 'cut.safetensors')

@@ -1,4 +1,5 @@
 """The norm under test is the one that was built, and nothing else differs."""
+import json
 from pathlib import Path
 
 import pytest
@@ -6,11 +7,13 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from nrf_repro import models
 from nrf_repro.attacks import Attack
 from nrf_repro.features import ligs
-from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, model_config, save_model
+from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, model_config, save_model, save_tensors
 from nrf_repro.models.build import Residual
-from nrf_repro.models.controls import SLOW, Scalar, Scale, Shift, StandardWeights
+from nrf_repro.models.checkpoint import dequantize, quantize
+from nrf_repro.models.controls import SCALAR_RATE, Scalar, Scale, Shift, StandardWeights
 from nrf_repro.norms import NORMS, count_norms
 from nrf_repro.results import CONTROLS as NAMED_CONTROLS
 
@@ -91,18 +94,58 @@ def test_a_file_of_weights_comes_back_and_a_broken_one_is_named(tmp_path):
     twin = load_model(path)
     assert torch.equal(twin(x), model(x)) and not twin.training and [p.name for p in path.parent.iterdir()] == ['net.safetensors']
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match='net.safetensors holds no weights of ours'): load_model(path)
+    with pytest.raises(ValueError, match='net.safetensors is not a valid checkpoint'): load_model(path)
     path.write_bytes(b'\x80\x04\x95a pickle, say')
-    with pytest.raises(ValueError, match='holds no weights of ours'): load_model(path)
-    with pytest.raises(FileNotFoundError, match='train the network first'): load_model(tmp_path / 'none.safetensors')
+    with pytest.raises(ValueError, match='is not a valid checkpoint'): load_model(path)
+    with pytest.raises(FileNotFoundError, match='Train the network first'): load_model(tmp_path / 'none.safetensors')
 
 
-@pytest.mark.parametrize('words, sentence', [
-    (dict(arch='alexnet', norm='bn'), 'Unknown arch'), (dict(arch='vgg11', norm='None'), 'Unknown norm'),
-    (dict(arch='vgg11', norm='bn', stem='tiny'), 'Unknown stem'), (dict(arch='vgg11', norm='bn', width=.3), 'multiple of 1/32'),
-    (dict(arch='vgg11', norm='bn', mean=(.5,)), 'one number per channel')])
-def test_bad_words_get_a_sentence(words, sentence):
-    with pytest.raises(ValueError, match=sentence): build_model(**words)
+@pytest.mark.parametrize('arguments, message', [
+    (dict(arch='alexnet', norm='bn'), 'arch=.alexnet. is not known'), (dict(arch='vgg11', norm='None'), 'norm=.None. is not known'),
+    (dict(arch='vgg11', norm='bn', stem='tiny'), 'stem=.tiny. is not known'), (dict(arch='vgg11', norm='bn', width=.3), 'multiple of 1/32'),
+    (dict(arch='vgg11', norm='bn', mean=(.5,)), 'mean has 1 numbers, std 3, .* one number for each channel')])
+def test_invalid_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message): build_model(**arguments)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda t, q, scale: t | {'more': q}, 'its weight more belongs to another network'),
+    (lambda t, q, scale: {k: v for k, v in t.items() if k != 'head.0.bias'}, 'its weight head.0.bias is missing'),
+    (lambda t, q, scale: t | {'head.0.bias': torch.zeros(3)}, r'its weight head.0.bias has the shape \[3\]'),
+    (lambda t, q, scale: t | {'head.0.weight': q, 'head.0.weight.scale': scale[:1]}, 'its weight head.0.weight: .* not one float32 for each output'),
+    (lambda t, q, scale: t | {'head.0.weight': q.float(), 'head.0.weight.scale': scale}, 'its weight head.0.weight: .* integers of torch.float32'),
+    (lambda t, q, scale: t | {'standardize.std': t['standardize.std'] * 1.01}, 'its standardize.std is'),
+    (lambda t, q, scale: t | {'standardize.mean': t['standardize.mean'] * torch.nan}, 'its standardize.mean is')])
+def test_weights_of_another_network_are_refused(change, message, tmp_path):
+    model = build_model('vgg11', 'bn', width=1/16, mean=(.4, .5, .6), std=(.2,) * 3, seed=0)
+    save_tensors(tmp_path / 'net.safetensors', change(model.state_dict(), *quantize(model.head[0].weight.detach())), config=json.dumps(model.config))
+    with pytest.raises(ValueError, match=f'net.safetensors is not a valid checkpoint .{message}'): load_model(tmp_path / 'net.safetensors')
+
+
+def test_a_mean_that_was_rounded_to_eight_bits_is_read_exactly(tmp_path):
+    model = build_model('vgg11', 'bn', width=1/16, mean=(.4914, .4822, .4465), std=(.2023, .1994, .2010), seed=0)
+    q, scale = quantize(model.standardize.mean)
+    assert not torch.equal(dequantize(q, scale), model.standardize.mean)
+    for name, rounded in (('int8', {'standardize.mean': q, 'standardize.mean.scale': scale}), ('float', {'standardize.mean': dequantize(q, scale)})):
+        save_tensors(tmp_path / name, model.state_dict() | rounded, config=json.dumps(model.config))
+        assert all(torch.equal(w, model.state_dict()[k]) for k, w in load_model(tmp_path / name).state_dict().items())
+
+
+def test_eight_bits_round_weight_matrices_alone(tmp_path):
+    model = build_model('resnet18_fixup', 'none', width=1/16, seed=0)
+    save_model(model, tmp_path / 'net.safetensors', bits=8)
+    exact = model.state_dict()
+    changed = {k for k, w in load_model(tmp_path / 'net.safetensors').state_dict().items() if not torch.equal(w, exact[k])}
+    zero = {k for k, w in exact.items() if w.ndim > 1 and not w.any()}                # Fixup's zero weights have no rounding error
+    assert changed == {k for k, w in exact.items() if w.ndim > 1 and not k.startswith('standardize')} - zero
+    with pytest.raises(ValueError, match='bits=4 is not supported. Pass 8 or 32'): save_model(model, tmp_path / 'other.safetensors', bits=4)
+    assert [p.name for p in tmp_path.iterdir()] == ['net.safetensors']
+
+
+@pytest.mark.parametrize('old, new', [('save_whole', save_tensors), ('pack_model', save_model)])
+def test_old_names_work_with_a_warning(old, new):
+    with pytest.warns(DeprecationWarning, match=f'{old} is now {new.__name__}'): assert getattr(models, old) is new
+    with pytest.raises(AttributeError, match='no attribute .gone.'): models.gone
 
 
 def test_norm_is_required():
@@ -120,7 +163,7 @@ def test_a_control_takes_no_norm(arch):
     model = build_model(arch, 'none', width=1/8)
     assert count_norms(model) == {} and len(list(model.buffers())) == 2 and len(convs_of(model)) == CONVS[CONTROLS[arch][0]]
     for norm in NORMS[1:]:
-        with pytest.raises(ValueError, match=f"{arch} is made to do without norm: give norm 'none', or arch '{CONTROLS[arch][0]}' for '{norm}'"):
+        with pytest.raises(ValueError, match=f"{arch} is a control .* Pass norm='none', or arch='{CONTROLS[arch][0]}' for '{norm}'"):
             build_model(arch, norm, width=1/8)
 
 
@@ -163,7 +206,7 @@ def test_a_scalar_learns_a_tenth_as_fast():
         before = scalar.value.item()
         scalar(torch.full((3, 2), .5)).mean().backward()                        # d/db = 1, d/ds = mean of x
         torch.optim.SGD(scalar.parameters(), lr=.4).step()
-        assert scalar.value.item() - before == pytest.approx(-SLOW * .4 * gradient, rel=1e-5)
+        assert scalar.value.item() - before == pytest.approx(-SCALAR_RATE * .4 * gradient, rel=1e-5)
 
 
 def test_a_fresh_control_can_be_attacked_and_has_no_ligs():

@@ -13,7 +13,7 @@ from torch import nn
 
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
-from nrf_repro.models import build_model, save_whole
+from nrf_repro.models import build_model, save_tensors
 from nrf_repro.regularization import regularized
 from nrf_repro.training import (RECIPES, AnotherRun, Monitor, Recipe, batches, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
                                 random_flip, run_key)
@@ -148,7 +148,7 @@ def test_a_network_that_holds_the_weights_of_the_folder_goes_on_from_them(train,
 
 
 def test_a_file_of_an_earlier_version_is_named_and_kept(train, tmp_path):
-    save_whole(tmp_path / 'state.safetensors', line().state_dict(), key='0123456789abcdef', history='[]')
+    save_tensors(tmp_path / 'state.safetensors', line().state_dict(), key='0123456789abcdef', history='[]')
     with pytest.raises(AnotherRun, match='which another version wrote'): fit(line(), train, RECIPE, folder=tmp_path, progress=False)
 
 
