@@ -470,12 +470,12 @@ def class_folders(path, limit=None, size=None):
 def find_images(name, limit=None, size=None):
     "Test images by the name of a data set or the path of a folder."
     from nrf_repro.data import KNOWN, load
-    from nrf_repro.data.folders import _split_folder
+    from nrf_repro.data.folders import split_folder
     if str(name) in KNOWN: return load(str(name), 'test', limit=limit)
     path, tests, train = Path(name), None, None
     if not path.is_dir(): raise FileNotFoundError(f'{name} is no folder, nor one of the data sets {", ".join(KNOWN)}.')
-    with suppress(FileNotFoundError): tests = _split_folder(path, 'test')
-    with suppress(FileNotFoundError): train = _split_folder(path, 'train')
+    with suppress(FileNotFoundError): tests = split_folder(path, 'test')
+    with suppress(FileNotFoundError): train = split_folder(path, 'train')
     if tests and train: return load(path, 'test', limit=limit, size=size)
     return class_folders(tests or path, limit, size)
 
