@@ -38,13 +38,13 @@ def own_folders(tmp_path, monkeypatch):
     "No test sees the user's cache or data, and a message said in one test is said again in the next."
     monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'cache'))
     monkeypatch.delenv('NRF_DATA', raising=False)
-    decoding._say_once.cache_clear()
+    decoding.warn_once.cache_clear()
 
 
 @pytest.fixture
 def no_network(monkeypatch):
     def fail(split, root): raise OSError('\nthe network is unreachable\n1. check it')
-    for name in loading.FETCH: monkeypatch.setitem(loading.FETCH, name, fail)
+    for name in loading.DOWNLOADS: monkeypatch.setitem(loading.DOWNLOADS, name, fail)
 
 
 def png(image):
@@ -236,8 +236,8 @@ def test_parquet_as_on_the_hub(folder, tmp_path):
     (lambda f: write_parquet(f, labels=[str(i) for i in LABELS]), ValueError, 'labels must be whole numbers'),
     (lambda f: write_parquet(f, img='picture'), ValueError, 'needs the columns img'),
     (lambda f: write_parquet(f, names=sorted(NAMES, reverse=True)), ValueError, 'its classes are truck'),
-    (lambda f: f.write_bytes(write_parquet(f).read_bytes()[:-100]), ValueError, 'not a whole Parquet file'),
-    (lambda f: f.write_bytes(b''), ValueError, 'not a whole Parquet file'),
+    (lambda f: f.write_bytes(write_parquet(f).read_bytes()[:-100]), ValueError, 'not a complete Parquet file'),
+    (lambda f: f.write_bytes(b''), ValueError, 'not a complete Parquet file'),
     (lambda f: write_parquet(f).rename(f.with_name('train-00001-of-00003.parquet')), FileNotFoundError, '1 of 3 train files')])
 def test_damaged_parquet(make, error, says, tmp_path):
     make(tmp_path / 'train-00000-of-00001.parquet')
@@ -317,7 +317,7 @@ def test_names_outside_the_list_are_refused_before_import(module, name):
 
 
 @pytest.mark.parametrize('raw, says', [
-    (pickle.dumps(batch(says='training batch 3 of 5')), 'calls itself "training batch 3 of 5"'),
+    (pickle.dumps(batch(says='training batch 3 of 5')), 'its label is "training batch 3 of 5"'),
     (pickle.dumps(batch(labels=LABELS[:-1])), '20 images but labels'), (pickle.dumps(batch(labels=LABELS + 5)), 'row 5: label 10'),
     (pickle.dumps(batch() | dict(data=np.zeros((20, 100), np.uint8))), 'must be uint8, n x 3072'),
     (pickle.dumps(batch() | dict(data=np.zeros((20, 3072)))), 'must be uint8'), (pickle.dumps([1, 2]), 'not a batch'),
@@ -373,7 +373,7 @@ def test_svhn(tmp_path):
         savemat(file, bad)
         with pytest.raises(ValueError, match=says): load('svhn', 'train', root=tmp_path)
     file.write_bytes(file.read_bytes()[:300])
-    with pytest.raises(ValueError, match='not a whole MATLAB file'): load('svhn', 'train', root=tmp_path)
+    with pytest.raises(ValueError, match='not a complete MATLAB file'): load('svhn', 'train', root=tmp_path)
 
 
 def write_npz(file, **more):
@@ -389,7 +389,7 @@ def test_pneumoniamnist_is_padded_and_scaled_by_the_training_split(tmp_path):
 
 
 @pytest.mark.parametrize('change, says', [
-    (dict(test_images=np.array([None] * 20)), 'not a whole MedMNIST'), (dict(test_labels=np.full((20, 1), 2)), 'label 2'),
+    (dict(test_images=np.array([None] * 20)), 'not a complete MedMNIST'), (dict(test_labels=np.full((20, 1), 2)), 'label 2'),
     (dict(test_images=PHOTOS[..., 0]), 'must be uint8, n x 28 x 28'), (dict(test_labels=np.zeros((19, 1), int)), '20 images but')])
 def test_damaged_npz(change, says, tmp_path):
     write_npz(tmp_path / 'pneumoniamnist.npz', **change)
@@ -400,7 +400,7 @@ def test_truncated_npz(tmp_path):
     write_npz(tmp_path / 'pneumoniamnist.npz')
     raw = (tmp_path / 'pneumoniamnist.npz').read_bytes()
     (tmp_path / 'pneumoniamnist.npz').write_bytes(raw[:2000])
-    with pytest.raises(ValueError, match='pneumoniamnist.npz: not a whole MedMNIST file'): load('pneumoniamnist', 'test', root=tmp_path)
+    with pytest.raises(ValueError, match='pneumoniamnist.npz: not a complete MedMNIST file'): load('pneumoniamnist', 'test', root=tmp_path)
 
 
 # ---------------------------------------------------------------- cache
@@ -447,7 +447,7 @@ def test_without_a_cache_it_says_so_once_and_goes_on(hub, tmp_path, monkeypatch,
     (tmp_path / 'a file').write_text('')
     monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'a file' / 'cache'))
     for _ in range(2): assert same(load('cifar10', 'test', root=hub))
-    assert capsys.readouterr().err.count('set NRF_CACHE to a folder that can') == 1
+    assert capsys.readouterr().err.count('Set NRF_CACHE to a writable folder') == 1
 
 
 def test_a_write_that_fails_leaves_nothing(hub, tmp_path, monkeypatch, capsys):
@@ -519,7 +519,7 @@ def test_folders_that_do_not_fit(pets):
 
 
 def test_imagenet_is_a_folder_with_its_own_statistics(pets, tmp_path):
-    with pytest.raises(FileNotFoundError, match='has to be fetched by hand'): load('imagenet', 'test', root=tmp_path)
+    with pytest.raises(FileNotFoundError, match='has to be downloaded by hand'): load('imagenet', 'test', root=tmp_path)
     pets.rename(tmp_path / 'imagenet')
     for file in (tmp_path / 'imagenet' / 'train').glob('*/*'): file.unlink()
     for folder in (tmp_path / 'imagenet' / 'train').iterdir(): folder.rmdir()
@@ -529,7 +529,7 @@ def test_imagenet_is_a_folder_with_its_own_statistics(pets, tmp_path):
 
 
 def test_images_that_cannot_fit_into_memory():
-    with pytest.raises(ValueError, match='give a limit='): decoding._check_memory(1_281_167, 10**9)
+    with pytest.raises(ValueError, match='Pass limit='): decoding._check_memory(1_281_167, 10**9)
 
 
 # ---------------------------------------------------------------- testbed

@@ -221,7 +221,7 @@ def test_a_file_system_without_room_for_the_cache_is_said_and_does_no_harm(tmp_p
     import test_fuzz
     with disk(tmp_path / 'cache', '8k'):
         monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'cache'))
-        decoding._say_once.cache_clear()
+        decoding.warn_once.cache_clear()
         file, read = test_fuzz.parquet(tmp_path)
         assert len(read()) == 6 and 'Decoded images are not kept' in capsys.readouterr().err and not [*(tmp_path / 'cache').iterdir()]
 
@@ -230,7 +230,7 @@ def test_lost_data_is_a_sentence_and_found_again_it_goes_on(tmp_path, monkeypatc
     import test_fuzz
     monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setenv('NRF_DATA', str(tmp_path))
-    monkeypatch.setitem(loading.FETCH, 'cifar10', lambda split, root: (_ for _ in ()).throw(OSError('the network is unreachable')))
+    monkeypatch.setitem(loading.DOWNLOADS, 'cifar10', lambda split, root: (_ for _ in ()).throw(OSError('the network is unreachable')))
     file, _ = test_fuzz.parquet(tmp_path)
     shutil.copy(file, tmp_path / 'train-00000-of-00001.parquet')
     p = load_profile('tiny')

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..data import KNOWN, Images, balanced, channel_stats, class_images, decode_all, load
-from ..data.folders import _decode_file, _split_folder
+from ..data.folders import _decode_file, split_folder
 
 # %% ../../nbs/54_measure_images.ipynb #9dab8214
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def _named_images(name, limit, size):
     path, found = Path(name), {}
     if not path.is_dir(): raise FileNotFoundError(f'{name} is no folder, nor one of the data sets {", ".join(KNOWN)}. Correct the name.')
     for split in ('train', 'test'):
-        with suppress(FileNotFoundError): found[split] = _split_folder(path, split)
+        with suppress(FileNotFoundError): found[split] = split_folder(path, split)
     if len(found) == 2: return load(path, 'test', limit=limit, size=size)
     return _class_folders(found.get('test', path), limit, size)
 
