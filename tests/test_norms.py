@@ -1,4 +1,4 @@
-"What guards `nrf_repro.norms`: torch's layers as the oracle, the inclusions and exclusions, and every refused input"
+"Tests of `nrf_repro.norms`: agreement with PyTorch, which norms include which, and errors."
 import copy
 
 import pytest
@@ -18,7 +18,7 @@ def images(shape=(4, 8, 5, 3), seed=0):
 
 
 def torch_norm(norm, x, groups, weight, bias):
-    "The functional form of torch: another code path than the layers"
+    "The functional form in PyTorch, which is another code path than the layers."
     if norm == 'bn': return F.batch_norm(x, None, None, weight, bias, training=True)
     if norm == 'in': return F.instance_norm(x, weight=weight, bias=bias)
     return F.group_norm(x, 1 if norm == 'ln' else groups, weight, bias)
@@ -70,7 +70,7 @@ def test_moments_are_those_of_the_index_set(norm):
         torch.testing.assert_close(var[i], s.var(correction=0))
 
 
-def test_gn_contains_ln_and_in_but_not_bn():
+def test_gn_includes_ln_and_in_but_not_bn():
     x = images()
     assert torch.equal(normalize(x, 'gn', 1), normalize(x, 'ln'))
     assert torch.equal(normalize(x, 'gn', 8), normalize(x, 'in'))
@@ -94,7 +94,7 @@ def test_instance_norm_on_1x1_passes_its_input_through_the_affine(mode):
     assert layer(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_instance_norm_elsewhere_is_torchs():
+def test_instance_norm_on_larger_maps_equals_torch():
     x, layer, ref = images().float(), InstanceNorm(8), nn.InstanceNorm2d(8, affine=True)
     ref.load_state_dict(layer.state_dict())
     assert torch.equal(layer(x), ref(x)) and not list(layer.buffers())
@@ -114,22 +114,22 @@ def test_count_norms_counts_what_was_built(norm):
 
 
 @pytest.mark.parametrize('f', [lambda **k: make_norm(channels=8, **k), lambda **k: normalize(images(), **k)])
-@pytest.mark.parametrize('kwargs, error, says', [
-    (dict(norm='batchnorm'), ValueError, "norm='batchnorm' is not known; choose one of: none, bn, in, ln, gn"),
+@pytest.mark.parametrize('kwargs, error, message', [
+    (dict(norm='batchnorm'), ValueError, "norm='batchnorm' is not known. Choose one of: none, bn, in, ln, gn"),
     (dict(norm=None), ValueError, 'norm=None is not known'),
     (dict(norm='gn', groups=3), ValueError, 'groups=3 does not divide channels=8'),
     (dict(norm='gn', groups=0), ValueError, 'groups=0 does not divide channels=8'),
     (dict(norm='gn'), ValueError, 'groups=32 exceeds channels=8'),
     (dict(norm='gn', groups=2.), TypeError, 'groups=2.0 must be an int')])
-def test_bad_input_says_what_to_do(f, kwargs, error, says):
-    with pytest.raises(error, match=says): f(**kwargs)
+def test_errors_name_the_input(f, kwargs, error, message):
+    with pytest.raises(error, match=message): f(**kwargs)
 
 
-def test_moments_of_none_are_refused():
+def test_moments_of_none_are_an_error():
     with pytest.raises(ValueError, match="norm='none' has no moments"): moments(images(), 'none')
 
 
 def test_variance_stays_positive_far_from_zero():
     x = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0)) + 3000
-    assert (x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()).sub(1).abs().max() > .2  # the formula not taken
+    assert (x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()).sub(1).abs().max() > .2  # one pass
     for norm in REAL: assert (moments(x, norm, 4)[1] - 1).abs().max() < .6
