@@ -20,7 +20,7 @@ from common import ROOT, markdown, options, parser, publish, spread, turns, wall
 from nrf_repro.attacks import Attack, robust_correct
 from nrf_repro.data import load
 from nrf_repro.models import build_model
-from nrf_repro.training import RECIPES, fit
+from nrf_repro.training.loop import RECIPES, fit
 
 KINDS = dict(train_cell='training', attack_cell='attacks', run_studies='studies')  # a word of the cell -> kind
 WORK = 'training', 'attacks', 'studies'
@@ -105,7 +105,7 @@ def fixed_costs(o):
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     def run(code): return lambda r: subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
-    modules = 'torch', 'nrf_repro.training', 'nrf_repro.experiment', 'nrf_repro.report'
+    modules = 'torch', 'nrf_repro.training.loop', 'nrf_repro.experiment.runs', 'nrf_repro.report.rendering'
     methods = {'a kernel starts and ends': kernel, 'Python starts and ends': run('pass')} | {f'... importing {m}': run(f'import {m}') for m in modules}
     return markdown(('what', 'seconds'), [(m, spread([s for s, _ in runs])) for m, runs in turns(methods, wall_clock(o)).items()])
 
@@ -168,7 +168,7 @@ from dataclasses import replace
 from nrf_repro.attacks import Attack, robust_correct
 from nrf_repro.data import Images
 from nrf_repro.models import build_model
-from nrf_repro.training import Recipe, fit
+from nrf_repro.training.loop import Recipe, fit
 arch, width, n, test, c, side, bs = sys.argv[1], float(sys.argv[2]), *map(int, sys.argv[3:])
 g = torch.Generator().manual_seed(0)
 x = torch.randint(256, (n, c, side, side), generator=g, dtype=torch.uint8)
@@ -184,7 +184,7 @@ SHAPES = dict(digits=(1, 32, 1297, 500), cifar10=(3, 32, 50000, 10000))   # chan
 
 def memory(name):
     "Peak of one job: the profile's data resident, a step of training and of an attack for its heaviest network."
-    from nrf_repro.experiment import load_profile
+    from nrf_repro.experiment.runs import load_profile
     profile = load_profile(name)
     grid = next(g for g in profile['grids'] if g['dataset'] in SHAPES)
     data, (c, side, most, test) = profile['data'][grid['dataset']], SHAPES[grid['dataset']]

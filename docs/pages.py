@@ -75,7 +75,7 @@ def reports(root, url):
 
 def leaderboard(root):
     "The published networks, from their rows."
-    from nrf_repro.published import leaderboard as lines, published_rows
+    from nrf_repro.experiment.published import leaderboard as lines, published_rows
     if not published(root): return ''
     board = lines(published_rows(root / 'reports/published'))
     cells = board.assign(**{c: board[c].map('{:.1f}'.format) for c in ('clean, %', 'robust, %')}, LIGS=board.LIGS.map('{:.3f}'.format))
@@ -87,7 +87,7 @@ BOARD = """
 ## Leaderboard
 
 Mean over seeds; robust accuracy under PGD l2 at the profile's eps, which differs between profiles. Read it beside clean accuracy.
-The small networks lie beside the rows: `nrf_repro.published.load_published('demo', arch='vgg11', norm='bn')`.
+The small networks lie beside the rows: `nrf_repro.experiment.published.load_published('demo', arch='vgg11', norm='bn')`.
 """
 
 

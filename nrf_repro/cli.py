@@ -103,7 +103,7 @@ def run_notebook(
 ):
     "Execute a template; a failing cell is one sentence here and a traceback in the executed notebook."
     check_template(template, parameters)
-    from nrf_repro.results import write_whole
+    from nrf_repro.results.rows import write_whole
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f'.{out.stem}.{secrets.token_hex(4)}.ipynb')  # two processes never write the same one
@@ -133,8 +133,8 @@ def collect(
     folder,        # the build folder
 ):                 # the rows, as a DataFrame
     "Gather the rows of all planned cells that have some into rows.jsonl."
-    from nrf_repro.experiment import planned, study_jobs
-    from nrf_repro.results import read_rows, write_rows
+    from nrf_repro.experiment.runs import planned, study_jobs
+    from nrf_repro.results.rows import read_rows, write_rows
     places = [Path('runs', cell.id, f'{name}.jsonl') for cell in planned(profile, parts) for name in ('history', 'final')]
     places += [Path('studies', f'{job["study"]}-s{seed}', 'rows.jsonl') for job in study_jobs(profile, parts).values()
                for seed in job['seeds']]
@@ -148,7 +148,7 @@ def collect(
 def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_fds: locks that it holds as long as it lives
     "Run the DAG up to a target; returns the exit status."
     import snakemake  # noqa: F401  (said here, in words, if it is not installed)
-    from nrf_repro.results import in_checkout
+    from nrf_repro.results.rows import in_checkout
     words = [sys.executable, '-m', 'snakemake', target, '--snakefile', in_checkout('reports/Snakefile'), '--directory', folder,
              '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={jobs}', '--scheduler', 'greedy',
              '--nolock', '--rerun-incomplete',
@@ -173,8 +173,8 @@ def report(
     render=False,    # run nothing: render what is there
 ) -> int:            # exit status
     "Run what is missing and render the report of what is there."
-    from nrf_repro.experiment import alone, build_folder, load_profile
-    from nrf_repro.results import in_checkout
+    from nrf_repro.experiment.runs import alone, build_folder, load_profile
+    from nrf_repro.results.rows import in_checkout
     if cores is not None and cores < 1: raise ValueError(f'--cores {cores}: give at least 1, or leave it out.')
     settings = load_profile(profile)
     folder = build_folder(settings)
@@ -196,7 +196,7 @@ def report(
 # %% ../nbs/23_cli.ipynb #ca8893e8
 def check_jobs(profile, parts, pattern):
     "A pattern that names no job would be a run of nothing."
-    from nrf_repro.experiment import PARTS, jobs, study_jobs
+    from nrf_repro.experiment.runs import PARTS, jobs, study_jobs
     here, there = ([*jobs(profile, p), *study_jobs(profile, p)] for p in (parts, PARTS))
     if any(fnmatch(n, pattern) for n in here): return
     more = [n for n in there if n not in here]
@@ -208,7 +208,7 @@ def check_jobs(profile, parts, pattern):
 # %% ../nbs/23_cli.ipynb #2b923c9f
 def plan_text(profile, parts):
     "The plan in words and a table."
-    from nrf_repro.experiment import absent, plan_table
+    from nrf_repro.experiment.runs import absent, plan_table
     table = plan_table(profile, parts).astype(dict(minutes=float))   # None, where nothing is known, is no number
     core = f' Its core is meant to take {profile["minutes"]} minute{"s" * (profile["minutes"] != 1)} on {profile["cores"]} cores.' if 'minutes' in profile and 'cores' in profile else ''
     left_out = ''.join(f'\nLeft out: {line}.' for line in absent(profile, parts))
@@ -221,7 +221,7 @@ def _bar(output): # one state of a progress bar
 
 def _own_paths():
     "The folders of this machine that a published notebook must not show, the longest first; not / and not what is unknown."
-    from nrf_repro.results import PACKAGE
+    from nrf_repro.results.rows import PACKAGE
     paths = [PACKAGE.parent]
     with suppress(RuntimeError): paths.append(Path.home())
     return sorted({str(p) for p in paths if p.is_absolute() and p != Path(p.anchor)}, key=len, reverse=True)
@@ -253,9 +253,9 @@ def publish(
     to,          # folder of the published profiles; the profile's own is below it
 ) -> Path:
     "Copy report, rows, executed notebooks and small networks of a finished run, all or nothing."
-    from nrf_repro.experiment import write_json
-    from nrf_repro.published import pack_runs
-    from nrf_repro.verify import origin_of
+    from nrf_repro.experiment.runs import write_json
+    from nrf_repro.experiment.published import pack_runs
+    from nrf_repro.experiment.verify import origin_of
     if not Path(folder, 'report.html').is_file():
         raise FileNotFoundError(f'{folder} has no report.html: run `nrf-repro report --profile {profile["name"]}` first.')
     out = Path(to, profile['name'])
@@ -312,7 +312,7 @@ LATE = {  # commands of other chapters; their modules are imported only when the
     'verify': 'train a sample of published networks again and compare every row',
     'gather': 'copy runs that were made on another machine into the build folder, checked',
     'restore': 'put published rows and networks back into the build folder, to render their report again'}
-MODULES = {'gather': 'archive'}  # where a command lies in a module of another name
+MODULES = dict(measure='measure', compare='report.comparison', verify='experiment.verify', gather='experiment.archive', restore='experiment.restore')
 
 # %% ../nbs/23_cli.ipynb #c4702aa8
 def _report_words(add):
@@ -362,7 +362,7 @@ def parser(word=None): # the command that is meant, if known
     for name, help in LATE.items():
         c = command(name, help, profile=False)
         if word == name:
-            module = import_module(f'nrf_repro.{MODULES.get(name, name)}')
+            module = import_module(f'nrf_repro.{MODULES[name]}')
             module.add_arguments(c).set_defaults(do=module.run)
     return p
 
@@ -371,10 +371,10 @@ def run(a):
     "Do what the parsed words say; returns the exit status."
     if a.command in LATE: return a.do(a)
     if a.command == 'notebook': return run_notebook(a.template, a.out, parameters_of(a.parameters), a.done) or 0
-    from nrf_repro.experiment import PARTS, build_folder, check_name, load_profile
+    from nrf_repro.experiment.runs import PARTS, build_folder, check_name, load_profile
     if not getattr(a, 'folder', None): check_name(a.profile)
     if a.command == 'publish':
-        from nrf_repro.results import in_checkout
+        from nrf_repro.results.rows import in_checkout
         profile = load_profile(a.profile)
         print(publish(profile, build_folder(profile), in_checkout('reports') / 'published'))
         return 0
@@ -389,20 +389,20 @@ def run(a):
     if (data := os.environ.get('NRF_DATA')) and not Path(data).is_dir():
         raise FileNotFoundError(f'The data folder {data} is not there: mend NRF_DATA or --data, or leave it out.')
     if a.budget is not None:
-        from nrf_repro.budget import report_within
+        from nrf_repro.experiment.budget import report_within
         return report_within(a, parts)
     return report(a.profile, parts, a.cores, a.jobs, a.dry_run, a.cluster, a.render)
 
 # %% ../nbs/23_cli.ipynb #10112c34
 def plan(a, parts):
     "Print what would be run, and the bill; returns the exit status."
-    from nrf_repro.experiment import load_profile
+    from nrf_repro.experiment.runs import load_profile
     if a.speed is not None and not 0 < a.speed < float('inf'):
         raise ValueError(f'--speed {a.speed}: give multiply-adds a second, such as 2e13.')
     if a.speed and a.like: raise ValueError('--speed and --like both say how fast: give one of them.')
     print(plan_text(load_profile(a.profile), parts), flush=True)
     if not a.no_costs:
-        from nrf_repro.costs import bill_text
+        from nrf_repro.experiment.costs import bill_text
         print(bill_text(load_profile(a.profile), parts, a.speed, a.like))
     return 0
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from nrf_repro import adequacy as A
+from nrf_repro.studies import attack_strength as A
 from nrf_repro.attacks import Attack
-from nrf_repro.checks import CHECKS, doubts, judged
-from nrf_repro.experiment import Cell, load_profile, train_cell
-from nrf_repro.report import render
-from nrf_repro.claims import load_claims
-from nrf_repro.results import frame, make_row, read_rows
-from nrf_repro.studies import run_study
-from nrf_repro.tables import COLUMNS, made_up_rows, table_1, to_html, wide
+from nrf_repro.report.checks import CHECKS, doubts, judged
+from nrf_repro.experiment.runs import Cell, load_profile, train_cell
+from nrf_repro.report.rendering import render
+from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rows import frame, make_row, read_rows
+from nrf_repro.studies.base import run_study
+from nrf_repro.report.tables import COLUMNS, made_up_rows, table_1, to_html, wide
 
 EFFORT = A.Effort(times=5, restarts=2, draws=2, curve=(.1, .5, 4), few=12, steps=10, fab=3, queries=20)
 

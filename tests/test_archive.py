@@ -11,15 +11,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from nrf_repro import archive
-from nrf_repro.archive import ROWS, gather, write_archive
+from nrf_repro.experiment import archive
+from nrf_repro.experiment.archive import ROWS, gather, write_archive
 from nrf_repro.cli import collect, main
-from nrf_repro.experiment import WEIGHTS_8BIT, attack_cell, load_profile, planned, report_meta, run_cells, train_cell
+from nrf_repro.experiment.runs import WEIGHTS_8BIT, attack_cell, load_profile, planned, report_meta, run_cells, train_cell
 from nrf_repro.models import load_model, save_tensors
 from nrf_repro.models.checkpoint import quantize
-from nrf_repro.report import render
-from nrf_repro.claims import load_claims
-from nrf_repro.results import read_rows, source_hash
+from nrf_repro.report.rendering import render
+from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rows import read_rows, source_hash
 
 TINY = load_profile('tiny')
 PLAN = planned(TINY)

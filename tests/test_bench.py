@@ -10,7 +10,7 @@ import torch
 
 from nrf_repro.data import load
 from nrf_repro.models import build_model
-from nrf_repro.training import RECIPES, fit
+from nrf_repro.training.loop import RECIPES, fit
 
 BENCH = Path(__file__).parents[1] / 'bench'
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nrf_repro import budget
-from nrf_repro.archive import gather
-from nrf_repro.budget import Pace, Schedule, Spent, in_pairs, is_done, parse_budget, seconds_of, within, work_of
+from nrf_repro.experiment import budget
+from nrf_repro.experiment.archive import gather
+from nrf_repro.experiment.budget import Pace, Schedule, Spent, in_pairs, is_done, parse_budget, seconds_of, within, work_of
 from nrf_repro.cli import main
-from nrf_repro.experiment import PARTS, Cell, load_profile, planned
-from nrf_repro.results import read_rows
+from nrf_repro.experiment.runs import PARTS, Cell, load_profile, planned
+from nrf_repro.results.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 TINY = load_profile('tiny')
@@ -197,7 +197,7 @@ def alive(folder):
     for path in Path('/proc').glob('[0-9]*/cmdline'):
         try: words = path.read_bytes().split(b'\0')
         except OSError: continue
-        if b'nrf_repro.budget' in words and any(word.endswith(folder.name.encode()) for word in words): found.append(int(path.parent.name))
+        if b'nrf_repro.experiment.budget' in words and any(word.endswith(folder.name.encode()) for word in words): found.append(int(path.parent.name))
     return found
 
 

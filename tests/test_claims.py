@@ -11,8 +11,9 @@ import pytest
 import yaml
 from scipy import stats
 
-from nrf_repro import claims as C, results as R
-from nrf_repro.intervals import t_interval, two_way
+from nrf_repro.results import claims as C
+from nrf_repro.results import rows as R
+from nrf_repro.results.intervals import t_interval, two_way
 
 CLAIMS, PAPER = C.load_claims(), R.paper_rows()
 ATTACKS = ('pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf')
@@ -232,7 +233,7 @@ def test_two_opposed_architectures_are_inconclusive_on_both_sides():
 def stored(monkeypatch, rows, n=400, images='digits', rng=None, shared=True, missing=0.):
     "The rows with values that n images can have, and their outcomes. `shared`: the same images are hard for all networks."
     key = lambda row: hashlib.sha256(repr([row[name] for name in R.IDENTITY]).encode()).hexdigest()[:12]
-    monkeypatch.setitem(sys.modules, 'nrf_repro.outcomes', SimpleNamespace(outcome_key=key))
+    monkeypatch.setitem(sys.modules, 'nrf_repro.results.outcomes', SimpleNamespace(outcome_key=key))
     rng, found, kept = rng or np.random.default_rng(0), {}, []
     for r in rows:
         right = np.arange(n) < round(n * r['value'])
@@ -252,7 +253,7 @@ def test_with_outcomes_the_interval_counts_seeds_and_images(monkeypatch):
     assert got.interval == 'seeds and images' and 'over 3 seeds and 400 images' in got.reason and 'no outcomes' not in got.reason
     assert got.effect == pytest.approx(plain.effect) and got.low != plain.low
     part = C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER, outcomes).iloc[0]
-    D = [np.subtract(*(outcomes[sys.modules['nrf_repro.outcomes'].outcome_key({f: R.typed(f, v) for f, v in r.items()})].values.astype(float)
+    D = [np.subtract(*(outcomes[sys.modules['nrf_repro.results.outcomes'].outcome_key({f: R.typed(f, v) for f, v in r.items()})].values.astype(float)
                        for norm in ('bn', 'none') for r in rows[(rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2')
                                                                 & (rows.norm == norm) & (rows.seed == s)].to_dict('records'))) for s in range(3)]
     assert (part.low, part.high) == pytest.approx(two_way([D])[1:3], abs=1e-12)

@@ -10,9 +10,9 @@ from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from nrf_repro.experiment import load_profile, study_cells, train_cell
-from nrf_repro.results import read_rows
-from nrf_repro.studies import run_study, shown
+from nrf_repro.experiment.runs import load_profile, study_cells, train_cell
+from nrf_repro.results.rows import read_rows
+from nrf_repro.studies.base import run_study, shown
 
 STUDIES = ('corruptions', 'adequacy', 'regularization', 'transfer', 'features')
 

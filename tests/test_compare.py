@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nrf_repro import compare as c
-from nrf_repro import results
+from nrf_repro.report import comparison as c
+from nrf_repro.results import rows as results
 from nrf_repro.cli import main
-from nrf_repro.claims import load_claims
-from nrf_repro.intervals import two_way
-from nrf_repro.outcomes import outcome_fields
-from nrf_repro.results import frame, make_row, write_rows
-from nrf_repro.tables import made_up_rows
+from nrf_repro.results.claims import load_claims
+from nrf_repro.results.intervals import two_way
+from nrf_repro.results.outcomes import outcome_fields
+from nrf_repro.results.rows import frame, make_row, write_rows
+from nrf_repro.report.tables import made_up_rows
 
 CLAIMS = {id: claim for id, claim in load_claims().items() if id == 'C2'}
 
@@ -178,7 +178,7 @@ def test_command_line(rows, tmp_path, capsys):
 
 
 def test_comparing_needs_no_torch():
-    code = 'import sys, nrf_repro.compare; sys.exit("torch" in sys.modules)'
+    code = 'import sys, nrf_repro.report.comparison; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 

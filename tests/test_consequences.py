@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from nrf_repro import consequences as c, studies
+from nrf_repro.studies import consequences as c
+from nrf_repro.studies import base as studies
 from nrf_repro.attacks import Attack
 from nrf_repro.data import Images
-from nrf_repro.experiment import PARTS, absent, load_profile, study_jobs, train_cell, study_cells
+from nrf_repro.experiment.runs import PARTS, absent, load_profile, study_jobs, train_cell, study_cells
 from nrf_repro.models import build_model
-from nrf_repro.claims import decide, decide_parts, load_claims
-from nrf_repro.results import frame, read_rows
-from nrf_repro.training import RECIPES, correct
+from nrf_repro.results.claims import decide, decide_parts, load_claims
+from nrf_repro.results.rows import frame, read_rows
+from nrf_repro.training.loop import RECIPES, correct
 
 
 def images(channels=1, n=6):

@@ -18,11 +18,11 @@ import torch.distributed as dist
 from counted import count
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
-from nrf_repro.distributed import Team, check_together, last_words
-from nrf_repro.experiment import Cell, load_profile, run_config, train_cell
+from nrf_repro.experiment.distributed import Team, check_together, last_words
+from nrf_repro.experiment.runs import Cell, load_profile, run_config, train_cell
 from nrf_repro.models import build_model, load_model
-from nrf_repro.results import read_rows
-from nrf_repro.training import RECIPES, batches, cross_entropy, fit
+from nrf_repro.results.rows import read_rows
+from nrf_repro.training.loop import RECIPES, batches, cross_entropy, fit
 
 RECIPE = replace(RECIPES['digits'], epochs=2, batch_size=32, augment='crop-flip', seed=0)
 
@@ -153,7 +153,7 @@ def test_a_killed_process_ends_the_run_in_a_sentence_and_it_resumes(tmp_path):
         os._exit(0)
     end = time.time() + 200
     while not (run / 'state.safetensors').exists() and time.time() < end: time.sleep(.05)
-    own = [int(w) for w in subprocess.run(['pgrep', '-f', f'nrf_repro.distributed.*{run}'], capture_output=True, text=True).stdout.split()]
+    own = [int(w) for w in subprocess.run(['pgrep', '-f', f'nrf_repro.experiment.distributed.*{run}'], capture_output=True, text=True).stdout.split()]
     ranks = {int(m[1]): w for w in own if (m := re.search(rb'\0RANK=(\d+)', b'\0' + Path(f'/proc/{w}/environ').read_bytes()))}
     os.kill(ranks[1], signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -179,9 +179,9 @@ def load_state_epochs(path):
 
 def test_last_words(tmp_path):
     log = tmp_path / 'log'
-    log.write_text('nrf_repro.distributed: process 0 lost the others (closed).\nE failed (exitcode: -9) local_rank: 1 (pid: 5)')
+    log.write_text('nrf_repro.experiment.distributed: process 0 lost the others (closed).\nE failed (exitcode: -9) local_rank: 1 (pid: 5)')
     assert last_words(log, 2) == 'process 1 of 2 was killed (signal 9).'
-    log.write_text('nrf_repro.distributed: Training diverged.\n... failed (exitcode: 1) local_rank: 0')
+    log.write_text('nrf_repro.experiment.distributed: Training diverged.\n... failed (exitcode: 1) local_rank: 0')
     assert last_words(log, 2) == 'Training diverged.'
     log.write_text('')
     assert 'no output' in last_words(log, 2)

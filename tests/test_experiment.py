@@ -4,9 +4,9 @@ import copy
 import pytest
 import yaml
 
-from nrf_repro import experiment
-from nrf_repro.experiment import PARTS, Cell, attack_cell, attack_settings, jobs, load_profile, plan_table, planned, profiles, train_cell, train_settings
-from nrf_repro.results import in_checkout, read_rows
+from nrf_repro.experiment import runs as experiment
+from nrf_repro.experiment.runs import PARTS, Cell, attack_cell, attack_settings, jobs, load_profile, plan_table, planned, profiles, train_cell, train_settings
+from nrf_repro.results.rows import in_checkout, read_rows
 
 TINY = load_profile('tiny')
 CELL = Cell('digits', 'vgg11', .0625, 'bn', 'standard', 0)
@@ -65,7 +65,9 @@ def test_a_copy_may_not_go_by_the_name_of_a_profile_that_is_there(tmp_path):
 
 
 def test_names_that_are_repeated_so_that_reading_a_profile_costs_no_torch():
-    from nrf_repro import models, norms, training
+    from nrf_repro import models
+    from nrf_repro.models import norms
+    from nrf_repro.training import loop as training
     assert (experiment.BASES, experiment.ARCHS, experiment.NORMS) == (tuple(training.RECIPES), models.ARCHS, norms.NORMS)
 
 
@@ -106,7 +108,7 @@ def test_a_cell_is_trained_once_attacked_once_and_again_when_changed(tmp_path):
 def test_killed_cell_is_trained_to_the_same_rows(tmp_path, monkeypatch):
     whole, broken = tmp_path / 'whole', tmp_path / 'broken'
     train_cell(TINY, CELL, whole, progress=False)
-    from nrf_repro import training
+    from nrf_repro.training import loop as training
     real = training.save_state
 
     def save_then_die(*a):

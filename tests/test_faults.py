@@ -20,11 +20,12 @@ import yaml
 
 from checkout import checkout
 from counted import count
-from nrf_repro import experiment, training
+from nrf_repro.experiment import runs as experiment
+from nrf_repro.training import loop as training
 from nrf_repro.data import decoding, loading
-from nrf_repro.experiment import Cell, alone, attack_cell, load_profile, run_cells, train_cell
+from nrf_repro.experiment.runs import Cell, alone, attack_cell, load_profile, run_cells, train_cell
 from nrf_repro.models import build_model, save_model
-from nrf_repro.results import git_commit, read_rows, source_hash, write_rows, write_whole
+from nrf_repro.results.rows import git_commit, read_rows, source_hash, write_rows, write_whole
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get('NRF_KILLS', 0))

@@ -8,14 +8,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from nrf_repro import feature_datasets as F
+from nrf_repro.studies import feature_datasets as F
 from nrf_repro.attacks import PERTURBATION_SETS, Attack
 from nrf_repro.data import Images, load
-from nrf_repro.experiment import load_profile, planned, train_cell
+from nrf_repro.experiment.runs import load_profile, planned, train_cell
 from nrf_repro.models import build_model
-from nrf_repro.claims import decide_part, load_claims
-from nrf_repro.results import FIELDS, frame, paper_rows
-from nrf_repro.studies import Run
+from nrf_repro.results.claims import decide_part, load_claims
+from nrf_repro.results.rows import FIELDS, frame, paper_rows
+from nrf_repro.studies.base import Run
 
 PUSH = Attack('l2', .5, 'ce', steps=4, step_size=.25, targeted=True)
 

@@ -27,19 +27,20 @@ from scipy.io import savemat
 from torch import nn
 
 from counted import count
-from nrf_repro import results, training
+from nrf_repro.results import rows as results
+from nrf_repro.training import loop as training
 from nrf_repro.attacks import LOSSES, PERTURBATION_SETS, Attack, l2_norm, robust_correct
 from nrf_repro.data import Images, load, readers
 from nrf_repro.data.images import CLASSES
 from nrf_repro.features import NOISES, ligs
 from nrf_repro.measure.images import _class_folders
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
-from nrf_repro.norms import NORMS, count_norms, make_norm, moments, normalize
-from nrf_repro.claims import load_claims
-from nrf_repro.intervals import t_interval, two_way, wilson
-from nrf_repro.results import FIELDS, REAL, WHOLE, make_row, read_rows, write_rows
-from nrf_repro.training import RECIPES, Recipe, fit, load_state, save_state, sgd
-from nrf_repro.weights import read_weights
+from nrf_repro.models.norms import NORMS, count_norms, make_norm, moments, normalize
+from nrf_repro.results.claims import load_claims
+from nrf_repro.results.intervals import t_interval, two_way, wilson
+from nrf_repro.results.rows import FIELDS, REAL, WHOLE, make_row, read_rows, write_rows
+from nrf_repro.training.loop import RECIPES, Recipe, fit, load_state, save_state, sgd
+from nrf_repro.models.weights import read_weights
 
 ROOT = Path(__file__).parent.parent
 MUTANTS = 250      # damaged copies of each kind of file
@@ -202,7 +203,7 @@ def claims(folder):
 
 
 def profile(folder):
-    from nrf_repro.experiment import load_profile
+    from nrf_repro.experiment.runs import load_profile
     (folder / 'p.yaml').write_bytes((ROOT / 'reports/profiles/tiny.yaml').read_bytes())
     return folder / 'p.yaml', lambda: load_profile(str(folder / 'p.yaml'))
 
@@ -340,7 +341,7 @@ def swap(node, rng):
 
 def test_a_changed_profile_is_right_or_is_named_with_its_line(tmp_path):
     import yaml
-    from nrf_repro.experiment import PARTS, Cell, jobs, load_profile, plan_table, planned, recipe_of
+    from nrf_repro.experiment.runs import PARTS, Cell, jobs, load_profile, plan_table, planned, recipe_of
     text, rng, refused, n = (ROOT / 'reports/profiles/tiny.yaml').read_text(), random.Random(1), 0, MUTANTS
     file = tmp_path / 'mine.yaml'
     for _ in range(n):
@@ -539,9 +540,10 @@ EVIL = ['<b onclick=alert(1)>', '"><evil x="', "' onload='evil()", '</script><ev
 
 @pytest.mark.parametrize('evil', EVIL)
 def test_text_stays_text_on_every_page(evil, tmp_path):
-    from nrf_repro import compare, report
-    from nrf_repro.results import frame
-    from nrf_repro.tables import made_up_rows
+    from nrf_repro.report import comparison as compare
+    from nrf_repro.report import rendering as report
+    from nrf_repro.results.rows import frame
+    from nrf_repro.report.tables import made_up_rows
     claims = load_claims()
     def page(word, name):
         rows = frame(made_up_rows(['none', 'bn'], seeds=(0, 1), dataset=word, arch=word, regime='standard'))

@@ -8,11 +8,12 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from nrf_repro import figures as F
-from nrf_repro import report, tables
-from nrf_repro.claims import decide_published, headline, load_claims
-from nrf_repro.results import frame, make_row, paper_rows, read_published
-from nrf_repro.tables import made_up_rows
+from nrf_repro.report import figures as F
+from nrf_repro.report import rendering as report
+from nrf_repro.report import tables
+from nrf_repro.results.claims import decide_published, headline, load_claims
+from nrf_repro.results.rows import frame, make_row, paper_rows, read_published
+from nrf_repro.report.tables import made_up_rows
 
 CLAIMS, PAPER = load_claims(), paper_rows()
 C2 = CLAIMS['C2']
@@ -171,7 +172,7 @@ def test_the_readme_shows_the_plot_and_it_is_there():
 # the report
 
 def test_a_report_leads_with_its_own_lines_and_the_published_larger_ones(tmp_path):
-    from nrf_repro.results import write_rows
+    from nrf_repro.results.rows import write_rows
     own = frame([*made_up_rows(profile='cifar-small', dataset='cifar10', width=.25)])
     for name in ('demo', 'cifar'): write_rows(tmp_path / 'published' / name / 'rows.jsonl', frame([*both(profile=name)]))
     for folder, larger in ((tmp_path / 'published', True), (tmp_path / 'nowhere', False)):

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from torchvision.models import get_model, get_model_weights
 
-from nrf_repro import imagenet
+from nrf_repro.studies import imagenet
 from nrf_repro.data import STATS, load
-from nrf_repro.experiment import PARTS, Cell, load_profile, planned
-from nrf_repro.imagenet import TORCHVISION, class_index, class_names, _networks, in_order, pretrained, wnids
-from nrf_repro.claims import load_claims, pairs, select
-from nrf_repro.results import frame, paper_rows, read_rows
-from nrf_repro.studies import Run, run_study
-from nrf_repro.tables import table_1, table_2
+from nrf_repro.experiment.runs import PARTS, Cell, load_profile, planned
+from nrf_repro.studies.imagenet import TORCHVISION, class_index, class_names, _networks, in_order, pretrained, wnids
+from nrf_repro.results.claims import load_claims, pairs, select
+from nrf_repro.results.rows import frame, paper_rows, read_rows
+from nrf_repro.studies.base import Run, run_study
+from nrf_repro.report.tables import table_1, table_2
 
 FOLDERS = {'n01440764': 0, 'n02391049': 340, 'n15075141': 999}
 CLASSES = tuple(FOLDERS.values())

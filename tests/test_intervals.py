@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nrf_repro import intervals as R
+from nrf_repro.results import intervals as R
 
 
 # intervals

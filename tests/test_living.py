@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from nrf_repro import living
+from nrf_repro.report import interactive as living
 from nrf_repro.attacks import Attack
 from nrf_repro.data import Images
-from nrf_repro.results import frame, make_row
+from nrf_repro.results.rows import frame, make_row
 
 ROOT = Path(__file__).parent.parent
 ATTACK = Attack('l2', .5, 'ce', steps=10, step_size=.125)
@@ -114,7 +114,7 @@ def test_fragment_can_stand_twice_on_a_page(data):
 
 
 def test_living_imports_no_torch():
-    code = 'import sys, nrf_repro.living; print("torch" in sys.modules)'
+    code = 'import sys, nrf_repro.report.interactive; print("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'False'
 
 

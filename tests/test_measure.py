@@ -20,11 +20,11 @@ from nrf_repro.measure import measurement
 from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
 from nrf_repro.data import load
 from nrf_repro.models import build_model, load_model, save_model
-from nrf_repro.intervals import wilson
+from nrf_repro.results.intervals import wilson
 from nrf_repro.measure.command import _check_writable
 from nrf_repro.measure.subject import _norm_kind
-from nrf_repro.results import FIELDS, read_rows, write_rows
-from nrf_repro.weights import load_weights, read_weights, scale_advice
+from nrf_repro.results.rows import FIELDS, read_rows, write_rows
+from nrf_repro.models.weights import load_weights, read_weights, scale_advice
 
 QUICK = m.attacks_at(l2=.5, linf=8 / 255, steps=3)
 

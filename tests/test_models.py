@@ -14,8 +14,8 @@ from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, model_con
 from nrf_repro.models.build import Residual
 from nrf_repro.models.checkpoint import dequantize, quantize
 from nrf_repro.models.controls import SCALAR_RATE, Scalar, Scale, Shift, StandardWeights
-from nrf_repro.norms import NORMS, count_norms
-from nrf_repro.results import CONTROLS as NAMED_CONTROLS
+from nrf_repro.models.norms import NORMS, count_norms
+from nrf_repro.results.rows import CONTROLS as NAMED_CONTROLS
 
 ROOT = Path(__file__).parent.parent
 CONVS = dict(vgg11=8, vgg16=13, vgg19=16, resnet18=20, resnet50=53)

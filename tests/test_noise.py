@@ -8,7 +8,7 @@ from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.features import NOISES, ligs
 from nrf_repro.attacks.noise import image_keys, image_noise, image_uniform, random_words
-from nrf_repro.published import load_published
+from nrf_repro.experiment.published import load_published
 
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
 

@@ -1,4 +1,4 @@
-"Tests of `nrf_repro.norms`: agreement with PyTorch, which norms include which, and errors."
+"Tests of `nrf_repro.models.norms`: agreement with PyTorch, which norms include which, and errors."
 import copy
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nrf_repro.norms import NORMS, InstanceNorm, count_norms, index_set, make_norm, moments, norm_of, normalize
+from nrf_repro.models.norms import NORMS, InstanceNorm, count_norms, index_set, make_norm, moments, norm_of, normalize
 
 REAL = NORMS[1:]
 SHAPES = [(4, 8, 5, 3), (1, 8, 4, 4), (3, 8, 1, 2)]

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from nrf_repro.data import patterns, testbed as make_bed
-from nrf_repro.experiment import Cell, load_profile, profiles
-from nrf_repro.order import (CURRICULA, BedMonitor, answers, bed_of, learned, measure_testbed, regime_of, show_apart, show_testbed,
+from nrf_repro.experiment.runs import Cell, load_profile, profiles
+from nrf_repro.studies.order import (CURRICULA, BedMonitor, answers, bed_of, learned, measure_testbed, regime_of, show_apart, show_testbed,
                              show_trend)
-from nrf_repro.claims import decide_parts, effects, load_claims
-from nrf_repro.results import frame, make_row
-from nrf_repro.studies import Run
+from nrf_repro.results.claims import decide_parts, effects, load_claims
+from nrf_repro.results.rows import frame, make_row
+from nrf_repro.studies.base import Run
 
 TINY = load_profile('tiny')
 C4 = load_claims()['C4']

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nrf_repro.outcomes import check_outcomes, outcome_fields, outcomes_of, pack_outcomes, unpack_outcomes
-from nrf_repro.results import make_row, read_rows, write_rows
+from nrf_repro.results.outcomes import check_outcomes, outcome_fields, outcomes_of, pack_outcomes, unpack_outcomes
+from nrf_repro.results.rows import make_row, read_rows, write_rows
 
 COMMON = dict(experiment='final', dataset='digits', arch='vgg11', norm='bn', width=1., regime='standard', epoch=3, seed=0, profile='p')
 

@@ -13,8 +13,8 @@ import yaml
 
 from nrf_repro import __version__
 from nrf_repro.cli import check_template, main, plan_text
-from nrf_repro.experiment import load_profile
-from nrf_repro.results import read_rows
+from nrf_repro.experiment.runs import load_profile
+from nrf_repro.results.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 TEMPLATES = sorted(ROOT.glob('reports/notebooks/*.ipynb'))

@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nrf_repro import claims as C, power as P, results as R
+from nrf_repro.results import claims as C
+from nrf_repro.results import power as P
+from nrf_repro.results import rows as R
 
 CLAIMS = C.load_claims()
 C2, C6 = CLAIMS['C2'].parts[0], CLAIMS['C6'].parts[0]

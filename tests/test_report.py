@@ -8,11 +8,12 @@ import sys
 import pandas as pd
 import pytest
 
-from nrf_repro import report, tables
-from nrf_repro.experiment import STUDIES
-from nrf_repro.claims import load_claims
-from nrf_repro.results import FIELDS, frame, make_row, paper_rows
-from nrf_repro.tables import made_up_rows
+from nrf_repro.report import rendering as report
+from nrf_repro.report import tables
+from nrf_repro.experiment.runs import STUDIES
+from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rows import FIELDS, frame, make_row, paper_rows
+from nrf_repro.report.tables import made_up_rows
 
 
 def history(norms=('none', 'bn'), seeds=(0, 1), epochs=(1, 2)):
@@ -108,7 +109,7 @@ def test_latex_compiles_in_the_head(rows):
 
 
 def test_imports_are_light():
-    code = 'import sys, nrf_repro.report; print([m for m in ("torch", "matplotlib", "seaborn", "jinja2") if m in sys.modules])'
+    code = 'import sys, nrf_repro.report.rendering; print([m for m in ("torch", "matplotlib", "seaborn", "jinja2") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nrf_repro import results as R
+from nrf_repro.results import rows as R
 
 BASE = dict(experiment='final', metric='clean_accuracy', dataset='digits', arch='vgg11', norm='bn', seed=0, value=.5, n=400)
 ROBUST = dict(metric='robust_accuracy', attack='pgd_l2', eps=1., reading='any')
@@ -85,7 +85,7 @@ def test_no_commit_outside_a_checkout(tmp_path, monkeypatch):
 
 
 def test_torch_is_not_imported():
-    code = 'import sys, nrf_repro.results as r; r.make_row(experiment="x", metric="y", value=1); sys.exit("torch" in sys.modules)'
+    code = 'import sys, nrf_repro.results.rows as r; r.make_row(experiment="x", metric="y", value=1); sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 
@@ -235,6 +235,6 @@ def test_dev_null_is_still_a_device():
 
 
 def test_a_stream_that_is_a_file_is_continued(tmp_path):
-    code = 'from nrf_repro.results import write_whole; print("before"); write_whole("/dev/stdout", "rows\\n"); print("after")'
+    code = 'from nrf_repro.results.rows import write_whole; print("before"); write_whole("/dev/stdout", "rows\\n"); print("after")'
     with open(tmp_path / 'log', 'w') as log: subprocess.run([sys.executable, '-c', code], stdout=log, check=True)
     assert (tmp_path / 'log').read_text() == 'before\nrows\nafter\n'

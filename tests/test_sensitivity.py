@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from nrf_repro import sensitivity as S
-from nrf_repro.figures import probability_text
-from nrf_repro.claims import decide, load_claims
-from nrf_repro.intervals import probability_below, t_interval
-from nrf_repro.results import frame, make_row, paper_rows
-from nrf_repro.tables import differences, made_up_rows, named, one_setting
+from nrf_repro.report import sensitivity as S
+from nrf_repro.report.figures import probability_text
+from nrf_repro.results.claims import decide, load_claims
+from nrf_repro.results.intervals import probability_below, t_interval
+from nrf_repro.results.rows import frame, make_row, paper_rows
+from nrf_repro.report.tables import differences, made_up_rows, named, one_setting
 
 CLAIMS, PAPER = load_claims(), paper_rows()
 C2 = {'C2': CLAIMS['C2']}

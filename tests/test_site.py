@@ -51,7 +51,7 @@ def test_directives_go_and_hidden_cells_go():
                    ('code', "from nbdev.export import nb_export; nb_export('a.ipynb', '..')"), ('markdown', '# T'),
                    ('code', '#| export\n#| code-fold: true\ndef f(): pass\n'), ('code', 'f()\nx = 1 #| hide_line'))
     assert [m for m in made if 'class="exported"' not in m] == ['# T', 'def f(): pass', 'f()']
-    assert any('nrf_repro.norms' in m for m in made)
+    assert any('nrf_repro.models.norms' in m for m in made)
 
 
 @pytest.mark.parametrize('directive, tags, left', [
@@ -86,7 +86,7 @@ def test_warnings_and_progress_bars_are_left_out_and_sentences_stay():
 
 def test_prose_is_linked_but_code_is_not():
     module = reference.Module('norms', '', [reference.Object('normalize', None, '')])
-    nb = notebook(('code', 'from nrf_repro.norms import (normalize,\n                             other)'),
+    nb = notebook(('code', 'from nrf_repro.models.norms import (normalize,\n                             other)'),
                   ('markdown', '# `normalize`\n\n> Claim.\n\n'
                                'Use `normalize` as chapter 7 says, chapters 3 and 7, not chapter 99.\n\n'
                                '> **Paper** (table 1): x.\n\n```python\n`normalize` chapter 7\n```\n\n[s](../settings.ini) '
@@ -94,7 +94,7 @@ def test_prose_is_linked_but_code_is_not():
     text = json.loads(chapters.page('03_norms', nb, ['03_norms', '07_attacks'], CFG, [module]))['cells'][1]['source']
     assert text.startswith('# `normalize`\n\n<p class="badges">')
     assert '{.claim}\n> Claim.' in text and '{.paper}\n> **Paper**' in text
-    assert 'Use {py:obj}`normalize <nrf_repro.norms.normalize>` as chapter [7](07_attacks.ipynb)' in text
+    assert 'Use {py:obj}`normalize <nrf_repro.models.norms.normalize>` as chapter [7](07_attacks.ipynb)' in text
     assert 'chapters [3](03_norms.ipynb) and [7](07_attacks.ipynb), not chapter 99' in text
     assert '```python\n`normalize` chapter 7\n```' in text and f'[s]({CFG["git_url"]}/blob/main/settings.ini)' in text
     assert '<a href="published/demo/report.html">r</a> ![f](files/docs/f.png)' in text
@@ -121,7 +121,7 @@ def test_the_order_is_that_of_the_files():
 # Reference
 
 def test_reference_has_signature_sentence_comments_and_links():
-    module, = reference.modules([ROOT / 'nrf_repro/norms.py'])
+    module, = reference.modules([ROOT / 'nrf_repro/models/norms.py'])
     text = reference.page(module, CFG)
     part = text[text.index('{py:function} normalize('):].split('::::')[0]
     assert part.startswith('{py:function} normalize(x, norm, groups=32, eps=1e-05)')
@@ -164,7 +164,7 @@ def test_how_to_add_works_as_written(tmp_path, monkeypatch, capsys):
 
 
 def test_the_claim_in_how_to_add_is_one_that_the_rules_know(tmp_path):
-    from nrf_repro.claims import load_claims
+    from nrf_repro.results.claims import load_claims
     claims = yaml.safe_load((ROOT / 'reports/claims.yaml').read_text(encoding='utf-8'))
     text = (ROOT / 'docs/pages/add.md').read_text(encoding='utf-8')
     claims['claims'] += yaml.safe_load(re.search(r'```yaml\n(.*?)```', text, re.S)[1])
@@ -182,7 +182,7 @@ def test_names_in_how_to_add_exist():
 
 def test_the_call_for_published_networks_works_as_written():
     call = re.search(r'`nrf_repro\.published\.(load_published\(.+?\))`', pages.BOARD)[1]
-    from nrf_repro.published import load_published
+    from nrf_repro.experiment.published import load_published
     net = eval(call, dict(load_published=load_published))
     assert net.config['norm'] == 'bn' and not net.training
 

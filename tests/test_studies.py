@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nrf_repro import studies
-from nrf_repro.experiment import load_profile
-from nrf_repro.regularization import regularized
-from nrf_repro.studies import Run
-from nrf_repro.training import AnotherRun, Monitor, cross_entropy
+from nrf_repro.studies import base as studies
+from nrf_repro.experiment.runs import load_profile
+from nrf_repro.studies.regularization import regularized
+from nrf_repro.studies.base import Run
+from nrf_repro.training.loop import AnotherRun, Monitor, cross_entropy
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +57,7 @@ def test_another_network_under_a_label_is_an_error_that_names_the_difference(sto
     if 'loss' in change: how['loss'] = change['loss']
     if 'monitor' in change: how['monitor'] = Monitor(images[:8], sigma=None)
     if 'threads' in change: run = replace(run, profile=run.profile | dict(threads=7))
-    if 'source' in change: monkeypatch.setattr('nrf_repro.results.source_hash', lambda: change['source'])
+    if 'source' in change: monkeypatch.setattr('nrf_repro.results.rows.source_hash', lambda: change['source'])
     there = files(run.place)
     with pytest.raises(AnotherRun, match=f'net.safetensors holds another run: they differ in {named}.*delete .*features-s0'):
         run.trained('net', model, images, recipe, **how)
@@ -96,7 +96,8 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from test_studies import ready, run_in
-from nrf_repro import studies, training
+from nrf_repro.studies import base as studies
+from nrf_repro.training import loop as training
 seen = []
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 if {at!r} == 'epoch':

@@ -14,8 +14,8 @@ from torch import nn
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_tensors
-from nrf_repro.regularization import regularized
-from nrf_repro.training import (RECIPES, AnotherRun, Monitor, Recipe, batches, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
+from nrf_repro.studies.regularization import regularized
+from nrf_repro.training.loop import (RECIPES, AnotherRun, Monitor, Recipe, batches, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
                                 random_flip, run_key)
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +119,7 @@ def test_a_key_is_the_same_in_another_process(tmp_path):
     (tmp_path / 'own_loss.py').write_text('from dataclasses import dataclass\nimport torch.nn.functional as F\nNAMES = {"a", "b", "c"}\nWEIGHT = 2.\n'
         '@dataclass(frozen=True)\nclass Loss:\n    power: int = 2\n    def __call__(self, model, x, y):\n'
         '        return WEIGHT * F.cross_entropy(model(x), y) ** self.power * (len(NAMES) in {"x", "y", 3})\n')
-    code = 'import json; from own_loss import Loss; from nrf_repro.training import described; print(json.dumps(described(Loss())))'
+    code = 'import json; from own_loss import Loss; from nrf_repro.training.loop import described; print(json.dumps(described(Loss())))'
     def said(seed, code=code):
         path = os.pathsep.join([str(tmp_path), str(ROOT)])
         return subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=path, PYTHONHASHSEED=seed), capture_output=True, text=True, check=True).stdout

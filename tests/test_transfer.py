@@ -3,11 +3,11 @@ import pandas as pd
 import pytest
 import torch
 
-from nrf_repro.experiment import load_profile, next_seed, study_cells, study_jobs, train_cell, trained_by
+from nrf_repro.experiment.runs import load_profile, next_seed, study_cells, study_jobs, train_cell, trained_by
 from nrf_repro.models import load_model
-from nrf_repro.results import frame
-from nrf_repro.studies import Run, run_study
-from nrf_repro.transfer import judges_of, measure_transfer, show_transfer, sources_of, target_name
+from nrf_repro.results.rows import frame
+from nrf_repro.studies.base import Run, run_study
+from nrf_repro.studies.transfer import judges_of, measure_transfer, show_transfer, sources_of, target_name
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +74,7 @@ def test_one_seed_leaves_out_the_network_itself_and_says_so(profile, folder):
 
 def test_it_is_kept_and_shown(profile, folder):
     assert [run_study(profile, 'transfer', s, folder, progress=False) for s in (0, 1, 0)] == ['measured', 'measured', 'kept']
-    from nrf_repro.results import read_rows
+    from nrf_repro.results.rows import read_rows
     rows = read_rows(*(folder / 'studies').glob('transfer-*/rows.jsonl'))
     parts = list(show_transfer(rows))
     assert 'of the next seed' in parts[0]['caption'] and len(parts) == 3

@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from nrf_repro.cli import main, publish
-from nrf_repro.experiment import Cell, attack_cell, load_profile, planned, train_cell
-from nrf_repro.results import read_rows, write_rows
-from nrf_repro.verify import allowed, cells_of, drawn, origin_of, published, verify
+from nrf_repro.experiment.runs import Cell, attack_cell, load_profile, planned, train_cell
+from nrf_repro.results.rows import read_rows, write_rows
+from nrf_repro.experiment.verify import allowed, cells_of, drawn, origin_of, published, verify
 
 CELLS = [Cell('digits', 'vgg11', .0625, norm, 'standard', 0) for norm in ('bn', 'none')]
 
@@ -55,7 +55,7 @@ def test_a_touched_row_is_caught(fields, word, folder, capsys):
 def test_elsewhere_a_rounding_passes_and_a_lie_does_not(folder, capsys, monkeypatch):
     origin = json.loads((folder / 'origin.json').read_text())
     (folder / 'origin.json').write_text(json.dumps(origin | dict(processors=['abacus'])))
-    monkeypatch.setattr('nrf_repro.verify.drawn', lambda cells, *a: cells[:1])
+    monkeypatch.setattr('nrf_repro.experiment.verify.drawn', lambda cells, *a: cells[:1])
     change(folder, value=lambda v: v - 1e-3)
     status, out = said(folder, capsys)
     assert status == 0 and 'processor abacus then' in out.out and 'all within their limits' in out.out

@@ -13,11 +13,11 @@ import torch
 
 from ..attacks import PERTURBATION_SETS, frozen, gradient_underflows, input_gradient, robust_correct
 from ..data import STATS
-from ..evaluation import attack_settings
-from ..intervals import wilson
+from ..training.evaluation import attack_settings
+from ..results.intervals import wilson
 from .images import EvalImages
 from ..attacks.noise import image_noise
-from ..tables import COLUMNS, eps_text
+from ..report.tables import COLUMNS, eps_text
 
 # %% ../../nbs/55_measure_checks.ipynb #6313f3e2
 @dataclass(frozen=True)

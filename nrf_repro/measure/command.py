@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from .measurement import LargeEps, attacks_at, measure
-from ..results import is_special, write_rows
+from ..results.rows import is_special, write_rows
 
 # %% ../../nbs/60_measure_command.ipynb #18892f01
 def _fraction(text):

@@ -17,18 +17,18 @@ from tqdm import tqdm
 
 from ..attacks import PAPER_ATTACKS, Attack
 from ..data import balanced
-from ..evaluation import check_classifier, evaluate
-from ..experiment import OUTCOMES
-from ..intervals import t_interval, wilson
+from ..training.evaluation import check_classifier, evaluate
+from ..experiment.runs import OUTCOMES
+from ..results.intervals import t_interval, wilson
 from .checks import Probe, run_checks
 from .images import _whole_number, eval_images
 from .page import html, markdown
 from .subject import _default_device, _default_name, _norm_kind, _on_device, find_model, with_standardize
-from ..outcomes import outcome_fields
-from ..report import duration
-from ..results import FIELDS, config_hash, frame, make_row, tf32_set
-from ..tables import norm_name
-from ..weights import tensors_hash
+from ..results.outcomes import outcome_fields
+from ..report.rendering import duration
+from ..results.rows import FIELDS, config_hash, frame, make_row, tf32_set
+from ..report.tables import norm_name
+from ..models.weights import tensors_hash
 
 # %% ../../nbs/24_measure.ipynb #de3c8778
 def attacks_at(l2=.25,      # eps in l2, in pixels of [0, 1]; the paper's

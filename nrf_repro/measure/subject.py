@@ -16,8 +16,8 @@ from torch import nn
 
 from ..data import STATS
 from ..models import Standardize, load_model
-from ..norms import count_norms
-from ..weights import Loaded, load_weights, pretrained_model, read_weights
+from ..models.norms import count_norms
+from ..models.weights import Loaded, load_weights, pretrained_model, read_weights
 
 # %% ../../nbs/58_measure_subject.ipynb #c834b2d2
 def _import_module(name):

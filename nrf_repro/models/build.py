@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .controls import CONTROLS
-from ..norms import NORMS, make_norm
+from .norms import NORMS, make_norm
 
 # %% ../../nbs/06_models.ipynb #6e3a7c48
 class Standardize(nn.Module):

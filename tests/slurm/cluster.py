@@ -16,7 +16,7 @@ import yaml
 
 from checkout import checkout
 from counted import count
-from nrf_repro.results import read_rows
+from nrf_repro.results.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 NODE = Path(__file__).with_name('one_node.sh')

@@ -1,0 +1,1 @@
+"""Experiments beside the grid of networks: one module for each."""

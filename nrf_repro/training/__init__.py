@@ -1,0 +1,5 @@
+"""Training: recipes, the resumable loop, and what is measured on the way."""
+from nrf_repro._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, {
+    'training.loop': 'RECIPES Monitor Recipe correct fit'})
