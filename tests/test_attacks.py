@@ -1,4 +1,4 @@
-"""What an attack owes its caller: the right answer, the same one in any batch, and the model back untouched."""
+"""Attacks: the result is right, does not depend on the batch size, and leaves the model unchanged."""
 import argparse
 import importlib.util
 import time
@@ -27,7 +27,7 @@ ATTACKS = {(ball, loss): Attack(ball, eps, loss, steps=6, step_size=eps / 3)
 
 
 def conv_net(channels=1, classes=5, bn=True, seed=0):
-    "A small float64 network in eval mode whose batch norms have something to say."
+    "A small float64 network in eval mode whose batch norms have statistics and weights of their own."
     torch.manual_seed(seed)
     norm = nn.BatchNorm2d if bn else (lambda c: nn.Identity())
     net = nn.Sequential(
@@ -79,7 +79,7 @@ def linear():
     return Linear2(w, -(x.flatten(1) @ w).median()), x
 
 
-# the right answer
+# known answers
 
 @pytest.mark.parametrize('steps', [1, 2, 7])
 @pytest.mark.parametrize('ball', BALLS)
@@ -108,7 +108,7 @@ def test_closed_form_on_a_linear_model(linear, ball, dual, worst, loss):
     assert 10 < (distance > eps).sum() < 30
 
 
-def test_targeted_is_the_other_way_round(linear):
+def test_a_targeted_attack_on_two_classes_equals_an_untargeted_one(linear):
     model, x = linear
     y = answers(model, x)
     a = Attack('l2', .05, 'ce', 5, .02)
@@ -127,7 +127,7 @@ def test_targeted_reaches_its_target(x, loss):
 
 
 @pytest.mark.parametrize('key', ATTACKS)
-def test_stays_in_the_ball_and_in_the_box(net, x, key):
+def test_points_stay_in_the_perturbation_set_and_in_0_to_1(net, x, key):
     a = ATTACKS[key]
     adv = a(net, x, answers(net, x))
     assert 0 <= adv.min() and adv.max() <= 1
@@ -155,7 +155,7 @@ def test_paper_attacks_are_as_printed():
 # the two criteria
 
 @pytest.mark.parametrize('key', ATTACKS)
-def test_any_and_last_are_what_they_are_called(net, x, key):
+def test_criteria_equal_their_definitions(net, x, key):
     y = answers(net, x)
     y[:3] = (y[:3] + 1) % 5                                    # three are wrong from the start
     a = replace(ATTACKS[key], eps=4 * ATTACKS[key].eps, step_size=8 * ATTACKS[key].eps)   # long steps: some come back
@@ -165,7 +165,7 @@ def test_any_and_last_are_what_they_are_called(net, x, key):
     assert torch.equal(robust_correct(net, x, y, a, criterion='last_step'), each[-1])
 
 
-def test_who_falls_costs_nothing_more(x):
+def test_misclassified_images_are_not_processed_again(x):
     class Counting(nn.Module):
         seen = []
         def __init__(self, net): super().__init__(); self.net = net
@@ -180,7 +180,7 @@ def test_who_falls_costs_nothing_more(x):
     assert shown.count(3) >= 6                                 # the three that are left share a batch
 
 
-# the same answer in any batch
+# the batch size does not change the result
 
 @pytest.mark.parametrize('criterion', ['any_step', 'last_step'])
 @pytest.mark.parametrize('random_start', [False, True])
@@ -198,7 +198,7 @@ def test_batches_do_not_matter(x, key, random_start, criterion):
     torch.testing.assert_close(parts, a(net, x, y), rtol=0, atol=1e-9)
 
 
-def test_noise_belongs_to_the_image(x):
+def test_noise_depends_on_the_image_alone(x):
     noise = image_noise(x, seed=3)
     assert torch.equal(image_noise(x[5:6], seed=3), noise[5:6]) and noise.dtype == x.dtype
     assert not torch.equal(image_noise(x, seed=4), noise) and not torch.equal(image_noise(x, seed=3, draw=1), noise)
@@ -208,7 +208,7 @@ def test_noise_belongs_to_the_image(x):
 
 
 @pytest.mark.parametrize('ball', BALLS)
-def test_starts_lie_in_the_ball_and_depend_on_the_seed(x, ball):
+def test_starts_lie_in_the_set_and_depend_on_the_seed(x, ball):
     start = BALLS[ball].random
     delta = start(x, .3, 0, 0)
     length = delta.flatten(1).norm(ORDER[ball], dim=1)
@@ -229,7 +229,7 @@ def test_restarts_keep_the_best_of_each_image(net, x):
     assert (left[1] <= left[0]).all() and (left[2] <= left[1]).all()
 
 
-# the model comes back untouched
+# the model is returned unchanged
 
 CALLS = {
     'attack': lambda net, x, y: Attack('l2', .3, 'ce', 2, .2, random_start=True)(net, x, y),
@@ -264,7 +264,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize('call', CALLS.values(), ids=CALLS)
-def test_the_caller_finds_everything_as_it_was(x, call):
+def test_the_model_is_unchanged(x, call):
     net, y = untidy(), torch.arange(len(x)) % 5
     before = everything(net, x, y)
     call(net, x, y)
@@ -272,7 +272,7 @@ def test_the_caller_finds_everything_as_it_was(x, call):
 
 
 @pytest.mark.parametrize('call', CALLS.values(), ids=CALLS)
-def test_also_when_something_fails(x, call):
+def test_the_model_is_unchanged_after_an_error(x, call):
     net, y = untidy(), torch.full((len(x),), 7)                # a class that the network doesn't have
     before = everything(net, x, y)
     with pytest.raises(ValueError, match='y holds 7'): call(net, x, y)
@@ -287,7 +287,7 @@ def test_works_where_gradients_are_off(x, call, context):
     with context(): assert torch.equal(call(net, x.clone(), y.clone()), want)
 
 
-def test_the_model_judged_is_the_one_in_eval_mode(x):
+def test_the_model_is_evaluated_in_eval_mode(x):
     net = conv_net()
     y, a = answers(net, x), ATTACKS['l2', 'ce']
     want = robust_correct(net, x, y, a), a(net, x, y)
@@ -295,7 +295,7 @@ def test_the_model_judged_is_the_one_in_eval_mode(x):
     assert torch.equal(robust_correct(net, x, y, a), want[0]) and torch.equal(a(net, x, y), want[1])
 
 
-# gradients that do not vanish
+# gradients that do not underflow
 
 @pytest.mark.parametrize('loss', LOSSES)
 def test_the_stable_gradient_points_where_the_exact_one_does(net, x, loss):
@@ -313,7 +313,7 @@ def test_the_plain_gradient_is_autograds(net, x):
     torch.testing.assert_close(input_gradient(net, x, y, stable=False), want)
 
 
-def test_saturated_logits_stop_others_not_us():
+def test_saturated_logits_stop_torchattacks_but_not_the_stable_gradient():
     torchattacks = pytest.importorskip('torchattacks')
     net, x = conv_net().float(), batch(60).float()
     y, a = answers(net, x), Attack('l2', 1., 'ce', 10, .25)
@@ -325,7 +325,7 @@ def test_saturated_logits_stop_others_not_us():
     assert gradient_underflows(loud, x, y).float().mean() > .8 and not gradient_underflows(net, x, y).any()
 
 
-def test_a_saturated_image_reads_as_in_float64():
+def test_a_saturated_image_has_the_gradient_of_float64():
     net, x = conv_net(), batch(200)
     gap = -margin(net(x), answers(net, x))
     by = (30 / gap.max()).item()                               # at 37 float64 fails, at 17 float32
@@ -338,7 +338,7 @@ def test_a_saturated_image_reads_as_in_float64():
     assert len(x) > 3 and agree[0].min() > .9999 and agree[1].max() < .99
 
 
-def test_a_short_gradient_still_gives_a_whole_step(x):
+def test_a_short_gradient_gives_a_full_step(x):
     faint = Scaled(conv_net().float(), 1e-25)
     y, a = torch.arange(len(x)) % 5, Attack('l2', .5, 'ce', 1, .1)
     assert size(a, a(faint, x.float(), y) - x.float()).min() > .05
@@ -439,7 +439,7 @@ def check_copy(net, x, norms_left):
 
 
 def check_answers(net, x):
-    "Folded or not, `robust_correct` says what the attack itself says."
+    "Folded or not, `robust_correct` equals the definition."
     y, a = answers(net, x), ATTACKS['l2', 'ce']
     want = answers(net, a(net, x, y)) == y
     assert torch.equal(robust_correct(net, x, y, a, criterion='last_step'), want)
@@ -493,11 +493,11 @@ ODD = {  # forward, options of the norm, norms left
 
 @pytest.mark.filterwarnings('ignore:Lazy')
 @pytest.mark.parametrize('forward, options, left', ODD.values(), ids=ODD)
-def test_odd_networks_are_folded_rightly_or_not_at_all(forward, options, left):
+def test_unusual_networks_are_folded_correctly_or_not_at_all(forward, options, left):
     check_copy(Block(forward, **options), batch(channels=3), left)
 
 
-def test_a_model_that_cannot_be_copied_is_attacked_as_it_is(x):
+def test_a_model_that_cannot_be_copied_is_attacked_itself(x):
     class Stubborn(nn.Module):
         def __init__(self): super().__init__(); self.net = conv_net()
         def __deepcopy__(self, memo): raise RuntimeError('there is but one of me')
@@ -515,7 +515,7 @@ def test_runs_under_autocast():
     assert adv.dtype == torch.float32 and (answers(net, adv) != answers(net, x)).float().mean() > .8
 
 
-# the benchmark's rivals do the same work
+# the benchmark compares the same work
 
 @pytest.mark.parametrize('key', ATTACKS)
 def test_the_benchmark_compares_like_with_like(net, x, key, monkeypatch):
@@ -539,7 +539,7 @@ def test_the_benchmark_compares_like_with_like(net, x, key, monkeypatch):
 # gradients in bfloat16
 
 @pytest.mark.parametrize('criterion', ['any_step', 'last_step'])
-def test_gradients_in_bfloat16_change_no_verdict_but_by_chance(net, x, criterion):
+def test_gradients_in_bfloat16_change_results_by_chance_only(net, x, criterion):
     y = answers(net, x)
     for key, a in ATTACKS.items():
         fine, rough = (robust_correct(net, x, y, a, criterion=criterion, bf16=b) for b in (False, True))
@@ -552,7 +552,7 @@ def test_gradients_in_bfloat16_change_no_verdict_but_by_chance(net, x, criterion
 SEEN = set()    # the precisions in which it was asked
 
 class Twofold(nn.Module):
-    "Right in float32; in bfloat16 always wrong."
+    "Correct in float32, always wrong in bfloat16."
     def __init__(self): super().__init__(); self.w = nn.Parameter(torch.eye(2))
     def forward(self, x):
         z = x.flatten(1)[:, :2] @ self.w
@@ -560,7 +560,7 @@ class Twofold(nn.Module):
         return -z if z.dtype == torch.bfloat16 else z
 
 
-def test_the_word_of_the_rough_copy_is_not_enough():
+def test_misclassifications_by_the_bfloat16_copy_are_confirmed():
     x = torch.tensor([[.9, .1], [.2, .8]])
     y = torch.tensor([0, 1])
     a = Attack('linf', .01, 'cw', steps=3, step_size=.01)
@@ -679,7 +679,7 @@ def same_as_the_model(model, x):
 
 @pytest.mark.parametrize('images', ['dim first', 'black first', 'equal first'])
 @pytest.mark.parametrize('function', FUNCTIONS.values(), ids=FUNCTIONS)
-def test_no_function_is_exchanged_for_another(function, images):
+def test_no_copy_computes_another_function(function, images):
     for seed in range(2): same_as_the_model(Scripted(function, seed).eval(), some_images(images))
 
 
@@ -698,7 +698,7 @@ def test_a_norm_is_folded_where_the_graph_allows_it(function, left):
     with optimised_inference(Scripted(FUNCTIONS[function]).eval(), some_images('dim first')) as fast: assert batchnorms(fast) == left
 
 
-def test_a_masked_class_changes_no_number():
+def test_a_masked_class_changes_no_result():
     x = some_images('dim first')
     def net(change):
         m = Scripted(FUNCTIONS['skip before the norm'])
@@ -711,7 +711,7 @@ def test_a_masked_class_changes_no_number():
         torch.testing.assert_close(ligs(net(change), x, y), values, rtol=0, atol=1e-6)
 
 
-def test_a_copy_that_differs_on_attacked_images_alone_is_given_up(x, monkeypatch):
+def test_a_copy_that_differs_on_attacked_images_only_is_not_used(x, monkeypatch):
     net = conv_net()
     y, a = answers(net, x), ATTACKS['l2', 'ce']
     want = robust_correct(net, x, y, a)
@@ -723,10 +723,10 @@ def test_a_copy_that_differs_on_attacked_images_alone_is_given_up(x, monkeypatch
     assert torch.equal(robust_correct(net, x, y, a), want)
 
 
-# one search: what it says of each image
+# the result for each image
 
 @pytest.mark.parametrize('key', ATTACKS)
-def test_a_result_is_what_it_says(net, x, key):
+def test_a_result_equals_its_definition(net, x, key):
     y = answers(net, x)
     y[:3] = (y[:3] + 1) % 5
     k = 3 if key[0] == 'linf' else 2
@@ -754,7 +754,7 @@ def test_a_targeted_run_reaches_its_label(x):
     assert torch.equal(both.fooled_at >= 0, both.margin > 0)
 
 
-def test_the_example_that_fooled_is_given(net, x):
+def test_the_misclassified_example_is_returned(net, x):
     y, a = answers(net, x), replace(ATTACKS['l2', 'ce'], eps=1.)
     for criterion in ('any_step', 'last_step'):
         seen = robust_correct(net, x, y, a, criterion=criterion, return_adversarial=True)
@@ -790,9 +790,9 @@ def test_the_clean_image_is_always_evaluated(restarts):
     assert not seen.correct.any() and torch.equal(seen.adversarial, x) and not a.run(Hole(), x, y).fooled_at.any()
 
 
-# parts of one's own
+# custom sets and losses
 
-def test_a_set_and_a_loss_of_ones_own(net, x):
+def test_a_custom_set_and_a_custom_loss(net, x):
     y, a = answers(net, x), ATTACKS['l2', 'cw']
     class Same:
         "The l2 ball as an object."
@@ -809,7 +809,7 @@ def test_a_set_and_a_loss_of_ones_own(net, x):
     with pytest.raises(ValueError, match='plain gradient'): input_gradient(net, x, y, loss=LOSSES['cw'], stable=False)
 
 
-def test_a_named_attack_is_as_it_was():
+def test_the_fields_of_an_attack_by_name():
     a = Attack('l2', .25, 'ce', 10., .1, restarts=1., seed=np.int64(3))
     want = dict(ball='l2', eps=.25, loss='ce', steps=10, step_size=.1, random_start=False, restarts=1, targeted=False, seed=3)
     assert asdict(a) == want and [type(v) for v in asdict(a).values()] == [type(v) for v in want.values()]
@@ -860,7 +860,7 @@ def test_a_gradient_that_is_not_finite_is_reported(before, level, ball, how):
 
 
 @pytest.mark.parametrize('ball', BALLS)
-def test_where_no_image_has_a_finite_gradient_there_is_no_number(ball):
+def test_no_finite_gradient_at_all_is_an_error(ball):
     net, x = nn.Sequential(Length(), conv_net()).double().eval(), torch.zeros(7, 1, 8, 8, dtype=torch.float64)
     y, a = answers(net, x), ATTACKS[ball, 'ce']
     for call in (a, lambda *mxy: robust_correct(*mxy, a)):
@@ -906,7 +906,7 @@ def test_reentrant_checkpoints_are_named():
     assert torch.equal(robust_correct(net, x, Y, ATTACKS['l2', 'ce']), robust_correct(net.net, x, Y, ATTACKS['l2', 'ce']))
 
 
-# other people's modules
+# unusual modules
 
 def quiet(f, *args, **more):
     with warnings.catch_warnings():
@@ -943,7 +943,7 @@ def test_a_prediction_that_depends_on_the_batch_is_reported(x, layer, batch_size
 
 @pytest.mark.parametrize('batch_size', [1, 11, 22])
 @pytest.mark.parametrize('f', [lambda net, x: net(x).squeeze(), lambda net, x: F.batch_norm(net(x)[:, :, None], torch.zeros(5), torch.ones(5))[:, :, 0]])
-def test_a_model_that_takes_no_single_image_still_gets_its_number(f, batch_size):
+def test_a_model_that_takes_no_single_image_is_measured(f, batch_size):
     net, x = without_gradient(f), batch().float()
     y = answers(net.net, x)
     ok = quiet(robust_correct, net, x, y, ATTACKS['l2', 'ce'], batch_size=batch_size)
@@ -961,7 +961,7 @@ def test_our_own_networks_pass_without_a_warning(norm):
 
 
 class Writing(nn.Module):
-    "Writes whatever it can."
+    "Changes every kind of state in forward."
     def __init__(self, how):
         super().__init__()
         self.net, self.how = conv_net(), how
@@ -981,7 +981,7 @@ class Writing(nn.Module):
 
 @pytest.mark.parametrize('how', ['in place', 'replaced', 'behind autograd', 'weights', 'precision', 'hook', 'new parameter', 'image'])
 @pytest.mark.parametrize('call', [*CALLS.values(), ligs], ids=[*CALLS, 'ligs'])
-def test_what_forward_writes_is_undone(x, call, how):
+def test_changes_made_by_forward_are_undone(x, call, how):
     net, y = Writing(how), torch.arange(len(x)) % 5
     buffers, weights = dict(net.named_buffers()), dict(net.named_parameters())
     before = everything(net, x, y)
@@ -990,7 +990,7 @@ def test_what_forward_writes_is_undone(x, call, how):
     assert all(b is buffers[k] for k, b in net.named_buffers()) and all(p is weights[k] for k, p in net.named_parameters())
 
 
-def test_images_changed_in_place_change_no_answer(x):
+def test_images_changed_in_place_change_no_result(x):
     class Shifted(nn.Module):
         def __init__(self, f): super().__init__(); self.net, self.f = conv_net(), f
         def forward(self, x): return self.net(self.f(x))
@@ -1027,7 +1027,7 @@ def test_input_that_is_no_tensor_is_named(net, x):
     assert torch.equal(robust_correct(net, x, Y, ATTACKS['l2', 'ce'], batch_size=np.int64(7)), robust_correct(net, x, Y, ATTACKS['l2', 'ce'], batch_size=7.))
 
 
-def test_bf16_falls_back_to_float32_and_says_so(x):
+def test_bf16_falls_back_to_float32_with_a_warning(x):
     class Single(nn.Module):
         "Refuses all but float32."
         def __init__(self): super().__init__(); self.net = conv_net().float()

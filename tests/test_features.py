@@ -1,4 +1,4 @@
-"""LIGS against its definition, usefulness against algebra; both indifferent to what should not matter."""
+"""LIGS and usefulness equal their definitions, and do not depend on batch size, order or mode."""
 import math
 
 import numpy as np
@@ -57,13 +57,13 @@ def test_ligs_is_its_definition(images, noise, draws):
 
 
 @pytest.mark.parametrize('scale', [1, 30, 1000, 1e5])
-def test_stable_reading_survives_any_confidence(images, scale):
+def test_stable_ligs_does_not_depend_on_the_logit_scale(images, scale):
     x, y = images
     expected = by_definition(conv_net(scale), x, y, .05, 1, 'gaussian')
     torch.testing.assert_close(ligs(conv_net(scale), x, y, sigma=.05), expected, rtol=0, atol=2e-2 if scale > 1000 else 2e-3)
 
 
-def test_plain_reading_is_the_known_libraries_and_fails_when_sure(images):
+def test_plain_ligs_equals_other_libraries_and_fails_on_confident_networks(images):
     x, y = images
     net = conv_net().eval()
     def gradient(x):
@@ -87,7 +87,7 @@ def test_noise_is_not_clamped():
 
 
 @pytest.mark.parametrize('noise', NOISES)
-def test_results_do_not_depend_on_company(images, noise):
+def test_results_do_not_depend_on_the_batch(images, noise):
     x, y = images
     whole, order = ligs(conv_net(), x, y, noise=noise, sigma=.1), torch.randperm(30)
     torch.testing.assert_close(ligs(conv_net(), x[order], y[order], batch_size=4, noise=noise, sigma=.1), whole[order], rtol=0, atol=1e-5)
@@ -96,7 +96,7 @@ def test_results_do_not_depend_on_company(images, noise):
     assert not ligs(conv_net(), x, y, noise=noise, sigma=.1, seed=1).allclose(whole, atol=1e-3)
 
 
-def test_model_comes_back_untouched(images):
+def test_the_model_is_unchanged(images):
     net, (x, y) = conv_net(), images
     net[0].eval(), net[5].requires_grad_(False)
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -116,7 +116,7 @@ def test_draws_cost_one_pass_each_and_one_more(images, draws):
     assert sizes.count(len(x)) == draws + 1
 
 
-def test_one_for_two_classes_and_linear_only(images):
+def test_ligs_is_one_for_a_linear_model_of_two_classes_only(images):
     x, y = images
     torch.manual_seed(0)
     def linear(k): return nn.Sequential(nn.Flatten(), nn.Linear(64, k))
@@ -124,7 +124,7 @@ def test_one_for_two_classes_and_linear_only(images):
     assert ligs(linear(4), x, y, sigma=.5).mean() < .999
 
 
-def test_no_gradient_is_nan_and_only_there(images):
+def test_ligs_is_nan_exactly_where_there_is_no_gradient(images):
     x, y = images
     class Dead(nn.Module):
         "Looks only at images that are bright in the middle."
@@ -137,7 +137,7 @@ def test_no_gradient_is_nan_and_only_there(images):
     assert len(ligs(constant, x[:0], y[:0])) == 0
 
 
-def test_unit_has_no_smallest_length():
+def test_gradients_of_any_length_are_normalised():
     g = torch.tensor([[3., 4.]])
     for scale in (1e-44, 1e-30, 1., 1e37):
         torch.testing.assert_close((normalise_gradients(g * scale)**2).sum(), torch.tensor(1., dtype=torch.float64))
@@ -185,7 +185,7 @@ def test_robust_usefulness_of_a_linear_feature(ball, order):
         torch.testing.assert_close(robust_usefulness(lambda x: 10 * f(x) - 1, x, y, ball, eps), seen, rtol=0, atol=1e-4)
 
 
-def test_worst_case_stays_inside_and_never_gains():
+def test_the_worst_case_stays_in_the_set_and_never_gains():
     y, g = signs(100), torch.Generator().manual_seed(0)
     x = torch.rand(100, 1, 4, 4, generator=g)
     def f(x): return (3 * x).sin().flatten(1).sum(1)
