@@ -122,7 +122,7 @@ def _opened(path):
             yield file
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as e:
         reason = ' '.join(str(e).split())[:300]
-        raise ValueError(f'{path} is not a valid checkpoint ({reason}). Delete it and train again, or restore it from git.') from None
+        raise ValueError(f'{path} is not a valid checkpoint ({reason}): delete it and train again, or restore it from git.') from None
 
 # %% ../../nbs/57_checkpoints.ipynb #7ee2c176
 def _dequantized(stored):
