@@ -146,16 +146,16 @@ def _spellings(weights, have): # have: the state dict of the network
 # %% ../../nbs/53_weights.ipynb #33cffe2f
 def _prefixes(weights, have):
     "What may stand before all names of the network: '', or prefixes such as 'model.'."
-    found = {''}
+    found = {'': None}   # a dict keeps the order of the file
     for name in weights:
         parts = name.split('.')
-        found |= {'.'.join(parts[:i]) + '.' for i in range(1, len(parts)) if '.'.join(parts[i:]) in have}
-    return found
+        found |= {'.'.join(parts[:i]) + '.': None for i in range(1, len(parts)) if '.'.join(parts[i:]) in have}
+    return list(found)
 
 def _missing_prefixes(weights, have):
     "What the network has before the first name of the weights, such as 'backbone.'."
     first = next(iter(weights), '')
-    return {name.removesuffix(first) for name in have if name.endswith(f'.{first}')}
+    return [name.removesuffix(first) for name in have if name.endswith(f'.{first}')]
 
 # %% ../../nbs/53_weights.ipynb #573566f4
 def _required(have): return {k for k in have if not k.endswith('num_batches_tracked')}
