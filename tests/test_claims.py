@@ -1,9 +1,6 @@
 """Verdicts on matrices whose answer is worked out by hand: a rule that ignored the rows would fail every one of them."""
 import dataclasses
-import hashlib
 import random
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +11,7 @@ from scipy import stats
 from nrf_repro.results import claims as C
 from nrf_repro.results import rows as R
 from nrf_repro.results.intervals import t_interval, two_way
+from nrf_repro.results.outcomes import outcome_fields, outcomes_of
 
 CLAIMS, PAPER = C.load_claims(), R.paper_rows()
 ATTACKS = ('pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf')
@@ -230,57 +228,56 @@ def test_two_opposed_architectures_are_inconclusive_on_both_sides():
 
 # outcomes of single images
 
-def stored(monkeypatch, rows, n=400, images='digits', rng=None, shared=True, missing=0.):
-    "The rows with values that n images can have, and their outcomes. `shared`: the same images are hard for all networks."
-    key = lambda row: hashlib.sha256(repr([row[name] for name in R.IDENTITY]).encode()).hexdigest()[:12]
-    monkeypatch.setitem(sys.modules, 'nrf_repro.results.outcomes', SimpleNamespace(outcome_key=key))
-    rng, found, kept = rng or np.random.default_rng(0), {}, []
+def stored(rows, n=400, images='digits', rng=None, shared=True, missing=0.):
+    "The rows with outcomes of n images that have about their values. `shared`: the same images are hard for all networks."
+    rng, kept = rng or np.random.default_rng(0), []
     for r in rows:
-        right = np.arange(n) < round(n * r['value'])
+        right = (np.arange(n) < round(n * r['value'])).astype(float)
         right = right if shared else rng.permutation(right)
         values = np.where(rng.random(n) < missing, np.nan, right)
-        kept.append(r | dict(value=float(np.nanmean(values)), n=n))
-        found[key(kept[-1])] = SimpleNamespace(values=values.astype('float32') if missing else right, images=images)
-    return R.frame(kept), found
+        kept.append(r | dict(value=float(np.nanmean(values))) | outcome_fields(values, images))
+    return R.frame(kept)
 
 
-def decide_with(id, rows, outcomes): return C.decide({id: CLAIMS[id]}, rows, PAPER, outcomes).iloc[0]
+def bare(rows): return rows.assign(outcomes=None, images=None)
 
 
-def test_with_outcomes_the_interval_counts_seeds_and_images(monkeypatch):
-    rows, outcomes = stored(monkeypatch, unique(c2()), shared=False)
-    got, plain = decide_with('C2', rows, outcomes), decide_with('C2', rows, None)
+def decide_rows(id, rows): return C.decide({id: CLAIMS[id]}, rows, PAPER).iloc[0]
+
+
+def test_with_outcomes_the_interval_counts_seeds_and_images():
+    rows = stored(unique(c2()), shared=False)
+    got, plain = decide_rows('C2', rows), decide_rows('C2', bare(rows))
     assert got.interval == 'seeds and images' and 'over 3 seeds and 400 images' in got.reason and 'no outcomes' not in got.reason
     assert got.effect == pytest.approx(plain.effect) and got.low != plain.low
-    part = C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER, outcomes).iloc[0]
-    D = [np.subtract(*(outcomes[sys.modules['nrf_repro.results.outcomes'].outcome_key({f: R.typed(f, v) for f, v in r.items()})].values.astype(float)
-                       for norm in ('bn', 'none') for r in rows[(rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2')
-                                                                & (rows.norm == norm) & (rows.seed == s)].to_dict('records'))) for s in range(3)]
+    part = C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER).iloc[0]
+    def of(norm, seed): return outcomes_of(rows[(rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2') & (rows.norm == norm) & (rows.seed == seed)])[0]
+    D = [of('bn', s) - of('none', s) for s in range(3)]
     assert (part.low, part.high) == pytest.approx(two_way([D])[1:3], abs=1e-12)
-    cells = C.effects(CLAIMS['C2'], rows, outcomes)
+    cells = C.effects(CLAIMS['C2'], rows)
     assert set(cells.interval) == {'seeds and images'} and cells.low.iloc[0] == pytest.approx(part.low)
 
 
 @pytest.mark.parametrize('seeds', [2, 4, 5])
-def test_seeds_that_agree_exactly_have_an_interval_over_images(monkeypatch, seeds):
+def test_seeds_that_agree_exactly_have_an_interval_over_images(seeds):
     spec = [('vgg11', n, s, 1. if n == 'none' else .2) for n in ('none', 'bn') for s in range(seeds)]
-    rows, outcomes = stored(monkeypatch, effects_of(spec))
-    got = decide_with('C2', rows, outcomes)
+    rows = stored(effects_of(spec))
+    got = decide_rows('C2', rows)
     half = stats.t.ppf(.975, 399) * (.16 * 400 / 399 / 400)**.5
     assert got.verdict == 'reproduced' and (got.low, got.high) == pytest.approx((-.8 - half, -.8 + half), abs=1e-6)
-    assert decide_with('C2', rows, None).interval == 'no spread'
+    assert decide_rows('C2', bare(rows)).interval == 'no spread'
     one_image = effects_of([(a, n, s, v + (n == 'bn' and s == 0) / 400) for a, n, s, v in spec])
-    assert decide_with('C2', *stored(monkeypatch, one_image)).verdict == 'reproduced'
+    assert decide_rows('C2', stored(one_image)).verdict == 'reproduced'
 
 
-def test_two_seeds_that_agree_by_chance_are_not_sure(monkeypatch):
+def test_two_seeds_that_agree_by_chance_are_not_sure():
     spec = [('vgg11', 'none', 0, .6), ('vgg11', 'bn', 0, .5525), ('vgg11', 'none', 1, .6), ('vgg11', 'bn', 1, .55)]
-    rows, outcomes = stored(monkeypatch, effects_of(spec), shared=False)
-    assert decide_with('C2', rows, None).verdict == 'reproduced'      # t over two seeds that differ by one image
-    assert decide_with('C2', rows, outcomes).verdict == 'inconclusive'
+    rows = stored(effects_of(spec), shared=False)
+    assert decide_rows('C2', bare(rows)).verdict == 'reproduced'      # t over two seeds that differ by one image
+    assert decide_rows('C2', rows).verdict == 'inconclusive'
 
 
-def test_more_seeds_of_the_same_effect_never_weaken_a_verdict(monkeypatch):
+def test_more_seeds_of_the_same_effect_never_weaken_a_verdict():
     rng = np.random.default_rng(3)
     values = {(a, n): np.clip(.7 - .2 * (n == 'bn') + rng.normal(0, .02, 10), 0, 1) for a in ('vgg11', 'resnet18') for n in ('none', 'bn')}
     rank = {v: i for i, v in enumerate(('not reproduced', 'inconclusive', 'reproduced'))}
@@ -288,43 +285,35 @@ def test_more_seeds_of_the_same_effect_never_weaken_a_verdict(monkeypatch):
         last = 0
         for vgg, res in ((3, 0), (5, 0), (8, 0), (8, 3), (8, 5), (10, 10)):
             spec = [(a, n, s, values[a, n][s]) for (a, n) in values for s in range(dict(vgg11=vgg, resnet18=res)[a])]
-            rows, outcomes = stored(monkeypatch, effects_of(spec))
-            verdict = decide_with('C2', rows, outcomes if given else None).verdict
+            rows = stored(effects_of(spec))
+            verdict = decide_rows('C2', rows if given else bare(rows)).verdict
             assert rank[verdict] >= last
             last = rank[verdict]
         assert verdict == 'reproduced'
 
 
-def test_other_images_or_a_missing_outcome_mean_t(monkeypatch):
-    rows, outcomes = stored(monkeypatch, unique(c2()))
-    lacking = dict(list(outcomes.items())[1:])
-    assert decide_with('C2', rows, {}).interval == decide_with('C2', rows, lacking).interval == 't over seeds' or 'over seeds' in decide_with('C2', rows, lacking).reason
-    assert set(C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER, {}).interval) == {'t over seeds'}
-    halves = {k: SimpleNamespace(values=o.values, images=f'set {i % 2}') for i, (k, o) in enumerate(sorted(outcomes.items()))}
-    assert 't over seeds' in set(C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER, halves).interval)
-    key = rows.index[rows.metric == 'robust_accuracy']
-    by_seed = {k: SimpleNamespace(values=o.values, images=str(s)) for (k, o), s in zip(outcomes.items(), rows.seed)}
-    got = decide_with('C2', rows, by_seed)
-    assert got.interval == 't over seeds' and 'the networks have different test images' in got.reason and len(key)
+def test_other_images_or_a_missing_outcome_mean_t():
+    rows = stored(unique(c2()))
+    lacking = rows.assign(outcomes=[None if i == rows.index[rows.metric == 'robust_accuracy'][0] else o for i, o in rows.outcomes.items()])
+    assert 't over seeds' in set(C.decide_parts({'C2': CLAIMS['C2']}, lacking, PAPER).interval)
+    assert set(C.decide_parts({'C2': CLAIMS['C2']}, bare(rows), PAPER).interval) == {'t over seeds'}
+    by_norm = rows.assign(images=rows.norm)
+    assert set(C.decide_parts({'C2': CLAIMS['C2']}, by_norm, PAPER).interval) == {'t over seeds'}
+    got = decide_rows('C2', rows.assign(images=rows.seed.astype(str)))
+    assert got.interval == 't over seeds' and 'the networks have different test images' in got.reason
 
 
-def test_outcomes_of_other_rows_are_refused(monkeypatch):
-    rows, outcomes = stored(monkeypatch, unique(c2()))
-    turned = {k: SimpleNamespace(values=~o.values, images=o.images) for k, o in outcomes.items()}
-    with pytest.raises(ValueError, match='the outcomes of a row have the mean .* Take rows and outcomes from the same run'): decide_with('C2', rows, turned)
-
-
-def test_images_without_a_value_are_left_out_and_counted(monkeypatch):
-    rows, outcomes = stored(monkeypatch, unique(matrix(ligs, (.5, .52, .48), (.8, .81, .8))), missing=.01)
-    got = decide_with('C5', rows, outcomes)
-    gone = np.isnan([outcomes[k].values for k, r in zip(outcomes, rows.to_dict('records')) if r['metric'] == 'ligs']).any(0).sum()
+def test_images_without_a_value_are_left_out_and_counted():
+    rows = stored(unique(matrix(ligs, (.5, .52, .48), (.8, .81, .8))), missing=.01)
+    got = decide_rows('C5', rows)
+    gone = np.isnan(outcomes_of(rows[rows.metric == 'ligs'])).any(0).sum()
     assert got.interval == 'seeds and images' and f'over 3 seeds and {400 - gone} images; {gone} images without a value left out' in got.reason and gone > 5
 
 
-def test_a_threshold_is_compared_with_the_outcomes(monkeypatch):
+def test_a_threshold_is_compared_with_the_outcomes():
     values = (.96, .97, .95)
-    rows, outcomes = stored(monkeypatch, [r for norm in ('none', 'bn') for r in matrix(ligs, values, values, norm=norm, other=norm, regime='adversarial')])
-    got = decide_with('C6', rows, outcomes)
+    rows = stored([r for norm in ('none', 'bn') for r in matrix(ligs, values, values, norm=norm, other=norm, regime='adversarial')])
+    got = decide_rows('C6', rows)
     assert (got.verdict, got.interval) == ('reproduced', 'seeds and images') and got.effect == pytest.approx(.06)
 
 
@@ -375,7 +364,7 @@ def test_an_interval_of_shares_ends_where_shares_do():
 
 def test_the_reason_names_who_shows_it_alone_and_who_had_no_room():
     got = decide('C2', c2() + c2((.74, .90, .70), (.80, .81, .79), arch='vgg16') + c2((.001, .002, .003), (.04, .03, .035), arch='resnet18'))
-    assert '2 of 2 cells agree, beyond it by itself: vgg11. No room: resnet18 (0.018). Cells are chosen by the mean of both sides' in got.reason
+    assert '2 of 2 cells agree, beyond it by itself: vgg11. No room: resnet18 (0.019). Cells are chosen by the mean of both sides' in got.reason
 
 
 def test_constant_networks_are_not_robust_features():

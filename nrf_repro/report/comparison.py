@@ -331,10 +331,10 @@ def origins(a, b):  # of `side`
 # %% ../../nbs/25_compare.ipynb #30819b71
 VERDICT = ('id', 'title', 'verdict_a', 'verdict_b', 'effect_a', 'effect_b', 'changed')
 
-def compare_verdicts(a, b, claims=None, paper=None, outcomes=None):  # of `side`; of `load_claims`; of `paper_rows`; of `read_outcomes`, both sides
+def compare_verdicts(a, b, claims=None, paper=None):  # of `side`; of `load_claims`; of `paper_rows`
     "A line per claim: verdict and effect on both sides, and whether the verdict changed."
     claims = load_claims() if claims is None else claims
-    lines = [list(verdict_lines(decide(claims, side(s).rows, paper, outcomes), claims)) for s in (a, b)]
+    lines = [list(verdict_lines(decide(claims, side(s).rows, paper), claims)) for s in (a, b)]
     def ours(v): return f'{v["ours"]} {v["interval"]}'.strip()
     both = [(v['id'], v['title'], v['verdict'], w['verdict'], ours(v), ours(w), v['verdict'] != w['verdict'])
             for v, w in zip(*lines)]

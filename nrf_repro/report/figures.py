@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..results.claims import effect_of, load_claims, pairs, screen, select, with_keys
+from ..results.claims import effect_of, load_claims, pairs, screen, select
 from ..results.intervals import Interval
 from ..results.rows import CONTROLS, in_checkout, paper_rows
 from ..results.schema import read_yaml
@@ -345,18 +345,17 @@ def printed_difference(paper, cell, part): # of `paper_rows`; a cell has dataset
 # %% ../../nbs/21_figures.ipynb #c8e55b30
 def headline_effects(rows,        # a frame of `read_rows`, of one profile or several
                      claim=None,  # of `load_claims`; its first part says which quantity; C2 when not given
-                     paper=None,  # of `paper_rows`; read from reports/paper when not given
-                     outcomes=None): # of `read_outcomes`; without them intervals are t over seeds
+                     paper=None):  # of `paper_rows`; read from reports/paper when not given
     """A line for each kind, network and profile: mean paired difference from none, its interval, both means, n, the paper's value.
 
     Raise ValueError if two values belong to one seed of a line.
     """
     claim = load_claims()['C2'] if claim is None else claim
     paper, lines = paper_rows() if paper is None else paper, []
-    for key, cell in headline_pairs(with_keys(rows, outcomes), claim).groupby(CELL, dropna=False, sort=False):
+    for key, cell in headline_pairs(rows, claim).groupby(CELL, dropna=False, sort=False):
         if cell.seed.duplicated().any(): raise ValueError(f'two values for one seed of {" ".join(map(str, key))}. Name what tells them apart.')
         used = cell[cell.used]
-        line = dict(zip(CELL, key)) | _mean_difference(used, claim, outcomes)
+        line = dict(zip(CELL, key)) | _mean_difference(used, claim)
         line |= dict(left_out=tuple(sorted(cell.seed[~cell.used])), metric=claim.parts[0].metric)
         value, source = printed_difference(paper, cell.iloc[0], claim.parts[0]) if line['kind'] == 'bn' else (math.nan, '')
         lines.append(line | dict(paper=value, source=source))
@@ -364,9 +363,9 @@ def headline_effects(rows,        # a frame of `read_rows`, of one profile or se
 
 EFFECT_FIELDS = [*CELL, 'metric', 'effect', 'low', 'high', 'interval', 'seeds', 'n', 'value', 'none', 'left_out', 'paper', 'source']
 
-def _mean_difference(cell, claim, outcomes): # pairs of one line
+def _mean_difference(cell, claim): # pairs of one line
     if cell.empty: return dict(effect=math.nan, low=math.nan, high=math.nan, interval='', seeds=(), n=None, value=math.nan, none=math.nan)
-    e = effect_of(cell, claim.parts[0], claim.level, outcomes)
+    e = effect_of(cell, claim.parts[0], claim.level)
     n = int(cell.n.min()) if len(cell) and cell.n.notna().any() else None
     return dict(effect=e.mean, low=e.low, high=e.high, interval=e.how, seeds=tuple(sorted(cell.seed)), n=n,
                 value=cell.value.mean(), none=cell.value_control.mean())
@@ -565,16 +564,15 @@ def _absent(effects): # seeds that the claim's rule leaves out
 
 # %% ../../nbs/21_figures.ipynb #5f2ac7d8
 def control_effects(rows,       # a frame of `read_rows`, of one profile or several
-                    claim=None,  # of `load_claims`; its first part says which quantity; C2 when not given
-                    outcomes=None): # of `read_outcomes`; without them intervals are t over seeds
+                    claim=None):  # of `load_claims`; its first part says which quantity; C2 when not given
     "A line for each control and profile: its mean, those of none and BN, and the paired differences from both with their intervals."
     claim, on = load_claims()['C2'] if claim is None else claim, [c for c in [*CELL, 'seed'] if c != 'kind']
-    used = headline_pairs(with_keys(rows, outcomes), claim).query('used')
+    used = headline_pairs(rows, claim).query('used')
     mine = [name for name in ('value', 'outcome') if name in used]
     bn = used[used.kind == 'bn'][[*on, *mine]].rename(columns=dict(value='bn', outcome='outcome_bn'))
     lines = []
     for key, cell in used[used.kind != 'bn'].merge(bn, on=on).groupby(CELL, dropna=False, sort=False):
-        sides = (_side_effect(pairs, claim, outcomes) for pairs in (cell, _against_bn(cell)))
+        sides = (_side_effect(pairs, claim) for pairs in (cell, _against_bn(cell)))
         lines.append([*key, cell.value_control.mean(), cell.value.mean(), cell.bn.mean(), *sides])
     return pd.DataFrame(lines, columns=[*CELL, 'none', 'value', 'bn', 'from_none', 'from_bn'])
 
@@ -582,8 +580,8 @@ def _against_bn(cell): # pairs of a control and none, with the values of BN -> p
     other = dict(outcome_control=cell.outcome_bn) if 'outcome_bn' in cell else {}
     return cell.assign(value_control=cell.bn, difference=cell.value - cell.bn, **other)
 
-def _side_effect(pairs, claim, outcomes):
-    e = effect_of(pairs, claim.parts[0], claim.level, outcomes)
+def _side_effect(pairs, claim):
+    e = effect_of(pairs, claim.parts[0], claim.level)
     return Interval(e.mean, e.low, e.high, len(pairs))
 
 # %% ../../nbs/21_figures.ipynb #39a53cf9

@@ -454,12 +454,11 @@ def published_above(profile, claim, # one of `load_claims`, with the order of sc
 # %% ../../nbs/22_report.ipynb #0f6de8a9
 def headline_part(rows, profile, # rows of this profile
                   claims, paper,
-                  folder='reports/published', # of published profiles
-                  outcomes=None):             # of `read_outcomes`
+                  folder='reports/published'): # of published profiles
     "The forest plot of the main claim with what it shows, or None where no network has rows with BN and without."
     from nrf_repro.report.figures import draw_headline, headline_caption, headline_effects, headline_finding, quantity
     if (claim := claims.get('C2')) is None: return None
-    own = headline_effects(rows, claim, paper, outcomes)
+    own = headline_effects(rows, claim, paper)
     if own.empty: return None
     larger = published_above(profile, claim, folder)
     effects = pd.concat([own, *(headline_effects(other, claim, paper) for other in larger.values())], ignore_index=True)
@@ -470,9 +469,9 @@ def headline_part(rows, profile, # rows of this profile
                  headline_caption(effects, claim, finding=False), said)
 
 # %% ../../nbs/22_report.ipynb #3a0de54e
-def hangs_on(rows, claims, verdicts, outcomes=None): # rows of one profile
+def hangs_on(rows, claims, verdicts): # rows of one profile
     "The sensitivity of the verdicts: a reading and a table."
-    found = sensitivity(claims, rows, outcomes)
+    found = sensitivity(claims, rows)
     frame = sensitivity_table(found, claims, verdicts)
     about = 'The same rules on fewer rows, and on one attack at a time; the range of the effects in brackets.'
     return dict(reading=reading(found), html=tables.plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
@@ -489,23 +488,23 @@ def with_power(verdicts, # of `decide`
     return verdicts.assign(reason=[f'{r} {small[id]}' if ran and id in small else r for r, id, ran in zip(verdicts.reason, verdicts.id, run)])
 
 # %% ../../nbs/22_report.ipynb #67cc2ce2
-def page(rows, claims, profile, paper, meta, published='reports/published', outcomes=None):
+def page(rows, claims, profile, paper, meta, published='reports/published'):
     "Everything that the template shows, as plain values and safe fragments."
     from nrf_repro.report.figures import inline_svg
     warnings, rows = warnings_of(rows, profile), of_profile(rows, profile)
-    verdicts = with_power(decide(claims, rows, paper, outcomes), profile)
+    verdicts = with_power(decide(claims, rows, paper), profile)
     found = all_tables(rows, paper, claims)
     frames = dict(verdicts=(tables.verdict_table(verdicts, claims), f'Verdicts of profile {profile}'))
     files = downloads(rows, frames | {id: (tables.wide(cells), f'{caption} {tables.notes_text(cells)}'.strip())
                                       for id, (cells, caption) in found.items()})
     drawn = figure_parts(rows, all_cells(rows, paper, claims.get('C1'))) + study_parts(rows)
     for i, p in enumerate(drawn): p |= dict(id=f'{p["id"]}-{i}') | (dict(svg=inline_svg(p['fig'], p['alt'], f'f{i}')) if p['fig'] else {})
-    lead = headline_part(rows, profile, claims, paper, published, outcomes)
+    lead = headline_part(rows, profile, claims, paper, published)
     if lead: lead |= dict(svg=inline_svg(lead['fig'], lead['alt'], 'lead'))
     rule = 'Each claim of the paper, decided by a rule fixed beforehand; later changes of rules are listed at the head of claims.yaml.'
     return dict(profile=profile, lead=lead, claim=CLAIM, source=SOURCE, tally=tally(verdicts), warnings=warnings, files=files,
                 facts=facts(rows, profile, meta), verdicts=tables.verdicts_html(verdicts, claims, rule, 'verdicts-cells'),
-                hangs=hangs_on(rows, claims, verdicts, outcomes), forest=[p for p in drawn if p['id'].startswith('effects')],
+                hangs=hangs_on(rows, claims, verdicts), forest=[p for p in drawn if p['id'].startswith('effects')],
                 tables=list(table_parts(found, files)), figures=[p for p in drawn if not p['id'].startswith('effects')],
                 more=list(more_figures(meta['figures'] or [])),
                 gaps=gaps(rows, [c for c, _ in found.values()], verdicts, meta), living=meta['living']) | small_tables(rows, paper)
@@ -528,12 +527,11 @@ def render(
     profile,      # whose rows are shown; others are left out and named
     paper=None,   # of `paper_rows`; read from reports/paper when not given
     published='reports/published', # folder whose larger scales are drawn beside this profile, where it is there
-    outcomes=None, # of `read_outcomes`; without them intervals are t over seeds
     **meta,       # see META: what the rows cannot know
 ) -> Path:        # of the file
     "Write the report: one self-contained HTML file."
     meta = check_meta(meta)
-    values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta, published, outcomes)
+    values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta, published)
     there, lost = linked(meta['notebooks'] or {}, Path(out).parent)
     values |= dict(notebooks=there, gaps=values['gaps'] + lost)
     tables_css, report_css, script = map(source_text, ('tables.css', 'report.css', 'report.js'))

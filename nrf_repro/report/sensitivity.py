@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from ..results.claims import decide, select, with_keys
+from ..results.claims import decide, select
 from ..results.intervals import t_interval
 from ..results.rows import NAMED_NORMS, frame
 from .tables import COLUMNS, TABLE_1, amount, arch_name, name_of, norm_name, table
@@ -84,20 +84,19 @@ def label(axis, value):
     return str(value[0]) if axis == 'data' else arch_name(value[0]) + f' × {value[1]:g}' * (value[1] is not None and value[1] != 1)
 
 # %% ../../nbs/28_sensitivity.ipynb #4ff3e40a
-def decided(claim, rows, outcomes=None): # -> the line of `decide`, without the paper's effect
-    return decide({claim.id: claim}, relevant(claim, rows), NOT_PRINTED, outcomes).iloc[0]
+def decided(claim, rows): # -> the line of `decide`, without the paper's effect
+    return decide({claim.id: claim}, relevant(claim, rows), NOT_PRINTED).iloc[0]
 
 NOT_PRINTED = frame([]).assign(table=None)
 
 # %% ../../nbs/28_sensitivity.ipynb #dc802eed
-def sensitivity(claims, rows,
-                outcomes=None): # of `read_outcomes`; without them intervals are t over seeds
+def sensitivity(claims, rows):
     "A line per claim with a verdict and variant: verdict, part that speaks, effect, interval, and whether the verdict is the same."
-    rows, lines = with_keys(rows, outcomes).reset_index(drop=True), []
+    rows, lines = rows.reset_index(drop=True), []
     for claim in claims.values():
-        v = decided(claim, rows, outcomes)
+        v = decided(claim, rows)
         for axis, what, c, part in variants(claim, rows) if v.verdict != 'not run' else ():
-            d = decided(c, part, outcomes)
+            d = decided(c, part)
             if d.verdict != 'not run':
                 lines.append([v.id, axis, what, d.verdict, d.part, d.effect, d.low, d.high, d.n_seeds, d.verdict == v.verdict])
     found = pd.DataFrame(lines, columns=['id', 'axis', 'variant', 'verdict', 'part', 'effect', 'low', 'high', 'n_seeds', 'same'])

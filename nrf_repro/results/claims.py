@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['RELATED', 'VERDICTS', 'LIMITS', 'RULES', 'FIELDS_GIVEN', 'PART', 'CLAIMS', 'RUN', 'EFFECT_COLUMNS', 'SAID',
            'PART_COLUMNS', 'select', 'varying', 'pairs', 'cell_numbers', 'paired_effect', 'Part', 'Claim',
-           'load_claims', 'screen', 'with_keys', 'Effect', 'effect_of', 'judge', 'level_of', 'effects', 'agreed',
-           'printed_effect', 'decide_part', 'decide_parts', 'conclude', 'decide', 'by_scale', 'headline',
-           'decide_published']
+           'load_claims', 'screen', 'Effect', 'effect_of', 'judge', 'level_of', 'effects', 'agreed', 'printed_effect',
+           'decide_part', 'decide_parts', 'conclude', 'decide', 'by_scale', 'headline', 'decide_published']
 
 # %% ../../nbs/40_claims.ipynb #40000003
 import dataclasses
@@ -18,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from .intervals import Combined, t_over_cells, two_way
-from .rows import BOUNDS, CONTROLS, FIELDS, IDENTITY, in_checkout, paper_rows, typed
+from .outcomes import unpack_outcomes
+from .rows import BOUNDS, CONTROLS, FIELDS, IDENTITY, in_checkout, paper_rows
 from .schema import COUNT, FLAG, NUMBER, TEXT, VALUE, closed, each, maybe, one_of, read_yaml
 
 # %% ../../nbs/40_claims.ipynb #79b8af8d
@@ -43,12 +43,12 @@ def _side(rows, field, value, keys):
 
 # %% ../../nbs/40_claims.ipynb #c971d324
 def pairs(rows, field, treatment, control):
-    "One line per pair of rows that differ in `field` alone, with both values, their `difference`, and (if given) the keys of their outcomes."
+    "One line per pair of rows that differ in `field` alone, with both values, their `difference`, and the outcomes of both."
     rows = rows.dropna(subset=['value'])
     others = [name for name in IDENTITY if name not in (field, 'seed')]
     keys = ['seed', *varying(rows, others)]  # what is constant needs no matching
     one, other = (_side(rows, field, value, keys) for value in (treatment, control))
-    own = [field, 'value', 'n', *(name for name in ('outcome',) if name in rows)]
+    own = [field, 'value', 'n', *(name for name in ('images', 'outcomes') if name in rows)]
     both = one[['seed', *others, *own]].merge(other[[*keys, *own]], on=keys, suffixes=('', '_control'))
     both = both[(both[field] != both[f'{field}_control']).astype(bool)]  # a run of one epoch has no trend
     return both.drop(columns=[field, f'{field}_control']).assign(difference=both.value - both.value_control)
@@ -209,13 +209,6 @@ def screen(chosen, # the rows a part looks at
     return seen.assign(would=would, why=np.where(seen.metric == claim.learned_by, '', would))
 
 # %% ../../nbs/40_claims.ipynb #8f587d69
-def with_keys(rows, # a frame of read_rows
-              outcomes): # of read_outcomes, or None
-    "The rows with a column `outcome`, the key of each row's outcomes; unchanged if there are no outcomes or the column is there."
-    if outcomes is None or 'outcome' in rows: return rows
-    from nrf_repro.results.outcomes import outcome_key
-    return rows.assign(outcome=[outcome_key({name: typed(name, r[name]) for name in FIELDS}) for r in rows.to_dict('records')])
-
 def _compare(rows, part): # rows of the part's metric -> pairs
     if part.compare: return pairs(rows, **part.compare)
     rows = rows.dropna(subset=['value'])
@@ -229,22 +222,17 @@ def _evidence(claim, part, rows): # -> pairs, and the rows left out
     return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
 
 # %% ../../nbs/40_claims.ipynb #4000a006
-def _outcomes_of(pair, outcomes, part): # one line of `_compare` -> images' fingerprint and differences; None where something is missing
-    one = outcomes.get(pair.outcome)
-    if one is None or not part.compare: return one and (one.images, _values(one, pair.value, pair) - part.threshold)
-    other = outcomes.get(pair.outcome_control)
-    if other is None or other.images != one.images: return None
-    return one.images, _values(one, pair.value, pair) - _values(other, pair.value_control, pair)
+def _outcomes_of(pair, part): # one line of `_compare` -> the hash of the images, and the differences; None where something is missing
+    if not isinstance(pair.outcomes, str): return None
+    values = unpack_outcomes(pair.outcomes, int(pair.n))
+    if not part.compare: return pair.images, values - part.threshold
+    if not isinstance(pair.outcomes_control, str) or pair.images_control != pair.images: return None
+    return pair.images, values - unpack_outcomes(pair.outcomes_control, int(pair.n_control))
 
-def _values(outcome, mean, pair): # the outcomes as numbers, checked against the row
-    values = np.asarray(outcome.values, dtype=float)
-    if abs(np.nanmean(values) - mean) < 1e-4: return values
-    raise ValueError(f'the outcomes of a row have the mean {np.nanmean(values):.6f}, and the row says {mean:.6f}: '
-                     f'{pair.metric}, {pair.dataset} {pair.arch} seed {pair.seed}. Take rows and outcomes from the same run.')
 
 # %% ../../nbs/40_claims.ipynb #4000a007
-def _over_both(pairs, part, level, outcomes): # the two-way interval -> Combined, or the reason why there is none
-    found = [_outcomes_of(pair, outcomes, part) for pair in pairs.itertuples()] if outcomes is not None and 'outcome' in pairs else [None]
+def _over_both(pairs, part, level): # the two-way interval -> Combined, or the reason why there is none
+    found = [_outcomes_of(pair, part) for pair in pairs.itertuples()] if 'outcomes' in pairs else [None]
     if any(f is None for f in found): return 'no outcomes of single images are stored'
     names, group = np.array([images for images, _ in found]), _group_numbers(pairs).to_numpy()
     shared = [set(names[group == g]) for g in np.unique(group)]
@@ -263,11 +251,10 @@ class Effect(NamedTuple):
     remark: str
 
 def effect_of(pairs,     # of `pairs`, or the lines of one cell
-              part, level,
-              outcomes=None): # of `read_outcomes`
+              part, level):
     "The `Effect` of some pairs: two-way over seeds and images where outcomes are stored, else t over seeds."
     seeds = tuple(pairs.groupby(cell_numbers(pairs)).size())
-    both = _over_both(pairs, part, level, outcomes)
+    both = _over_both(pairs, part, level)
     if not isinstance(both, str):
         left_out = f'; {both.left_out} images without a value left out' if both.left_out else ''
         return Effect(*_possible(both, part)[:3], 'seeds and images', seeds, f'over {_seeds_text(seeds)} and {both.images} images{left_out}')
@@ -299,9 +286,9 @@ def judge(interval,        # of the effect, treatment - control
 # %% ../../nbs/40_claims.ipynb #85921622
 def level_of(claim, part): return claim.level if part.compare else 2 * claim.level - 1  # a threshold is one-sided
 
-def _cells(evidence, part, claim, outcomes=None): # one line per cell: means, interval, has it room, does it agree
+def _cells(evidence, part, claim): # one line per cell: means, interval, has it room, does it agree
     for _, cell in evidence.groupby(cell_numbers(evidence)):
-        e = effect_of(cell, part, level_of(claim, part), outcomes)
+        e = effect_of(cell, part, level_of(claim, part))
         yield cell.iloc[0].to_dict() | dict(
             treatment=cell.value.mean(), control=cell.value_control.mean(), middle=_middle(cell), effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
             interval=e.how, room=_has_room(cell, part), agrees=_agrees(e, part), alone=_alone(e, part))
@@ -325,17 +312,15 @@ EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'r
 
 # %% ../../nbs/40_claims.ipynb #2962cc88
 def effects(claim,          # of load_claims
-            rows,           # a frame of read_rows
-            outcomes=None): # of read_outcomes
+            rows):          # a frame of read_rows
     "A line per part and cell (dataset, arch, attack, ...): both means, the paired effect and its interval, for a forest plot."
-    rows = with_keys(rows, outcomes)
     lines = [dict(id=claim.id, part=part.name) | cell for part in claim.parts
-             for cell in _cells(_evidence(claim, part, rows)[0], part, claim, outcomes)]
+             for cell in _cells(_evidence(claim, part, rows)[0], part, claim)]
     return pd.DataFrame(lines).reindex(columns=EFFECT_COLUMNS)
 
 # %% ../../nbs/40_claims.ipynb #5c346dd2
-def _usable(evidence, part, claim, outcomes): # -> the pairs to average, their cells, and the cells passed over for want of room
-    cells = pd.DataFrame(_cells(evidence, part, claim, outcomes))
+def _usable(evidence, part, claim): # -> the pairs to average, their cells, and the cells passed over for want of room
+    cells = pd.DataFrame(_cells(evidence, part, claim))
     keep = cells.room if cells.room.any() else ~cells.room
     return evidence[cell_numbers(evidence).isin(cells.index[keep]).to_numpy()], cells[keep], cells[~keep]
 
@@ -455,18 +440,16 @@ def _nothing(claim, part, rows, paper): # the line of a part without a pair
     return dict.fromkeys(PART_COLUMNS) | dict(id=claim.id, part=part.name, direction=part.direction, n_seeds=0, seeds='', archs='',
         smallest_effect=part.smallest_effect, effect=math.nan, low=math.nan, high=math.nan, paper_effect=cited[0], paper_source=cited[1])
 
-def decide_part(claim, part, rows, paper,
-                outcomes=None): # of read_outcomes
+def decide_part(claim, part, rows, paper):
     "The verdict on one comparison: a dict with PART_COLUMNS; `n_seeds` is that of the cell with the fewest."
-    rows = with_keys(rows, outcomes)
     evidence, out = _evidence(claim, part, rows)
     result = _nothing(claim, part, rows, paper)
     if evidence.empty:
         if len(out) and len(_compare(select(rows[rows.metric == part.metric], part.where), part)):
             return result | dict(verdict='inconclusive', reason=f'{_what(part)}: no pair is left.{_left_out(out)}')
         return result | dict(verdict=part.missing, reason=f'{_what(part)}: no such rows ({_where(part)}).')
-    used, cells, full = _usable(evidence, part, claim, outcomes)
-    e = effect_of(used, part, level_of(claim, part), outcomes)
+    used, cells, full = _usable(evidence, part, claim)
+    e = effect_of(used, part, level_of(claim, part))
     verdict, reason = _verdict(e, cells, part, claim)
     return result | dict(verdict=verdict, effect=e.mean, low=e.low, high=e.high, n_seeds=min(e.seeds), seeds=_seeds_text(e.seeds),
                          interval=e.how, archs=', '.join(sorted(set(cells.arch.dropna()))),
@@ -475,11 +458,10 @@ def decide_part(claim, part, rows, paper,
 # %% ../../nbs/40_claims.ipynb #9095d7b1
 def decide_parts(claims, # of load_claims
                  rows,   # a frame of read_rows
-                 paper=None, # of paper_rows; read from reports/paper when not given
-                 outcomes=None): # of read_outcomes
+                 paper=None): # of paper_rows; read from reports/paper when not given
     "One line per part of every claim, with PART_COLUMNS."
-    paper, rows = paper_rows() if paper is None else paper, with_keys(rows, outcomes)
-    return pd.DataFrame([decide_part(c, p, rows, paper, outcomes) for c in claims.values() for p in c.parts], columns=PART_COLUMNS)
+    paper = paper_rows() if paper is None else paper
+    return pd.DataFrame([decide_part(c, p, rows, paper) for c in claims.values() for p in c.parts], columns=PART_COLUMNS)
 
 # %% ../../nbs/40_claims.ipynb #34eacb48
 def _margin(r): # by how much the interval clears the smallest effect on the claimed side
@@ -517,15 +499,14 @@ def conclude(claims, # of load_claims
 # %% ../../nbs/40_claims.ipynb #a3d1f0b6
 def decide(claims,     # of load_claims
            rows,       # a frame of read_rows
-           paper=None, # of paper_rows; read from reports/paper when not given
-           outcomes=None): # of read_outcomes; without them intervals are t over seeds
+           paper=None): # of paper_rows; read from reports/paper when not given
     """One line per claim: verdict, the weakest part's effect with its interval, the paper's, and the reason in a sentence.
 
-    Raise `ValueError` if the rows lack a column, or outcomes do not belong to their rows.
+    Raise `ValueError` if the rows lack a column.
     """
     if lacking := [name for name in FIELDS if name not in rows]:
         raise ValueError(f'the rows lack the columns {", ".join(lacking)}; read them with read_rows')
-    return conclude(claims, decide_parts(claims, rows, paper, outcomes))
+    return conclude(claims, decide_parts(claims, rows, paper))
 
 # %% ../../nbs/40_claims.ipynb #9e2d4a70
 def by_scale(profiles, # names
@@ -555,10 +536,9 @@ def headline(decided, # lines of `decide` of several profiles, with a column `pr
 # %% ../../nbs/40_claims.ipynb #b7e09d34
 def decide_published(claims,     # of load_claims
                      found,      # profile -> rows, as `read_published` gives
-                     paper=None, # of paper_rows; read from reports/paper when not given
-                     outcomes=None): # of read_outcomes, of all profiles
+                     paper=None): # of paper_rows; read from reports/paper when not given
     "The lines of `decide` and those of `decide_parts`, each with a column `profile`, the smallest scale first."
     order = by_scale(found, next(iter(claims.values())))
-    parts = [decide_parts(claims, found[name], paper, outcomes).assign(profile=name) for name in order]
+    parts = [decide_parts(claims, found[name], paper).assign(profile=name) for name in order]
     decided = [conclude(claims, own).assign(profile=name) for name, own in zip(order, parts)]
     return pd.concat(decided, ignore_index=True), pd.concat(parts, ignore_index=True)
