@@ -1,4 +1,4 @@
-"""What `nrf_repro.data` promises: images as they were, sentences for what is wrong, and no file that gets to run code."""
+"""`nrf_repro.data`: unchanged pixels, errors that name file and fix, and no code executed from a file."""
 import io
 import json
 import os
@@ -35,7 +35,7 @@ NAMES = CLASSES['cifar10']
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    "No test sees the user's cache or data, and a message said in one test is said again in the next."
+    "Tests do not use the user's cache or data, and a warning printed in one test is printed again in the next."
     monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'cache'))
     monkeypatch.delenv('NRF_DATA', raising=False)
     decoding.warn_once.cache_clear()
@@ -84,18 +84,18 @@ def some(n=6, k=3):
     (dict(x=torch.zeros(6, 1, 4, 4)), TypeError), (dict(x=torch.zeros(6, 4, 4, dtype=torch.uint8)), TypeError),
     (dict(y=torch.zeros(5, dtype=torch.int64)), TypeError), (dict(y=torch.zeros(6)), TypeError),
     (dict(y=torch.full((6,), 3)), ValueError), (dict(y=torch.full((6,), -1)), ValueError), (dict(std=(.2, .2)), ValueError)])
-def test_images_refuse_what_is_none(change, error):
+def test_inconsistent_images_raise(change, error):
     with pytest.raises(error): replace(some(), **change)
 
 
 @pytest.mark.parametrize('idx', [slice(1, 4), [4, 0], torch.tensor([1, 1]), torch.arange(6) > 2, np.array([5, 3]), 2])
-def test_indexing_keeps_pixels_labels_and_marks_together(idx):
+def test_indexing_keeps_pixels_labels_and_lossless_together(idx):
     part, at = some()[idx], torch.arange(6)[idx].reshape(-1)
     assert torch.equal(part.x, some().x[at]) and torch.equal(part.y, some().y[at])
     assert torch.equal(part.lossless, some().lossless[at])
 
 
-def test_images_describe_themselves_in_a_line():
+def test_repr_of_images():
     assert repr(some()) == 'Images(toy train: 6 of (1, 4, 4), 3 classes)'
 
 
@@ -171,7 +171,7 @@ def test_bad_requests(name, split, more, error, says):
 
 
 @pytest.mark.parametrize('name', ['cifar10', 'svhn', 'pneumoniamnist'])
-def test_offline_one_sentence_names_folder_and_fix(name, tmp_path, no_network):
+def test_offline_error_names_folder_and_fix(name, tmp_path, no_network):
     with pytest.raises(FileNotFoundError) as e: load(name, 'train', root=tmp_path / 'empty')
     says = str(e.value)
     assert str(tmp_path / 'empty') in says and 'could not be downloaded (OSError: the network is unreachable)' in says
@@ -198,7 +198,7 @@ def tar(file, members):
             archive.addfile(entry, io.BytesIO(what))
 
 
-def test_download_is_torchvisions_with_its_checksum(tmp_path, monkeypatch):
+def test_download_uses_torchvision_with_checksum(tmp_path, monkeypatch):
     from torchvision.datasets import utils
     calls = []
 
@@ -246,7 +246,7 @@ def test_damaged_parquet(make, error, says, tmp_path):
     assert not list((tmp_path / 'cache').glob('*'))  # nothing of it is kept
 
 
-def test_cifars_parquet_is_not_taken_for_svhn(tmp_path, no_network):
+def test_parquet_of_cifar10_is_not_read_as_svhn(tmp_path, no_network):
     write_parquet(tmp_path / 'test-00000-of-00001.parquet')
     with pytest.raises(FileNotFoundError): load('svhn', 'test', root=tmp_path)
     write_parquet(tmp_path / 'svhn' / 'test-00000-of-00001.parquet', img='image', names=list('0123456789'))
@@ -283,7 +283,7 @@ def pickles(folder, dump=pickle.dumps, n=5):
 
 @pytest.mark.parametrize('dump', [python2_pickle, *[lambda o, p=p: pickle.dumps(o, p) for p in (3, 4, 5)]],
                          ids=['python 2', 'protocol 3', 'protocol 4', 'protocol 5'])
-def test_cifars_pickles(dump, tmp_path):
+def test_cifar10_pickles(dump, tmp_path):
     pickles(tmp_path / 'cifar-10-batches-py', dump)
     assert same(load('cifar10', 'train', root=tmp_path)) and same(load('cifar10', 'test', root=tmp_path))
 
@@ -296,7 +296,7 @@ class Calls:
 
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize('where', ['whole', 'data', 'labels', 'beside'])
-def test_a_pickle_runs_nothing(protocol, where, tmp_path):
+def test_a_pickle_executes_nothing(protocol, where, tmp_path):
     folder, harm = pickles(tmp_path / 'cifar-10-batches-py'), Calls(os.mkdir, str(tmp_path / 'harm'))
     bad = harm if where == 'whole' else {**batch(), where: harm}
     raw = pickle.dumps(bad, protocol)
@@ -346,7 +346,7 @@ def binaries(folder):
     return folder
 
 
-def test_cifars_binaries(tmp_path):
+def test_cifar10_binary_batches(tmp_path):
     folder = binaries(tmp_path / 'cifar10' / 'cifar-10-batches-bin')
     assert same(load('cifar10', 'train', root=tmp_path)) and same(load('cifar10', 'test', root=tmp_path))
     raw = (folder / 'test_batch.bin').read_bytes()
@@ -434,7 +434,7 @@ def test_cache_follows_the_contents_of_the_source(hub):
 
 
 @pytest.mark.parametrize('damage', [lambda raw: raw[:200], lambda raw: b'', lambda raw: raw[:-1]])
-def test_a_damaged_cache_is_made_anew(damage, hub, tmp_path):
+def test_a_damaged_cache_is_rebuilt(damage, hub, tmp_path):
     assert same(load('cifar10', 'test', root=hub))
     kept, = (tmp_path / 'cache').iterdir()
     whole = kept.read_bytes()
@@ -443,7 +443,7 @@ def test_a_damaged_cache_is_made_anew(damage, hub, tmp_path):
     assert list((tmp_path / 'cache').iterdir()) == [kept]
 
 
-def test_without_a_cache_it_says_so_once_and_goes_on(hub, tmp_path, monkeypatch, capsys):
+def test_without_a_cache_there_is_one_warning(hub, tmp_path, monkeypatch, capsys):
     (tmp_path / 'a file').write_text('')
     monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'a file' / 'cache'))
     for _ in range(2): assert same(load('cifar10', 'test', root=hub))
@@ -459,7 +459,7 @@ def test_a_write_that_fails_leaves_nothing(hub, tmp_path, monkeypatch, capsys):
     assert 'No space left' in capsys.readouterr().err and not list((tmp_path / 'cache').iterdir())
 
 
-def test_threads_change_nothing(hub, tmp_path, monkeypatch):
+def test_the_number_of_threads_does_not_matter(hub, tmp_path, monkeypatch):
     many = load('cifar10', 'test', root=hub)
     monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'other'))
     monkeypatch.setattr(os, 'cpu_count', lambda: 1)
@@ -541,7 +541,7 @@ def best(bed, kind, x=None):
 
 
 @pytest.mark.parametrize('classes, size', [(2, 32), (10, 32), (5, 64), (10, 16)])
-def test_each_feature_shows_its_vote_at_its_amplitude(classes, size):
+def test_each_feature_shows_its_class_at_its_amplitude(classes, size):
     bed = synthetic(400, p_r=.7, p_n=.9, classes=classes, size=size, noise=.01, seed=3)
     assert (best(bed, 0) == bed.rf).all() and (best(bed, 1) == bed.nrf).all()
     assert abs(np.mean(bed.rf == bed.y) - .7) < .08 and abs(np.mean(bed.nrf == bed.y) - .9) < .06
@@ -551,7 +551,7 @@ def test_each_feature_shows_its_vote_at_its_amplitude(classes, size):
         np.testing.assert_allclose(measured.mean(), amp, rtol=.02)
 
 
-def test_votes_are_independent_given_the_label():
+def test_features_are_independent_given_the_label():
     bed = synthetic(20_000, p_r=.8, p_n=.6, amp_r=.01, size=8)
     right_r, right_n = bed.rf == bed.y, bed.nrf == bed.y
     assert abs(np.corrcoef(right_r, right_n)[0, 1]) < .03
@@ -559,7 +559,7 @@ def test_votes_are_independent_given_the_label():
     assert np.bincount(wrong, minlength=10)[0] == 0 and np.bincount(wrong)[1:].min() > .8 * len(wrong) / 9
 
 
-def test_noise_does_not_know_the_votes():
+def test_noise_is_independent_of_the_features():
     bed = synthetic(3000, amp_r=0, amp_n=0)
     first = bed.render()[:, 0, :4]
     assert max(abs(np.corrcoef(first[:, j], v == bed.y)[0, 1]) for j in range(4) for v in (bed.rf, bed.nrf)) < .06
@@ -570,7 +570,7 @@ def test_extreme_shares_are_exact():
     assert (bed.rf == bed.y).all() and (bed.nrf != bed.y).all()
 
 
-def test_eps_lies_between_the_halves():
+def test_eps_changes_every_nrf_and_no_rf():
     bed = testbed('test')
     u, v = patterns(32)
     nearest = {k: min(np.linalg.norm(a * (p[i] - p[j])) for i in range(10) for j in range(i)) / 2
@@ -595,7 +595,7 @@ def test_a_swap_changes_one_feature_and_nothing_else():
     assert (best(bed.swap_nrf(to), 1) == to).all() and (best(bed.swap_rf(to), 0) == to).all()
 
 
-def test_reliance_tells_who_is_followed():
+def test_reliance_of_known_classifiers():
     bed = synthetic(450, seed=2)
     assert reliance(lambda x: best(bed, 0, x.flatten(1).numpy()), bed) == dict(rf=1, nrf=0, neither=0)
     assert reliance(lambda x: best(bed, 1, x.flatten(1).numpy()), bed) == dict(rf=0, nrf=1, neither=0)
@@ -610,15 +610,15 @@ def test_the_testbed_is_seeded():
     assert len(load('synthetic', 'test', limit=30)) == 30
 
 
-@pytest.mark.parametrize('knobs', [dict(n=0), dict(p_r=1.1), dict(p_n=-.1), dict(classes=1), dict(classes=11), dict(size=30),
+@pytest.mark.parametrize('change', [dict(n=0), dict(p_r=1.1), dict(p_n=-.1), dict(classes=1), dict(classes=11), dict(size=30),
                                    dict(size=0), dict(noise=-.1), dict(amp_n=-.1), dict(amp_r=.3), dict(noise=.2)])
-def test_knobs_that_would_lie(knobs):
-    with pytest.raises(ValueError): synthetic(**dict(n=10) | knobs)
+def test_bad_settings_raise(change):
+    with pytest.raises(ValueError): synthetic(**dict(n=10) | change)
 
 
 # ---------------------------------------------------------------- imports, real data
 
-def test_importing_it_stays_light():
+def test_importing_loads_no_heavy_library():
     code = "import sys, nrf_repro.data; print([m for m in ('torchvision', 'sklearn', 'scipy.io', 'pyarrow', 'pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
@@ -731,7 +731,7 @@ def picture_at(path):
 
 @pytest.mark.parametrize('extra', ['.ipynb_checkpoints/0-checkpoint.png', 'cat/.ipynb_checkpoints/0-checkpoint.png', 'cat/._0.png', '__MACOSX/cat/0.png', '.git/0.png',
                                    '.DS_Store', '@eaDir/0.png', 'cat/notes.txt', 'labels.csv'])
-def test_what_systems_leave_is_no_class_and_no_image(tmp_path, extra):
+def test_system_and_hidden_files_are_ignored(tmp_path, extra):
     for c in ('cat', 'dog'): picture_at(tmp_path / c / '0.png')
     if extra.endswith('.png'): picture_at(tmp_path / extra)
     else: (tmp_path / extra).write_bytes(b'')

@@ -174,7 +174,7 @@ def test_the_claim_in_how_to_add_is_one_that_the_rules_know(tmp_path):
 
 def test_names_in_how_to_add_exist():
     text = (ROOT / 'docs/pages/add.md').read_text(encoding='utf-8')
-    book = '\n'.join(p.read_text(encoding='utf-8') for p in (ROOT / 'nrf_repro').glob('*.py'))
+    book = '\n'.join(p.read_text(encoding='utf-8') for p in (ROOT / 'nrf_repro').rglob('*.py'))
     names = set(re.findall(r'`([A-Z]{4,}_?[A-Z]*|[a-z]+_[a-z]+)`', re.sub(r'```.*?```', '', text, flags=re.S)))
     book += '\n'.join((ROOT / f'reports/{f}.yaml').read_text(encoding='utf-8') for f in ('claims', 'profiles/demo'))
     assert len(names) > 12 and not [n for n in names - {'nbdev_export'} if n not in book]
