@@ -435,12 +435,12 @@ def test_an_attack_stays_in_its_ball_and_in_the_picture(shape, ball, loss, eps, 
     assert size <= eps * (1 + 1e-5) + 1e-6 and 0 <= adv.min() and adv.max() <= 1
 
 
-@noted('robust accuracy: batch sizes that do not divide, readings', 80)
+@noted('robust accuracy: batch sizes that do not divide, criteria', 80)
 @given(shape=images, bs=st.integers(1, 9), ball=st.sampled_from([*PERTURBATION_SETS]), loss=st.sampled_from([*LOSSES]), eps=st.sampled_from([0., .05, .5]), restarts=st.integers(1, 2))
 def test_batches_do_not_matter_and_any_step_is_no_weaker_than_the_last(shape, bs, ball, loss, eps, restarts):
     net, x, y = pixels(*shape)
     attack = Attack(ball, eps, loss, 3, max(eps / 2, 1e-3), random_start=restarts > 1, restarts=restarts)
-    whole, parts, last = (robust_correct(net, x, y, attack, **how) for how in (dict(), dict(batch_size=bs), dict(reading='last', batch_size=bs)))
+    whole, parts, last = (robust_correct(net, x, y, attack, **how) for how in (dict(), dict(batch_size=bs), dict(criterion='last_step', batch_size=bs)))
     assert torch.equal(whole, parts) and len(whole) == len(x) and not (whole & ~last).any()
     if len(x): assert not (whole & ~(net(x).argmax(1) == y)).any()
 
