@@ -83,6 +83,15 @@ def test_same_rows_same_bytes(rows, claims, tmp_path):
     assert render(rows.sample(frac=1, random_state=0), claims, tmp_path).read_bytes() == first and len(first) < 8e6
 
 
+def test_a_profile_that_is_too_small_for_a_claim_says_so(rows, claims, tmp_path, monkeypatch):
+    from nrf_repro import power
+    for value, said in ((.3, 1), (.7, 0)):
+        monkeypatch.setattr(power, 'read_error_rates', lambda: pd.DataFrame([dict(profile='made-up', id='C2', rule='all seeds', power=value)]))
+        html = render(rows, claims, tmp_path).read_text()
+        assert html.count('This profile is too small to decide the claim (power 30 % at twice the smallest effect).') >= said
+        assert ('This profile is too small' in html) == bool(said)
+
+
 def test_mixed_sources_and_profiles_are_warned_of(rows, claims, tmp_path):
     mixed = pd.concat([rows, rows.head(3).assign(profile='tiny')]).reset_index(drop=True)
     mixed.loc[0, 'source_hash'] = '0123456789ab'

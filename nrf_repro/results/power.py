@@ -47,26 +47,27 @@ def design_of(claim, part, rows): # of one profile -> Design, or None where no c
 SEEDS, SIDES, CELLS, PARTS, LIGS_SD = .8, .5, .5, .9, .15
 
 class _Normals:
-    "Standard normal numbers by name; numbers with the same name are correlated with PARTS."
-    def __init__(self, rng): self.rng, self.common = rng, {}
+    "Standard normal numbers by part and name; parts with the same metric have a correlation of PARTS."
+    def __init__(self, rng): self.rng, self.drawn = rng, {}
 
-    def draw(self, *name, shape):
-        key = (*name, shape)
-        if key not in self.common: self.common[key] = self._new(shape)
-        return math.sqrt(PARTS) * self.common[key] + math.sqrt(1 - PARTS) * self._new(shape)
+    def draw(self, part, *name, shape):
+        common, own = (self._drawn(key, *name, shape) for key in (part.metric, (part.metric, part.name)))
+        return math.sqrt(PARTS) * common + math.sqrt(1 - PARTS) * own
 
-    def _new(self, shape): return self.rng.standard_normal(shape, dtype=np.float32)
+    def _drawn(self, *key):
+        if key not in self.drawn: self.drawn[key] = self.rng.standard_normal(key[-1], dtype=np.float32)
+        return self.drawn[key]
 
 def _image_parts(normals, design, group): # two sides x images, correlated between cells and sides
-    name, shape = design.part.metric, (2, design.images)
-    one, other = math.sqrt(CELLS) * normals.draw(name, shape=shape) + math.sqrt(1 - CELLS) * normals.draw(name, group, shape=shape)
+    part, shape = design.part, (2, design.images)
+    one, other = math.sqrt(CELLS) * normals.draw(part, shape=shape) + math.sqrt(1 - CELLS) * normals.draw(part, group, shape=shape)
     return np.stack([one, SIDES * one + math.sqrt(1 - SIDES**2) * other])
 
 def _sides(normals, design, group): # -> the parts of images and rest (two sides x seeds x images), and of networks (two sides x seeds x 1)
-    name, seeds = design.part.metric, design.seeds[group]
-    rest = normals.draw(name, group, 'rest', shape=(2, seeds, design.images))
+    part, seeds = design.part, design.seeds[group]
+    rest = normals.draw(part, group, 'rest', shape=(2, seeds, design.images))
     within = math.sqrt(SEEDS) * _image_parts(normals, design, group)[:, None] + math.sqrt(1 - SEEDS) * rest
-    return within, normals.draw(name, group, 'network', shape=(2, seeds, 1))
+    return within, normals.draw(part, group, 'network', shape=(2, seeds, 1))
 
 # %% ../../nbs/42_power.ipynb #4200000b
 def _means(design, effect): # -> treatment and control, both within the range of the metric
@@ -156,7 +157,7 @@ def write_error_rates(path=None, # where to; reports/error_rates.csv of the chec
     lines = []
     for profile, claim in tqdm(tasks, desc='error rates', disable=not progress):
         lines += [dict(profile=profile) | rates for rates in error_rates(claim, found[profile], runs)]
-    table = pd.DataFrame(lines)
+    table = pd.DataFrame(lines).round(4)
     write_whole(in_checkout('reports') / 'error_rates.csv' if path is None else path, table.to_csv(index=False, lineterminator='\n'))
     return table
 
