@@ -171,4 +171,4 @@ SMALL = .5  # power below which a profile is too small
 def too_small(profile, rates): # of `read_error_rates`
     "Claim -> sentence, for the claims that this profile is too small to decide."
     own = rates[(rates.profile == profile) & (rates.rule == list(RULES)[0]) & (rates.power < SMALL)]
-    return {r.id: f'This profile is too small to decide the claim (power {100 * r.power:.0f} % at twice the smallest effect).' for r in own.itertuples()}
+    return {r.id: f'This profile is too small to decide the claim if the effect is only twice the smallest one (power {100 * r.power:.0f} %).' for r in own.itertuples()}
