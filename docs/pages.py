@@ -87,7 +87,7 @@ BOARD = """
 ## Leaderboard
 
 Mean over seeds; robust accuracy under PGD l2 at the profile's eps, which differs between profiles. Read it beside clean accuracy.
-The small networks lie beside the rows: `nrf_repro.experiment.published.load_published('demo', arch='vgg11', norm='bn')`.
+The small networks lie beside the rows: `nrf_repro.load_published('demo', arch='vgg11', norm='bn')`.
 """
 
 

@@ -46,7 +46,7 @@ def sources(*cells): return [c['source'] for c in shown(*cells)]
 # Conversion
 
 def test_directives_go_and_hidden_cells_go():
-    made = sources(('code', '#| default_exp norms'), ('code', '#| hide\nsecret()'),
+    made = sources(('code', '#| default_exp models.norms'), ('code', '#| hide\nsecret()'),
                    ('code', '#|hide\nimport nbdev; nbdev.nbdev_export()'),
                    ('code', "from nbdev.export import nb_export; nb_export('a.ipynb', '..')"), ('markdown', '# T'),
                    ('code', '#| export\n#| code-fold: true\ndef f(): pass\n'), ('code', 'f()\nx = 1 #| hide_line'))
@@ -85,7 +85,7 @@ def test_warnings_and_progress_bars_are_left_out_and_sentences_stay():
 
 
 def test_prose_is_linked_but_code_is_not():
-    module = reference.Module('norms', '', [reference.Object('normalize', None, '')])
+    module = reference.Module('models.norms', '', [reference.Object('normalize', None, '')])
     nb = notebook(('code', 'from nrf_repro.models.norms import (normalize,\n                             other)'),
                   ('markdown', '# `normalize`\n\n> Claim.\n\n'
                                'Use `normalize` as chapter 7 says, chapters 3 and 7, not chapter 99.\n\n'
@@ -181,7 +181,7 @@ def test_names_in_how_to_add_exist():
 
 
 def test_the_call_for_published_networks_works_as_written():
-    call = re.search(r'`nrf_repro\.published\.(load_published\(.+?\))`', pages.BOARD)[1]
+    call = re.search(r'`nrf_repro\.(load_published\(.+?\))`', pages.BOARD)[1]
     from nrf_repro.experiment.published import load_published
     net = eval(call, dict(load_published=load_published))
     assert net.config['norm'] == 'bn' and not net.training
@@ -244,7 +244,7 @@ def test_no_link_is_broken_and_every_image_has_words(site):
             if not there: broken.append((page.name, link))
         if 'published' not in page.parts: assert not [i['src'] for i in parsed.images if not i.get('alt')], page.name
     assert not broken
-    assert {p.stem for p in found} >= {*CHAPTERS, *OTHERS, 'index', 'search', 'norms', 'cli'}
+    assert {p.stem for p in found} >= {*CHAPTERS, *OTHERS, 'index', 'search', 'models.norms', 'cli'}
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def neighbours(site, name):
 def test_the_book_can_be_followed_forwards_and_back(site, page):
     order = ['index']
     while next := neighbours(site, order[-1])[1]: order.append(next)
-    assert order[1:len(CHAPTERS) + 1] == CHAPTERS and {*OTHERS, 'api/norms', 'api/cli'} <= set(order)
+    assert order[1:len(CHAPTERS) + 1] == CHAPTERS and {*OTHERS, 'api/models.norms', 'api/cli'} <= set(order)
     assert [neighbours(site, name)[0] for name in order[1:]] == order[:-1]
     page.goto((site / 'index.html').as_uri())
     for name in CHAPTERS[:3]:
@@ -296,7 +296,7 @@ def test_the_book_can_be_followed_forwards_and_back(site, page):
 
 
 def test_search_finds_words_and_names(site, page):
-    for words, target in (('robust_correct', 'api/attacks.html'), ('whitening', '01_rescaling.html')):
+    for words, target in (('robust_correct', 'api/attacks.evaluate.html'), ('whitening', '01_rescaling.html')):
         page.goto((site / 'index.html').as_uri())
         page.keyboard.press('Control+k')
         page.locator('#pst-search-dialog input[type=search]').fill(words)
@@ -337,7 +337,7 @@ def test_no_serious_accessibility_fault(site, page, faults_of, width, theme):
     page.set_viewport_size(dict(width=width, height=800))
     page.add_init_script(f'localStorage.setItem("mode", "{theme}"); localStorage.setItem("theme", "{theme}")')
     faults = {}
-    for name in ('index', '03_norms', '05_data', CHAPTERS[-1], 'api/attacks', 'api/cli', 'reports', 'add', 'search'):
+    for name in ('index', '03_norms', '05_data', CHAPTERS[-1], 'api/attacks.pgd', 'api/cli', 'reports', 'add', 'search'):
         page.goto((site / f'{name}.html').as_uri())
         if found := faults_of(page): faults[name] = found
     assert not faults

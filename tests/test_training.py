@@ -76,7 +76,7 @@ def closure(factor):
 @pytest.mark.parametrize('change, named', [
     (dict(recipe=replace(RECIPE, lr=.01)), r'recipe\.lr \(0\.05 there, 0\.01 now\)'), (dict(recipe=replace(RECIPE, seed=5)), r'recipe\.seed'),
     (dict(recipe=replace(RECIPE, attack=Attack('l2', .5, 'ce', 1, .5))), r'recipe\.attack'),
-    (dict(loss=squares), r'loss \("nrf_repro\.training\.cross_entropy" there, "squares" now\)'), (dict(loss=Times(2.)), 'loss'),
+    (dict(loss=squares), r'loss \("nrf_repro\.training\.loop\.cross_entropy" there, "squares" now\)'), (dict(loss=Times(2.)), 'loss'),
     (dict(loss=closure(2.)), 'loss'), (dict(seed=7), 'initial weights'), (dict(limit=96), 'images'),
     (dict(monitor=True), 'monitor'), (dict(frozen=True), 'frozen')])
 def test_another_run_in_the_same_folder_is_an_error_that_names_the_difference(train, tmp_path, change, named):

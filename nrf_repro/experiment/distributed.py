@@ -83,7 +83,7 @@ def check_together(profile, cell):
 def last_words(log, n):
     "Which process ended how."
     text = Path(log).read_text(encoding='utf-8', errors='replace')
-    said = re.findall(r'^nrf_repro\.distributed: (.*)$', text, re.M)
+    said = re.findall(r'^nrf_repro\.experiment\.distributed: (.*)$', text, re.M)
     ended = re.findall(r'failed \(exitcode: (-?\d+)\) local_rank: (\d+)', text)
     killed = [(int(code), rank) for code, rank in ended if int(code) < 0]
     if killed: return f'process {killed[0][1]} of {n} was killed (signal {-killed[0][0]}).'
