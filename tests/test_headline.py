@@ -12,6 +12,7 @@ from nrf_repro.report import figures as F
 from nrf_repro.report import rendering as report
 from nrf_repro.report import tables
 from nrf_repro.results.claims import decide_published, headline, load_claims
+from nrf_repro.results.outcomes import outcome_fields
 from nrf_repro.results.rows import frame, make_row, paper_rows, read_published
 from nrf_repro.report.tables import made_up_rows
 
@@ -194,3 +195,18 @@ def test_a_damaged_published_file_is_named(tmp_path):
 def test_a_report_without_a_pair_has_no_headline(tmp_path):
     html = report.render(frame(made_up_rows(['none'])), CLAIMS, tmp_path / 'report.html', profile='made-up').read_text(encoding='utf-8')
     assert 'id="headline"' not in html and 'id="verdicts"' in html
+
+
+def test_with_outcomes_a_control_is_compared_with_none_and_with_bn():
+    "The difference from BN uses the outcomes of the network with BN."
+    values, rows = {'none': .6, 'bn': .3, 'vgg11_nf': .45}, []
+    for seed in range(3):
+        for name, value in values.items():
+            arch, norm = ('vgg11_nf', 'none') if name == 'vgg11_nf' else ('vgg11', name)
+            common = dict(experiment='final', dataset='digits', arch=arch, norm=norm, width=1., regime='standard', epoch=8, seed=seed, profile='demo')
+            right = np.arange(400) < 400 * value + seed
+            rows.append(make_row(metric='clean_accuracy', value=.99, n=400, **common))
+            rows.append(make_row(metric='robust_accuracy', value=right.mean(), attack='pgd_l2', eps=1., steps=10, step_size=.25, reading='any',
+                                 **outcome_fields(right, 'digits, 400'), **common))
+    line, = F.control_effects(frame(rows), load_claims()['C2']).itertuples()
+    assert math.isclose(line.from_none.mean, -.15) and math.isclose(line.from_bn.mean, .15) and line.from_bn.low > 0 > line.from_none.high

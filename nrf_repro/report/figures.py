@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'LOOKS', 'INKED', 'STYLE', 'styled', 'FIGURE_3_ENDS', 'PANELS', 'CONTROL', 'MARKS', 'TREATMENTS',
-           'CELL', 'EFFECT_FIELDS', 'DATA_NAMES', 'THEMED', 'grey', 'style', 'trend', 'band', 'paper_ends', 'panel',
-           'figure_3', 'several', 'caption', 'effect_name', 'probability_text', 'probabilities', 'forest_axis',
+           'CELL', 'EFFECT_FIELDS', 'DATA_NAMES', 'OF_IMAGES', 'THEMED', 'grey', 'style', 'trend', 'band', 'paper_ends',
+           'panel', 'figure_3', 'several', 'caption', 'effect_name', 'probability_text', 'probabilities', 'forest_axis',
            'forest', 'eps_rows', 'eps_curves', 'course', 'clean_robust', 'path', 'kind_of', 'kind_name', 'ends',
            'scattered', 'joined', 'plane', 'headline_pairs', 'printed_difference', 'headline_effects', 'width_text',
            'training_images', 'scale_heading', 'line_label', 'effect_text', 'in_order', 'mark_look', 'headline_line',
@@ -568,8 +568,7 @@ def control_effects(rows,       # a frame of `read_rows`, of one profile or seve
     "A line for each control and profile: its mean, those of none and BN, and the paired differences from both with their intervals."
     claim, on = load_claims()['C2'] if claim is None else claim, [c for c in [*CELL, 'seed'] if c != 'kind']
     used = headline_pairs(rows, claim).query('used')
-    mine = [name for name in ('value', 'outcome') if name in used]
-    bn = used[used.kind == 'bn'][[*on, *mine]].rename(columns=dict(value='bn', outcome='outcome_bn'))
+    bn = used[used.kind == 'bn'][[*on, 'value', *OF_IMAGES]].rename(columns=dict(value='bn') | {name: f'{name}_bn' for name in OF_IMAGES})
     lines = []
     for key, cell in used[used.kind != 'bn'].merge(bn, on=on).groupby(CELL, dropna=False, sort=False):
         sides = (_side_effect(pairs, claim) for pairs in (cell, _against_bn(cell)))
@@ -577,8 +576,10 @@ def control_effects(rows,       # a frame of `read_rows`, of one profile or seve
     return pd.DataFrame(lines, columns=[*CELL, 'none', 'value', 'bn', 'from_none', 'from_bn'])
 
 def _against_bn(cell): # pairs of a control and none, with the values of BN -> pairs of the control and BN
-    other = dict(outcome_control=cell.outcome_bn) if 'outcome_bn' in cell else {}
+    other = {f'{name}_control': cell[f'{name}_bn'] for name in OF_IMAGES}
     return cell.assign(value_control=cell.bn, difference=cell.value - cell.bn, **other)
+
+OF_IMAGES = ('n', 'images', 'outcomes')   # the fields of a row on single images
 
 def _side_effect(pairs, claim):
     e = effect_of(pairs, claim.parts[0], claim.level)

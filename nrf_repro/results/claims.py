@@ -224,10 +224,15 @@ def _evidence(claim, part, rows): # -> pairs, and the rows left out
 # %% ../../nbs/40_claims.ipynb #4000a006
 def _outcomes_of(pair, part): # one line of `_compare` -> the hash of the images, and the differences; None where something is missing
     if not isinstance(pair.outcomes, str): return None
-    values = unpack_outcomes(pair.outcomes, int(pair.n))
+    values = _unpacked(pair.outcomes, pair.n, pair.value)
     if not part.compare: return pair.images, values - part.threshold
     if not isinstance(pair.outcomes_control, str) or pair.images_control != pair.images: return None
-    return pair.images, values - unpack_outcomes(pair.outcomes_control, int(pair.n_control))
+    return pair.images, values - _unpacked(pair.outcomes_control, pair.n_control, pair.value_control)
+
+def _unpacked(text, n, value): # the outcomes as numbers, checked against the value of their row
+    values = unpack_outcomes(text, int(n))
+    if abs(np.nanmean(values) - value) < 1e-3: return values
+    raise ValueError(f'outcomes with the mean {np.nanmean(values):.6f} stand beside the value {value:.6f}. Take both from the same row.')
 
 
 # %% ../../nbs/40_claims.ipynb #4000a007
