@@ -84,7 +84,7 @@ def test_same_rows_same_bytes(rows, claims, tmp_path):
 
 
 def test_a_profile_that_is_too_small_for_a_claim_says_so(rows, claims, tmp_path, monkeypatch):
-    from nrf_repro import power
+    from nrf_repro.results import power
     for value, said in ((.3, 1), (.7, 0)):
         monkeypatch.setattr(power, 'read_error_rates', lambda: pd.DataFrame([dict(profile='made-up', id='C2', rule='all seeds', power=value)]))
         html = render(rows, claims, tmp_path).read_text()
