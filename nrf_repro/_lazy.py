@@ -1,4 +1,5 @@
-"""Public names of a package that are imported when they are first used."""
+"""Public names of a package that are imported when they are first used, and old names that still work."""
+import warnings
 from importlib import import_module
 
 
@@ -16,3 +17,16 @@ def lazy(package, modules):
     def __dir__(): return sorted(where)
 
     return __getattr__, __dir__, sorted(where)
+
+
+def renamed(package, names):
+    """For a package's `__init__`: a `__getattr__` that gives old public names, name -> object, with a DeprecationWarning.
+
+    They work for one release. Raises AttributeError for another name, as modules do.
+    """
+    def __getattr__(name):
+        if name not in names: raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        warnings.warn(f'{package}.{name} is now {names[name].__name__}.', DeprecationWarning, stacklevel=2)
+        return names[name]
+
+    return __getattr__

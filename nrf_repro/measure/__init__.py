@@ -1,6 +1,5 @@
 """Measure any PyTorch classifier: clean accuracy, robust accuracy, LIGS, and checks that detect gradient masking."""
-import warnings
-
+from nrf_repro._lazy import renamed
 from nrf_repro.measure.checks import Check, Probe, run_checks
 from nrf_repro.measure.command import add_arguments, run
 from nrf_repro.measure.images import EvalImages, eval_images
@@ -10,12 +9,4 @@ from nrf_repro.measure.subject import find_model, with_standardize
 __all__ = ['Check', 'EvalImages', 'LargeEps', 'Measurement', 'Probe', 'add_arguments', 'attacks_at', 'eval_images', 'find_model', 'measure', 'run',
            'run_checks', 'with_standardize']
 
-_RENAMED = dict(find_network=find_model, as_subjects=eval_images)
-
-
-def __getattr__(name):
-    "An old public name, with a warning; it works for one release."
-    if name not in _RENAMED: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    new = _RENAMED[name]
-    warnings.warn(f'nrf_repro.measure.{name} is now {new.__name__}.', DeprecationWarning, stacklevel=2)
-    return new
+__getattr__ = renamed(__name__, dict(find_network=find_model, as_subjects=eval_images))

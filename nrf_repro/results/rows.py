@@ -20,7 +20,6 @@ import secrets
 import subprocess
 import sys
 import time
-import warnings
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -351,10 +350,3 @@ def read_published(folder='reports/published'): # holds a folder with rows.jsonl
     found = {path.parent.name: read_rows(path) for path in sorted(in_checkout(folder).glob('[!.]*/rows.jsonl'))}
     if found: return found
     raise FileNotFoundError(f'{folder} holds no profile with rows.jsonl. Run nrf-repro publish first.')
-
-# %% ../../nbs/16_results.ipynb #16000003
-def __getattr__(name): # called by Python for a name that this module lacks
-    if name != 'load_claims': raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from nrf_repro.results.claims import load_claims
-    warnings.warn('load_claims moved: import it from nrf_repro.results.claims.', DeprecationWarning, stacklevel=2)
-    return load_claims

@@ -311,7 +311,7 @@ def show_table_again(rows):
     again, lines = rows[rows.source == 'table 1'], []
     for arch in sorted(again.arch.unique(), reverse=True):
         here = again[again.arch == arch]
-        for (metric, attack), pair in here.groupby(['metric', 'attack'], dropna=False, sort=False):
+        for (metric, attack, _), pair in here.groupby(['metric', 'attack', 'seed'], dropna=False, sort=False):
             one, other = (next(pair[pair.norm == norm].itertuples()) for norm in ('none', 'bn'))
             scale, digits = (1, 3) if metric == 'ligs' else (100, 1)
             iv = _outcome_difference(one, other)

@@ -1,0 +1,45 @@
+"Packages import one way, and no two modules import each other."
+import ast
+
+import pytest
+from conftest import ROOT
+
+ORDER = ('theory', 'data', 'models', 'attacks', 'features', 'results', 'training', 'experiment', 'report', 'studies', 'measure', 'cli')
+MODULES = {'.'.join(p.relative_to(ROOT / 'nrf_repro').with_suffix('').parts): p
+           for p in sorted((ROOT / 'nrf_repro').rglob('*.py')) if not p.stem.startswith('_')}
+
+
+def imports_of(name):
+    "The modules of the package that a module imports when it is imported itself."
+    package, found = ['nrf_repro', *name.split('.')[:-1]], set()
+    for node in ast.parse(MODULES[name].read_text(encoding='utf-8')).body:
+        if not isinstance(node, ast.ImportFrom): continue
+        start = package[:len(package) - node.level + 1] if node.level else []
+        path = '.'.join([*start, *filter(None, [node.module])])
+        if path.partition('.')[0] != 'nrf_repro': continue
+        path = path.partition('.')[2]
+        found |= {'.'.join(filter(None, [path, a.name])) for a in node.names} & set(MODULES) or {path}
+    return found - {''}
+
+
+def place(name): return ORDER.index(name.partition('.')[0])
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_a_module_imports_only_its_own_package_and_those_before_it(name):
+    assert not [other for other in imports_of(name) if place(other) > place(name)]
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {name: imports_of(name) & set(MODULES) for name in MODULES}
+    def reached(name):
+        seen, left = set(), [*graph[name]]
+        while left:
+            if (other := left.pop()) not in seen: seen.add(other); left += graph[other]
+        return seen
+    assert not [name for name in MODULES if name in reached(name)]
+
+
+def test_the_reader_of_imports_finds_them():
+    assert {'results.intervals', 'results.rows'} <= imports_of('results.claims') and 'attacks' in {i.partition('.')[0] for i in imports_of('features.linearity')}
+    assert len(MODULES) > 50
