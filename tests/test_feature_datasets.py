@@ -206,7 +206,7 @@ def rows(run): return frame(F.measure_features(run))
 
 def test_rows_are_what_claim_c7_asks_for(rows):
     claim = load_claims()['C7']
-    two = frame([*rows.to_dict('records'), *rows.assign(seed=1, value=lambda d: d.value * .9).to_dict('records')])
+    two = frame([*rows.to_dict('records'), *rows.assign(seed=1, value=lambda d: d.value * .9, images=None, outcomes=None).to_dict('records')])
     for part in claim.parts:
         found = decide_part(claim, part, two, paper_rows())
         assert found['verdict'] != 'not run' and found['n_seeds'] == 2, found
