@@ -71,7 +71,7 @@ lab: setup
 
 # Run every notebook anew, in place, so that what the reader sees is what ran; then clean, export, and write the README.
 book: setup
-	cd nbs && for nb in *.ipynb; do ../.venv/bin/jupyter execute --inplace $$nb || exit 1; done
+	for nb in $$(find nbs -name '*.ipynb' -not -path '*/.*' | sort); do .venv/bin/jupyter execute --inplace $$nb || exit 1; done
 	$(PY) tests/check_clean.py --write
 
 # The site from the stored outputs: nothing is executed, nothing is fetched (about 40 s). It opens from a disk: _site/index.html

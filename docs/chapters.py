@@ -4,12 +4,15 @@ import json
 import re
 from hashlib import md5
 
+NUMERALS = ('', 'I', 'II', 'III', 'IV', 'V')
+PARTS = dict(normalisation='Normalisation', robustness='Measuring robustness', trade_off='Does BN trade robustness for accuracy?',
+             consequences='Consequences', how_it_works='How it works')
 LONG = 24        # lines of code from which a cell is folded
 BADGES = '''<p class="badges"><span>Chapter {number}</span>
 <a class="badge colab" title="{install}"
-   href="https://colab.research.google.com/github/{repo}/blob/{branch}/nbs/{name}.ipynb"
+   href="https://colab.research.google.com/github/{repo}/blob/{branch}/nbs/{path}.ipynb"
   ><b aria-hidden="true">∞</b> Open in Colab</a>
-<a class="badge" href="{git_url}/blob/{branch}/nbs/{name}.ipynb">Notebook on GitHub</a></p>'''
+<a class="badge" href="{git_url}/blob/{branch}/nbs/{path}.ipynb">Notebook on GitHub</a></p>'''
 
 
 def split_directives(source):
@@ -157,10 +160,9 @@ def link_names(text, names):
 
 
 def link_chapters(text, names):
-    "'chapter 7', 'chapters 7 and 9' -> links."
-    numbers = {number_of(name): name for name in names}
-    def link(m): return f'[{m[0]}]({numbers[int(m[0])]}.ipynb)' if int(m[0]) in numbers else m[0]
-    return re.sub(r'(?<=\bchapter )\d+|(?<=\bchapters )\d+(?: and \d+)?', lambda m: re.sub(r'\d+', link, m[0]), text)
+    "Links between chapters in the folders of their parts -> links between pages, which lie in one folder."
+    def link(m): return f']({m[1]}.ipynb{m[2] or ""})' if m[1] in names else m[0]
+    return re.sub(r'\]\((?:[\w.]+/)*(\w+)\.ipynb(#[^)]*)?\)', link, text)
 
 
 def link_files(text, cfg, published=()):
@@ -169,8 +171,8 @@ def link_files(text, cfg, published=()):
         if m[2] in published: return f'<a href="{m[2].removeprefix("reports/")}">{m[1]}</a>'
         if page := re.fullmatch(r'docs/(?:pages/)?(\w+\.md)', m[2]): return f'[{m[1]}]({page[1]})'
         return f'[{m[1]}]({cfg["git_url"]}/blob/{cfg["branch"]}/{m[2]})'
-    text = re.sub(r'(!\[[^\]]*\]\()\.\./([^)\s]+)\)', r'\1files/\2)', text)
-    return re.sub(r'(?<!!)\[([^\]]*)\]\(\.\./([^)\s]+)\)', link, text)
+    text = re.sub(r'(!\[[^\]]*\]\()(?:\.\./)+([^)\s]+)\)', r'\1files/\2)', text)
+    return re.sub(r'(?<!!)\[([^\]]*)\]\((?:\.\./)+([^)\s]+)\)', link, text)
 
 
 def prose(cells, nb, names, cfg, modules):
@@ -188,11 +190,11 @@ def notebook(cells):
     return json.dumps(dict(cells=cells, metadata=meta, nbformat=4, nbformat_minor=5), ensure_ascii=False)
 
 
-def page(name, nb, names, cfg, modules):
-    "A chapter with its badges under its title."
+def page(name, nb, names, cfg, modules, part=''):
+    "A chapter with its badges under its title. `part` is its folder below nbs/."
     cells = prose(list(convert(nb)), nb, names, cfg, modules)
     repo = cfg['git_url'].partition('github.com/')[2]
-    row = BADGES.format(**cfg | dict(number=number_of(name), name=name, repo=repo),
+    row = BADGES.format(**cfg | dict(number=number_of(name), path='/'.join(filter(None, (part, name))), repo=repo),
                         install=f'First cell to run there: %pip install git+{cfg["git_url"]}')
     if title := next((c for c in cells if c['cell_type'] == 'markdown' and c['source'].startswith('# ')), None):
         title['source'] = re.sub(r'\A(# [^\n]+\n)', lambda m: f'{m[1]}\n{row}\n', title['source'])
@@ -203,11 +205,20 @@ def toctree(caption, entries):
     return '\n'.join(['```{toctree}', ':hidden:', f':caption: {caption}', '', *entries, '```'])
 
 
-def home(nb, book, cfg, modules, reference):
-    "The first page, which holds the order of all others."
+def part_title(folder):
+    "'2_robustness' -> 'II. Measuring robustness'."
+    number, _, name = folder.partition('_')
+    return f'{NUMERALS[int(number)]}. {PARTS.get(name, name.replace("_", " ").capitalize())}'
+
+
+def home(nb, book, cfg, modules, reference, parts=None):
+    "The first page, which holds the order of all others. `parts`: chapter -> its folder below nbs/."
     cells = prose(list(convert(nb)), nb, list(book), cfg, modules)
     titles = {name: title_of(chapter) or name for name, chapter in book.items()}
-    trees = [toctree('The book', [f'{number_of(n)}  {t} <{n}>' for n, t in titles.items()]),
+    folders = {n: (parts or {}).get(n, '') for n in titles}
+    trees = [*(toctree(part_title(folder) if folder else 'The book',
+                       [f'{number_of(n)}  {t} <{n}>' for n, t in titles.items() if folders[n] == folder])
+               for folder in dict.fromkeys(folders.values())),
              toctree('Using it', ['reports', 'benchmarks', 'robustness', 'add', 'cite', 'bibliography']),
              toctree('Reference', [f'{m} <api/{m}>' for m in reference])]
     return notebook([*cells, new_cell('markdown', '\n\n'.join(trees))])

@@ -27,17 +27,23 @@ def settings(root=ROOT):
     return dict(ini['DEFAULT'])
 
 
+def book_notebooks(root=ROOT):
+    "The index and the chapters, in the order of the book."
+    return [p for p in sorted((root / 'nbs').rglob('[!._]*.ipynb'), key=lambda p: p.stem) if '.ipynb_checkpoints' not in p.parts]
+
+
 def sources(root, notebooks, modules):
     "Path below the source folder -> text, for everything that Sphinx reads."
     cfg = settings(root) | dict(published={str(p.relative_to(root)) for p in pages.published_files(root)})
     book = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in notebooks}
+    parts = {p.stem: p.parent.name for p in notebooks}
     found = reference.modules(modules)
     site = {f'api/{m.name}.md': reference.page(m, cfg) for m in found}
     site['api/cli.md'] = reference.command_line(site.get('api/cli.md'))
     site |= {f'{name}.md': text for name, text in pages.all_pages(root, cfg).items()}
     home = book.pop('index', None) or pages.home(cfg)
-    site |= {f'{name}.ipynb': chapters.page(name, nb, list(book), cfg, found) for name, nb in book.items()}
-    site['index.ipynb'] = chapters.home(home, book, cfg, found, [m.name for m in found])
+    site |= {f'{name}.ipynb': chapters.page(name, nb, list(book), cfg, found, parts[name]) for name, nb in book.items()}
+    site['index.ipynb'] = chapters.home(home, book, cfg, found, [m.name for m in found], parts)
     return {name: text for name, text in site.items() if text}
 
 
@@ -67,7 +73,7 @@ def render(work):
 
 def build(out, work, root=ROOT):
     "Build the site into `out`, by way of `work`, which makes the next time faster. Returns the exit status."
-    notebooks, modules = sorted((root / 'nbs').glob('[!._]*.ipynb')), sorted((root / 'nrf_repro').rglob('[a-z]*.py'))
+    notebooks, modules = book_notebooks(root), sorted((root / 'nrf_repro').rglob('[a-z]*.py'))
     texts = sources(root, notebooks, modules)
     if write(work / 'source', texts | pictures(root, texts)):       # a page less: its HTML must not stay
         for name in ('html', 'doctrees'): shutil.rmtree(work / name, ignore_errors=True)

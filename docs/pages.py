@@ -114,7 +114,7 @@ def copy_reports(root, out):
 def page(name):
     "A page written by hand: its links lead to files of the repository, on the site to pages beside it."
     text = (HERE / f'pages/{name}.md').read_text(encoding='utf-8')
-    return re.sub(r'\]\((?:\.\./)+(?:nbs/)?', '](', text)
+    return re.sub(r'\]\((?:\.\./)+(?:nbs/(?:\d_\w+/)?)?', '](', text)
 
 
 def benchmarks(root):

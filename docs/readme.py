@@ -21,7 +21,7 @@ def cell_text(cell):
 def render(notebook):
     parts = [cell_text(c).strip() for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']]
     text = '\n\n'.join(filter(None, parts)).replace('](../', '](')       # links from the root, not from nbs/
-    text = re.sub(r'\]\((\d\d_\w+\.ipynb)\)', r'](nbs/\1)', text)
+    text = re.sub(r'\]\((\d_\w+/\w+\.ipynb)\)', r'](nbs/\1)', text)
     return '<!-- Rendered from nbs/index.ipynb by docs/readme.py: edit the notebook. -->\n\n' + text + '\n'
 
 

@@ -27,7 +27,7 @@ class Module:
     @property
     def doc(self): return ast.get_docstring(ast.parse(self.source)) or ''
     @property
-    def notebook(self): return re.search(r'File to edit: (?:\.\./)+nbs/([\w/]+)\.ipynb', self.source)[1]
+    def notebook(self): return re.search(r'File to edit: (?:\.\./)+nbs/(?:\d_\w+/)?(\w+)\.ipynb', self.source)[1]
     @cached_property
     def live(self): return importlib.import_module(f'nrf_repro.{self.name}')
 

@@ -16,7 +16,7 @@ def stored_text(cell):
         yield ''.join(output.get('data', {}).get('text/html', ()))
 
 
-@pytest.mark.parametrize('name, at_least', [('02_covariate_shift', 6), ('04_smoothness', 6)])
+@pytest.mark.parametrize('name, at_least', [('1_normalisation/02_covariate_shift', 6), ('1_normalisation/04_smoothness', 6)])
 def test_intervals_in_the_text_stand_in_an_output(name, at_least):
     cells = json.loads((NBS / f'{name}.ipynb').read_text(encoding='utf-8'))['cells']
     text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')

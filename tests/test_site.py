@@ -25,7 +25,8 @@ import reference
 
 CFG = make_site.settings() | dict(published={'reports/published/demo/report.html'})
 OTHERS = ('reports', 'benchmarks', 'robustness', 'add', 'cite', 'bibliography')
-CHAPTERS = sorted(p.stem for p in (ROOT / 'nbs').glob('[0-9]*.ipynb'))
+NOTEBOOKS = {p.stem: p for p in make_site.book_notebooks()}
+CHAPTERS = [name for name in NOTEBOOKS if name != 'index']
 
 
 def notebook(*cells):
@@ -88,21 +89,20 @@ def test_prose_is_linked_but_code_is_not():
     module = reference.Module('models.norms', '', [reference.Object('normalize', None, '')])
     nb = notebook(('code', 'from nrf_repro.models.norms import (normalize,\n                             other)'),
                   ('markdown', '# `normalize`\n\n> Claim.\n\n'
-                               'Use `normalize` as chapter 7 says, chapters 3 and 7, not chapter 99.\n\n'
-                               '> **Paper** (table 1): x.\n\n```python\n`normalize` chapter 7\n```\n\n[s](../settings.ini) '
+                               'Use `normalize` as [attacks](../2_robustness/08_attacks.ipynb#loss) say, not [this](../x.ipynb).\n\n'
+                               '> **Paper** (table 1): x.\n\n```python\n`normalize` chapter 7\n```\n\n[s](../../settings.ini) '
                                '[r](../reports/published/demo/report.html) ![f](../docs/f.png)'))
-    text = json.loads(chapters.page('03_norms', nb, ['03_norms', '07_attacks'], CFG, [module]))['cells'][1]['source']
+    text = json.loads(chapters.page('03_norms', nb, ['03_norms', '08_attacks'], CFG, [module]))['cells'][1]['source']
     assert text.startswith('# `normalize`\n\n<p class="badges">')
     assert '{.claim}\n> Claim.' in text and '{.paper}\n> **Paper**' in text
-    assert 'Use {py:obj}`normalize <nrf_repro.models.norms.normalize>` as chapter [7](07_attacks.ipynb)' in text
-    assert 'chapters [3](03_norms.ipynb) and [7](07_attacks.ipynb), not chapter 99' in text
+    assert 'Use {py:obj}`normalize <nrf_repro.models.norms.normalize>` as [attacks](08_attacks.ipynb#loss) say' in text
     assert '```python\n`normalize` chapter 7\n```' in text and f'[s]({CFG["git_url"]}/blob/main/settings.ini)' in text
     assert '<a href="published/demo/report.html">r</a> ![f](files/docs/f.png)' in text
 
 
 @pytest.mark.parametrize('name', CHAPTERS)
 def test_no_chapter_shows_a_directive(name):
-    nb = json.loads((ROOT / f'nbs/{name}.ipynb').read_text(encoding='utf-8'))
+    nb = json.loads(NOTEBOOKS[name].read_text(encoding='utf-8'))
     made = list(chapters.convert(nb))
     assert len(made) > 3 and chapters.title_of(nb)
     assert not [c['source'] for c in made if re.search(r'^\s*#\|', c['source'], re.M)]
@@ -130,7 +130,7 @@ def test_reference_has_signature_sentence_comments_and_links():
     lines = module.source.splitlines()
     assert lines[first - 1].startswith('def normalize(') and 'return (x - mu)' in lines[last - 1]
     cell = re.search(r'03_norms\.html#cell-(\w+)', part)[1]
-    book = json.loads((ROOT / 'nbs/03_norms.ipynb').read_text(encoding='utf-8'))['cells']
+    book = json.loads(NOTEBOOKS['03_norms'].read_text(encoding='utf-8'))['cells']
     assert any(c['id'] == cell and 'def normalize(' in ''.join(c['source']) for c in book)
 
 
@@ -346,7 +346,7 @@ def test_no_serious_accessibility_fault(site, page, faults_of, width, theme):
 @pytest.mark.parametrize('width', [1280, 1480])
 def test_a_line_of_118_characters_fits(site, page, width):
     page.set_viewport_size(dict(width=width, height=800))
-    page.goto((site / '07_attacks.html').as_uri())
+    page.goto((site / '08_attacks.html').as_uri())
     too_wide = page.evaluate("""() => [...document.querySelectorAll('div.cell_input pre')].filter(e => e.offsetWidth).map(e => {
         e.textContent = 'x'.repeat(118);
         return e.scrollWidth - e.clientWidth; }).filter(more => more > 0)""")
@@ -355,7 +355,7 @@ def test_a_line_of_118_characters_fits(site, page, width):
 
 def test_the_contents_of_a_page_open_and_close(site, page):
     page.set_viewport_size(dict(width=1280, height=800))
-    page.goto((site / '07_attacks.html').as_uri())
+    page.goto((site / '08_attacks.html').as_uri())
     page.locator('button.secondary-toggle:visible').click()
     page.locator('dialog[open] a', has_text='The iteration').click()
     assert page.url.endswith('#the-iteration') and not page.locator('dialog[open]').count()
