@@ -222,7 +222,7 @@ def home(nb, book, cfg, modules, reference, parts=None):
                        [f'{number_of(n)}  {t} <{n}>' for n, t in titles.items() if folders[n] == folder])
                for folder in dict.fromkeys(folders.values())),
              toctree('Using it', ['reports', 'benchmarks', 'robustness', 'add', 'cite', 'bibliography']),
-             toctree('Reference', [f'{m} <api/{m}>' for m in reference])]
+             toctree('Reference', ['tasks', *(f'{m} <api/{m}>' for m in reference)])]
     return notebook([*cells, new_cell('markdown', '\n\n'.join(trees))])
 
 
