@@ -92,8 +92,8 @@ STUDIES = {
                       settings=('attack', 'images', 'makers', 'invert', 'push', 'learn', 'sweep')),
     'regularization': Study('regularization', uses=('standard', 'adversarial'), settings=('lams', 'sweep', 'attack', 'margin', 'checks')),
     'transfer': Study('transfer', uses=('standard',), settings=('attack', 'eps', 'images', 'early'), next_too=True),
-    'corruptions': Study('consequences', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
-    'medical': Study('consequences', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
+    'corruptions': Study('corruptions', uses=('standard',), settings=('images', 'levels', 'batch', 'attack')),
+    'medical': Study('small_batches', settings=('batch_sizes', 'attack', 'steps', 'attacked')),
     'adequacy': Study('attack_strength', uses=('standard',), settings=('images', 'attacks', 'effort')),
     'paired_images': Study('paired_images', uses=('standard',), settings=('images', 'strength', 'eps', 'sigma', 'levels', 'severities',
                                                                          'transfer_eps')),
@@ -451,7 +451,7 @@ def train_cell(
             with tf32_set(profile.get('tf32')): train_run(profile, cell, run, progress)
         else:
             from nrf_repro.experiment.distributed import launch
-            launch(profile, cell, run)
+            launch(profile, cell, run, processes_of(profile, cell), recipe_of(profile, cell).batch_size, device_of(profile))
     return 'trained'
 
 def processes_of(profile, cell):
@@ -475,9 +475,9 @@ def train_run(
     device, train, recipe = getattr(team, 'device', device_of(profile)), images_of(profile, cell.dataset, 'train'), recipe_of(profile, cell)
     monitor = monitor_of(profile, cell, recipe)
     model = network_of(cell, train).to(device)
-    keep = keeper(profile, cell, run) if team.lead else None
-    history = fit(model, train, recipe, monitor=monitor, folder=run, on_epoch=keep, progress=progress and team.lead, team=team)
-    if not team.lead: return
+    keep = keeper(profile, cell, run) if team.is_main else None
+    history = fit(model, train, recipe, monitor=monitor, folder=run, on_epoch=keep, progress=progress and team.is_main, team=team)
+    if not team.is_main: return
     common = cell_fields(profile, cell, config_hash(config), torch.device(device).type)
     write_rows(run / 'history.jsonl', history_rows(history, profile, cell, monitor.images, common))
     save_model(model, run / WEIGHTS)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .attack_strength import NAMES, Calm, withstand
 from ..attacks import frozen, optimised_inference, robust_correct
-from .consequences import CORRUPTIONS, LABELS, corrupted
+from .corruptions import CORRUPTIONS, LABELS, corrupted
 from ..data import balanced
 from ..experiment.runs import read_json, write_json
 from ..features import ligs

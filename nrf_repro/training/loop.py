@@ -189,11 +189,11 @@ def batches(train, recipe, epoch, device, rank=0, size=1):
 
 # %% ../../nbs/5_how_it_works/42_training.ipynb #403f55b7
 class Alone:
-    "What one process says where several would have to agree; `distributed.Team` says it for a group."
-    rank, size, lead = 0, 1, True
+    "What one process says where several would have to agree; `distributed.ProcessGroup` says it for a group."
+    rank, size, is_main = 0, 1, True
     def wrap(self, model): return model        # what the forward pass goes through
     def mean(self, value): return value        # of a number over the processes
-    def settle(self, model): pass              # what batch norm knows, after an epoch
+    def average_bn_buffers(self, model): pass              # what batch norm knows, after an epoch
     def wait(self): pass                       # for the others
 
 ALONE = Alone()
@@ -400,12 +400,12 @@ def run_epoch(model, opt, train, recipe, epoch, loss, forward, monitor, bar, tea
     start = time.perf_counter()
     model.train()
     record = dict(epoch=epoch + 1, loss=train_epoch(model, opt, train, recipe, epoch, loss, forward, bar, team))
-    team.settle(model)
+    team.average_bn_buffers(model)
     if not math.isfinite(record['loss']):
         raise FloatingPointError(f'Training diverged in epoch {epoch + 1} (loss {record["loss"]}): lower lr={recipe.lr} or set clip.')
     record['seconds'] = time.perf_counter() - start
     model.eval()
-    if team.lead and monitor and (monitor.epochs is None or epoch + 1 in monitor.epochs): record |= monitor(model)
+    if team.is_main and monitor and (monitor.epochs is None or epoch + 1 in monitor.epochs): record |= monitor(model)
     bar.set_postfix({k: f'{v:.3f}' for k, v in record.items() if k in ('loss', 'clean_accuracy')})
     return record
 
@@ -473,7 +473,7 @@ def fit(
         for epoch in range(len(history), recipe.epochs):
             record = run_epoch(model, opt, train, recipe, epoch, loss, forward, monitor, bar, team)
             history.append(record)
-            if state and team.lead: save_state(state, model, opt, history, key)
+            if state and team.is_main: save_state(state, model, opt, history, key)
             if on_epoch: on_epoch(epoch + 1, model, record)
             team.wait()
     model.eval()
