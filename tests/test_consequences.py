@@ -16,7 +16,8 @@ from nrf_repro.attacks import Attack
 from nrf_repro.data import Images
 from nrf_repro.experiment.runs import PARTS, absent, load_profile, study_jobs, train_cell, study_cells
 from nrf_repro.models import build_model
-from nrf_repro.results.claims import decide, decide_parts, load_claims
+from nrf_repro.results.rules import load_claims
+from nrf_repro.results.claims import decide, decide_parts
 from nrf_repro.results.rows import frame, read_rows
 from nrf_repro.training.loop import RECIPES, correct
 

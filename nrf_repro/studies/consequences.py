@@ -23,7 +23,7 @@ from ..data import balanced
 from ..experiment.runs import Cell
 from ..features import ligs
 from ..report.figures import LOOKS, styled
-from ..results.claims import paired_effect, pairs
+from ..results.paired import paired_effect, pairs
 from ..results.intervals import t_interval
 from .base import part
 from ..report.tables import NETWORK, name_of, norm_name

@@ -29,7 +29,7 @@ from ..experiment.runs import network_of
 from ..features import ligs
 from ..report.figures import LOOKS, styled
 from ..models import save_tensors
-from ..results.claims import paired_effect
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from ..results.rows import config_hash, source_hash
