@@ -11,7 +11,8 @@ from scipy import stats
 from nrf_repro.report import figures as F
 from nrf_repro.report import rendering as report
 from nrf_repro.report import tables
-from nrf_repro.results.claims import decide_published, headline, load_claims
+from nrf_repro.results.rules import load_claims
+from nrf_repro.results.claims import decide_published, headline
 from nrf_repro.results.outcomes import outcome_fields
 from nrf_repro.results.rows import frame, make_row, paper_rows, read_published
 from nrf_repro.report.tables import made_up_rows

@@ -24,7 +24,7 @@ from ..features.datasets import SETS, next_labels, random_labels, target_mapping
 from ..models import save_tensors
 from ..report.figures import LOOKS, styled
 from ..report.tables import NETWORK, name_of, norm_name
-from ..results.claims import paired_effect
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from ..results.rows import config_hash, source_hash

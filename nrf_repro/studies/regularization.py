@@ -23,7 +23,7 @@ from ..attacks import ce_gradient, gradient_underflows, image_keys, image_noise,
 from ..experiment.runs import OUTCOMES
 from ..features import ligs, normalise_gradients
 from ..report.figures import LOOKS, several, styled
-from ..results.claims import paired_effect
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from .base import part
