@@ -19,7 +19,8 @@ from nrf_repro.models import build_model
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.claims import decide, decide_parts
 from nrf_repro.results.rows import frame, read_rows
-from nrf_repro.training.loop import RECIPES, correct
+from nrf_repro.training.loop import correct
+from nrf_repro.training.recipe import RECIPES
 
 
 def images(channels=1, n=6):

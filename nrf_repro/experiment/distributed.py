@@ -29,7 +29,7 @@ class Team:
     "The processes that train a network together; `dist` must know them."
     def __init__(self, sync_bn=False):
         self.rank, self.size, self.sync_bn = dist.get_rank(), dist.get_world_size(), sync_bn
-        self.lead = self.rank == 0  # it writes
+        self.is_main = self.rank == 0  # it writes
         self.device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if dist.get_backend() == 'nccl' else 'cpu'
         if sync_bn and self.device == 'cpu':
             raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU; set it to false.')
@@ -46,7 +46,7 @@ class Team:
         dist.all_reduce(value)
         return value
 
-    def settle(self, model):
+    def average_bn_buffers(self, model):
         "Average what each process's batch norms saw of the images; for evaluation they are one network."
         for m in model.modules():
             if isinstance(m, _BatchNorm) and m.track_running_stats:

@@ -35,7 +35,9 @@ from ..results.outcomes import outcome_fields
 from ..results.rows import config_hash, source_hash
 from .base import part
 from ..report.tables import NETWORK, name_of, norm_name
-from ..training.loop import Recipe, correct, described
+from ..training.loop import correct
+from ..training.recipe import Recipe
+from ..training.state import described
 
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #9f0fbedd
 def approach(g, x, goal, steps, step_size): # g: images -> n d; x, goal: n ... in [0, 1]
