@@ -4,7 +4,7 @@ from nrf_repro._lazy import lazy
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy(__name__, {
-    'measure': 'Measurement attacks_at',
+    'measure': 'measure Measurement attacks_at',
     'attacks': 'Attack PAPER_ATTACKS robust_correct input_gradient gradient_underflows',
     'features': 'ligs usefulness robust_usefulness',
     'data': 'Images load synthetic',
