@@ -252,7 +252,7 @@ def attack_of(profile, dataset, name):
 def recipe_of(profile, cell):
     "The `Recipe` of a cell: the profile's settings, and those of its arch, over a named base, with the cell's seed."
     from nrf_repro.attacks import Attack
-    from nrf_repro.training.loop import RECIPES, Recipe, checked
+    from nrf_repro.training.recipe import RECIPES, Recipe, check_recipe
     given = dict(profile['data'][cell.dataset]['recipes'][cell.regime])
     given |= given.pop('archs', {}).get(cell.arch, {})
     base, attack = given.pop('base', 'paper'), given.pop('attack', None)
@@ -260,7 +260,7 @@ def recipe_of(profile, cell):
     if unknown := set(given) - {f.name for f in fields(Recipe)}:
         raise ValueError(f'Unknown key {min(unknown)!r} in recipe {cell.regime!r} of profile {profile["name"]}.')
     if 'milestones' in given: given['milestones'] = tuple(given['milestones'])
-    return checked(replace(RECIPES[base], seed=cell.seed, attack=Attack(**attack) if attack else None, **given))
+    return check_recipe(replace(RECIPES[base], seed=cell.seed, attack=Attack(**attack) if attack else None, **given))
 
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #457fe733
 def device_of(profile):
@@ -469,9 +469,9 @@ def train_run(
     "Train a network, or go on where it was interrupted."
     import torch
     from nrf_repro.models import save_model
-    from nrf_repro.training.loop import ALONE, fit
+    from nrf_repro.training.loop import SINGLE_PROCESS, fit
     torch.set_num_threads(profile['threads'])
-    team, config = team or ALONE, run_config(profile, cell)
+    team, config = team or SINGLE_PROCESS, run_config(profile, cell)
     device, train, recipe = getattr(team, 'device', device_of(profile)), images_of(profile, cell.dataset, 'train'), recipe_of(profile, cell)
     monitor = monitor_of(profile, cell, recipe)
     model = network_of(cell, train).to(device)

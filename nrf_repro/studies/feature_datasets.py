@@ -30,7 +30,9 @@ from ..results.outcomes import outcome_fields
 from ..results.rows import config_hash, source_hash
 from .base import part
 from .display import difference_text, direction_text, draw_band, legend_below, mean_text, norms_of, over_seeds, seeds_text
-from ..training.loop import Recipe, correct, described
+from ..training.recipe import Recipe
+from ..training.loop import correct
+from ..training.state import described
 
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #f5b56784
 def with_recomputed_statistics(

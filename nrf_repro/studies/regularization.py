@@ -28,7 +28,8 @@ from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from .base import part
 from ..report.tables import NETWORK, name_of, norm_name
-from ..training.loop import correct, cross_entropy, fit
+from ..training.loop import correct, fit
+from ..training.recipe import cross_entropy
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #fe492706
 class Rows(nn.Module):
