@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 # The public names, by what one does with them: task -> package -> names. The site has a page that is made from this.
 TASKS = {
     'Measure a classifier': {
-        'measure': 'Measurement attacks_at',
+        'measure': 'measure Measurement attacks_at',
         'attacks': 'robust_correct',
         'features': 'ligs',
         'training': 'correct'},

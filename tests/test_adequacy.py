@@ -1,4 +1,4 @@
-"""Second looks: an attack that was too weak is caught, an honest one passes, and nothing of the network changes."""
+"""Checks of an attack: one that was too weak is detected, a strong one passes, and the network is unchanged."""
 from dataclasses import replace
 
 import pytest
@@ -10,12 +10,12 @@ from nrf_repro.attacks import Attack
 from nrf_repro.report.checks import CHECKS, doubts, judged
 from nrf_repro.experiment.runs import Cell, load_profile, train_cell
 from nrf_repro.report.rendering import render
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import frame, make_row, read_rows
 from nrf_repro.studies.base import run_study
 from nrf_repro.report.tables import COLUMNS, made_up_rows, table_1, to_html, wide
 
-EFFORT = A.Effort(times=5, restarts=2, draws=2, curve=(.1, .5, 4), few=12, steps=10, fab=3, queries=20)
+BUDGET = A.AttackBudget(times=5, restarts=2, draws=2, curve=(.1, .5, 4), few=12, steps=10, fab=3, queries=20)
 
 
 class Linear(nn.Module):
@@ -38,67 +38,67 @@ def pair(**more): # both losses, alike
     return {name: Attack(**dict(ball='linf', eps=.1, loss=loss, steps=5, step_size=.05) | more) for name, loss in dict(pgd_linf='ce', cw_linf='cw').items()}
 
 
-def looked(attacks, k=4, net=None, effort=EFFORT):
+def checked(attacks, k=4, net=None, budget=BUDGET):
     x, y = images(k)
     common = dict(experiment='adequacy', dataset='made', arch='linear', width=1., regime='standard', norm='none', seed=0)
-    return frame(make_row(**common, **row) for row in A.second_look((net or Linear(k)).eval(), x, y, k, attacks, effort))
+    return frame(make_row(**common, **row) for row in A.reevaluate((net or Linear(k)).eval(), x, y, k, attacks, budget))
 
 
 @pytest.fixture(scope='module')
-def strong(): return looked(pair())
+def strong(): return checked(pair())
 
 
 def failed(rows): return set(judged(rows).query('verdict == "fails"').check)
 
 
-def test_an_attack_that_arrives_passes_every_check(strong):
+def test_a_strong_attack_passes_every_check(strong):
     assert set(judged(strong).check) == set(CHECKS) and not failed(strong)
     assert set(doubts(strong).values()) == {''}
 
 
-def test_an_attack_that_stops_early_is_caught():
-    weak = looked(pair(steps=1, step_size=.02))
+def test_an_attack_with_one_small_step_is_detected():
+    weak = checked(pair(steps=1, step_size=.02))
     assert {'more steps', 'autoattack'} <= failed(weak)
     assert '5 steps fool' in doubts(weak)[('made', 'linear', '1.0', 'standard', 'none', 'pgd_linf')]
 
 
-def test_one_weak_loss_is_caught_by_the_other():
+def test_a_weak_loss_is_detected_by_the_other_one():
     attacks = pair()
-    class Blind(Linear): # its cross-entropy points anywhere but to the nearest class: a huge constant for one that is never near
+    class WeakLoss(Linear): # its cross-entropy depends on a class that is never predicted
         def forward(self, x): return torch.cat([super().forward(x), 1e-3 * x.flatten(1).sum(1, keepdim=True)], 1)
-    rows = looked(attacks, net=Blind())
+    rows = checked(attacks, net=WeakLoss())
     two = rows[(rows.source == 'two losses')]
     assert set(two.target) == set(attacks) and set(two.metric) == {'missed'}
     first = rows[rows.source == 'table'].set_index('attack').value
-    assert two.set_index('target').value.pgd_linf >= first.pgd_linf - first.cw_linf   # it misses at least what it is short of
+    assert two.set_index('target').value.pgd_linf >= first.pgd_linf - first.cw_linf   # at least the difference of the two
 
 
-def test_a_network_without_gradient_is_caught():
+def test_a_network_without_gradient_is_detected():
     class Rounded(Linear):
         def forward(self, x): return super().forward(torch.round(x * 4) / 4)
-    rows = looked(pair(), net=Rounded())
+    rows = checked(pair(), net=Rounded())
     assert {'large ball', 'zero gradient'} <= failed(rows)
     assert '100.0 % give no gradient to climb' in doubts(rows)[('made', 'linear', '1.0', 'standard', 'none', 'cw_linf')]
 
 
 def test_two_classes_go_without_the_targeted_margin():
     x, y = images(2)
-    assert [type(a).__name__ for a in A.by_gradient(Linear(2).eval(), x, 'linf', .1, 2, EFFORT)].count('APGDT') == 0
-    assert 'autoattack' in set(judged(looked(pair(), 2)).check)
+    assert [type(a).__name__ for _, a in A.gradient_attacks(Linear(2).eval(), x, 'linf', .1, 2, 10, 3)].count('APGDT') == 0
+    assert 'autoattack' in set(judged(checked(pair(), 2)).check)
 
 
-def test_nothing_of_the_network_nor_of_the_generator_changes():
+def test_the_network_and_the_random_generator_are_unchanged():
     net = Linear().eval()
     before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
-    first, again = looked(pair(), net=net), looked(pair(), net=net)
+    first, again = checked(pair(), net=net), checked(pair(), net=net)
     assert first.value.equals(again.value)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and torch.equal(state, torch.get_rng_state())
     assert not any(m.training for m in net.modules()) and all(p.requires_grad and p.grad is None for p in net.parameters())
 
 
-def test_the_strongest_is_no_weaker_than_any():
-    few = A.Effort(**EFFORT.__dict__ | dict(few=24))
-    all_of_them = looked(pair(), effort=few)
+def test_the_best_bound_is_below_all_others():
+    few = A.AttackBudget(**BUDGET.__dict__ | dict(few=24))
+    all_of_them = checked(pair(), budget=few)
     robust = all_of_them[(all_of_them.metric == 'robust_accuracy') & (all_of_them.eps == .1)].groupby('source').value.min()
     assert robust['strongest'] == min(robust['strongest'], *robust.drop('strongest')) and robust['strongest'] < 1
     assert robust['noise'] > robust['table']
@@ -111,29 +111,29 @@ def test_curves_fall_to_zero(strong):
 
 def test_by_hand():
     t = lambda *bits: torch.tensor(bits, dtype=torch.bool)
-    assert A.missed(t(1, 1, 0, 0), t(1, 0, 1, 0)) == .25
-    assert A.noise_ratio(t(1, 1, 1, 1), t(0, 0, 1, 1), t(1, 1, 1, 0)) == .5
-    assert A.noise_ratio(t(1, 1, 1, 1), t(1, 1, 1, 1), t(1, 1, 1, 1)) is None
-    assert A.noise_ratio(t(1, 1), t(1, 1), t(0, 1)) == 1    # chance fools one, the attack none: counted as against one
+    assert A._missed(t(1, 1, 0, 0), t(1, 0, 1, 0)) == .25
+    assert A._noise_ratio(t(1, 1, 1, 1), t(0, 0, 1, 1), t(1, 1, 1, 0)) == .5
+    assert A._noise_ratio(t(1, 1, 1, 1), t(1, 1, 1, 1), t(1, 1, 1, 1)) is None
+    assert A._noise_ratio(t(1, 1), t(1, 1), t(0, 1)) == 1    # noise misclassifies one, the attack none: counted as one
     delta = torch.zeros(2, 1, 2, 2)
     delta[0, 0, 0] = torch.tensor([3., 4.])
-    assert A.in_ball(delta, 'l2', 5).tolist() == [True, True] and A.in_ball(delta, 'linf', 3.9).tolist() == [False, True]
+    assert A._within(delta, 'l2', 5).tolist() == [True, True] and A._within(delta, 'linf', 3.9).tolist() == [False, True]
 
 
-def test_who_leaves_the_ball_has_fooled_nobody():
+def test_a_perturbation_larger_than_eps_does_not_count():
     x, y = images()
     net = Linear().eval()
     inverse = lambda x, y: 1 - x
-    assert A.withstand(net, x, y, inverse, 'linf', .05).equal(A.answers(net, x, y))
-    assert not A.withstand(net, x, y, inverse, 'linf', 1.).any()
+    assert A.robust_under(net, x, y, inverse, 'linf', .05).equal(A.is_correct(net, x, y))
+    assert not A.robust_under(net, x, y, inverse, 'linf', 1.).any()
 
 
-def test_calm_answers_alike():
+def test_rescaled_logits_give_the_same_predictions():
     x, _ = images()
-    loud = Linear(scale=1e4).eval()
-    loud.seen = nn.Identity()
-    calm = A.Calm(loud, x)
-    assert calm(x).abs().max() <= 10 < loud(x).abs().max() and calm(x).argmax(1).equal(loud(x).argmax(1)) and not calm.training
+    confident = Linear(scale=1e4).eval()
+    confident.seen = nn.Identity()
+    rescaled = A.RescaledLogits(confident, x)
+    assert rescaled(x).abs().max() <= 10 < confident(x).abs().max() and rescaled(x).argmax(1).equal(confident(x).argmax(1)) and not rescaled.training
 
 
 # the study
@@ -154,30 +154,30 @@ def folder(tmp_path_factory):
     return place
 
 
-def test_the_study_is_measured_once_and_says_its_caps(folder, capsys):
+def test_the_study_is_measured_once_and_states_its_limits(folder, capsys):
     assert run_study(profile(), 'adequacy', 0, folder, progress=False) == 'measured'
     assert 'APGD in 3 steps and FAB in 2 (published: 100), Square with 5 queries (published: 5000)' in capsys.readouterr().out
     assert run_study(profile(), 'adequacy', 0, folder, progress=False) == 'kept'
     rows = read_rows(folder / 'studies' / 'adequacy-s0')
     parts = list(A.show_adequacy(rows))
-    assert [p['title'].split(':')[0].split('?')[0] for p in parts] == ['Are the attacks strong enough', 'How far the bounds come down', 'Robust accuracy against eps']
+    assert [p['title'].split(':')[0].split('?')[0] for p in parts] == ['Are the attacks strong enough', 'Bounds under all attacks', 'Robust accuracy against eps']
     assert 'AutoAttack with 3 steps (published: 100)' in parts[0]['caption'] and len(parts[0]['table']) == 4
-    assert any('no interval on one seed' in line for line in parts[0]['reading'])
+    assert any('one seed, no interval' in line for line in parts[0]['reading'])
 
 
-def test_showing_copes_with_what_is_missing(folder):
+def test_the_report_copes_with_missing_rows(folder):
     rows = read_rows(folder / 'studies' / 'adequacy-s0')
     one = list(A.show_adequacy(rows[rows.norm == 'bn']))
-    assert len(one) == 3 and not any('withstand all' in line for line in one[0]['reading'])
+    assert len(one) == 3 and not any('robust to all attacks' in line for line in one[0]['reading'])
     assert list(A.show_adequacy(rows.iloc[:0])) == []
     two = frame([*rows.to_dict('records'), *rows.assign(arch='resnet18', seed=1).to_dict('records')])
     assert len(list(A.show_adequacy(two))) == 6
-    assert list(A.show_adequacy(rows.assign(source=None))) == []     # what `measure` calls adequacy has no checks by name
+    assert list(A.show_adequacy(rows.assign(source=None))) == []     # rows of `measure` without checks
 
 
 @pytest.mark.parametrize('change, says', [
-    (dict(attacks=['pgd_l3']), "unknown attack 'pgd_l3'; digits has pgd_l2"), (dict(effort=dict(step=3)), "unknown effort 'step'; known are times")])
-def test_settings_that_mean_nothing(folder, change, says):
+    (dict(attacks=['pgd_l3']), "unknown attack 'pgd_l3'. digits has pgd_l2"), (dict(effort=dict(step=3)), "unknown effort 'step'. Choose from times")])
+def test_an_unknown_setting_is_an_error(folder, change, says):
     p = profile()
     p['studies']['adequacy'] |= change
     with pytest.raises(ValueError, match=says): run_study(p, 'adequacy', 0, folder, progress=False)
@@ -185,18 +185,18 @@ def test_settings_that_mean_nothing(folder, change, says):
 
 # marks
 
-def look(check='more steps', value=.1, norm='bn', target='pgd_l2', seed=0, **more):
+def check_row(check='more steps', value=.1, norm='bn', target='pgd_l2', seed=0, **more):
     return make_row(**dict(experiment='adequacy', dataset='digits', arch='vgg11', width=.125, regime='standard', norm=norm, seed=seed, n=100,
         profile='made-up', metric=CHECKS[check].metric, source=check, target=target, attack=target, steps=50, draws=5, eps=1., reading='any', value=value) | more)
 
 
 @pytest.mark.parametrize('values, verdict', [((.02, .03, .04), 'passes'), ((.03, .03, .031), 'fails'), ((.0, .0, .2), 'fails'), ((None, None, None), 'open')])
 def test_limits_are_on_the_mean_over_seeds(values, verdict):
-    assert judged(frame(look(value=v, seed=s) for s, v in enumerate(values))).verdict.tolist() == [verdict]
+    assert judged(frame(check_row(value=v, seed=s) for s, v in enumerate(values))).verdict.tolist() == [verdict]
 
 
-def test_a_mark_stands_at_its_cell_and_at_the_difference(tmp_path):
-    rows = frame([*made_up_rows(['none', 'bn', 'gn']), look(), look(norm='none', value=.0)])
+def test_a_mark_is_shown_at_its_cell_and_at_the_difference(tmp_path):
+    rows = frame([*made_up_rows(['none', 'bn', 'gn']), check_row(), check_row(norm='none', value=.0)])
     marks = {(c.norm, c.base, c.column): c.marks for c in table_1(rows).itertuples()}
     assert {key for key, texts in marks.items() if texts} == {('bn', None, 'pgd_l2'), ('bn', 'none', 'pgd_l2')}
     assert to_html(table_1(rows), 'x').count('⚠1') == 3 and wide(table_1(rows)).to_string().count('⚠1') == 2
@@ -205,7 +205,7 @@ def test_a_mark_stands_at_its_cell_and_at_the_difference(tmp_path):
     assert '⚠1' not in to_html(table_1(rows[rows.experiment == 'final']), 'x')
 
 
-def test_every_attack_of_a_blind_network_is_marked():
-    rows = frame([*made_up_rows(['none', 'bn']), *(look('square', .0, target=a) for a in COLUMNS if a not in ('clean', 'ligs')), look('zero gradient', .5, target=None)])
+def test_every_attack_on_a_network_without_gradient_is_marked():
+    rows = frame([*made_up_rows(['none', 'bn']), *(check_row('square', .0, target=a) for a in COLUMNS if a not in ('clean', 'ligs')), check_row('zero gradient', .5, target=None)])
     cells = table_1(rows)
     assert set(cells[(cells.norm == 'bn') & cells.base.isna() & (cells.marks.map(len) > 0)].column) == {'pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf'}

@@ -1,4 +1,4 @@
-"""Two gloo processes on the CPU train what one process trains; a killed one ends the run in a sentence, and it resumes."""
+"""Two gloo processes on the CPU train the network of one process; a killed process ends the run with one line, and the run resumes."""
 import json
 import os
 import re
@@ -18,11 +18,12 @@ import torch.distributed as dist
 from counted import count
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
-from nrf_repro.experiment.distributed import Team, check_together, last_words
+from nrf_repro.experiment.distributed import ProcessGroup, check_processes, failure_summary
 from nrf_repro.experiment.runs import Cell, load_profile, run_config, train_cell
 from nrf_repro.models import build_model, load_model
 from nrf_repro.results.rows import read_rows
-from nrf_repro.training.loop import RECIPES, batches, cross_entropy, fit
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES, batches, cross_entropy
 
 RECIPE = replace(RECIPES['digits'], epochs=2, batch_size=32, augment='crop-flip', seed=0)
 
@@ -38,7 +39,7 @@ def loss(model, x, y): return cross_entropy(model, x.double(), y)
 def _worker(rank, size, file, job, queue):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'file://{file}', rank=rank, world_size=size)
-    queue.put((rank, job(Team())))
+    queue.put((rank, job(ProcessGroup())))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -73,18 +74,18 @@ def test_shares_are_the_parts_of_the_batches_of_one_process(train, size, augment
 
 @pytest.mark.parametrize('norm', ['none', 'in', 'ln', 'gn'])
 def test_without_batch_statistics_two_processes_train_what_one_trains(norm, train, tmp_path):
-    one, (lead, other) = curve(norm, train), together(lambda team: curve(norm, train, team), tmp_path)
-    np.testing.assert_allclose(lead[0], one[0], rtol=1e-9)
+    one, (main, other) = curve(norm, train), together(lambda team: curve(norm, train, team), tmp_path)
+    np.testing.assert_allclose(main[0], one[0], rtol=1e-9)
     for name, w in one[1].items():
-        np.testing.assert_allclose(lead[1][name], w, rtol=1e-6, atol=1e-7)
-        assert np.array_equal(lead[1][name], other[1][name])
-    count('distributed', f'two processes against one, {norm}', epochs=2, largest_relative_gap_of_the_loss=float(np.max(np.abs(lead[0] / one[0] - 1))))
+        np.testing.assert_allclose(main[1][name], w, rtol=1e-6, atol=1e-7)
+        assert np.array_equal(main[1][name], other[1][name])
+    count('distributed', f'two processes against one, {norm}', epochs=2, largest_relative_gap_of_the_loss=float(np.max(np.abs(main[0] / one[0] - 1))))
 
 
 def test_adversarial_training_and_clipping_are_shared_too(train, tmp_path):
     how = dict(recipe=dict(attack=Attack('l2', .5, 'ce', 2, .25, targeted=True), clip=.1, epochs=1))
-    one, (lead, _) = curve('gn', train, **how), together(lambda team: curve('gn', train, team, **how), tmp_path)
-    np.testing.assert_allclose(lead[0], one[0], rtol=1e-3)     # black ground ties in max-pooling, and rounding decides which pixel gets the gradient
+    one, (main, _) = curve('gn', train, **how), together(lambda team: curve('gn', train, team, **how), tmp_path)
+    np.testing.assert_allclose(main[0], one[0], rtol=1e-3)     # black ground ties in max-pooling, and rounding decides which pixel gets the gradient
 
 
 def test_a_residual_network_and_four_processes(train, tmp_path):
@@ -93,21 +94,21 @@ def test_a_residual_network_and_four_processes(train, tmp_path):
 
 
 def test_batch_norm_sees_its_share_alone(train, tmp_path):
-    one, (lead, other) = curve('bn', train), together(lambda team: curve('bn', train, team), tmp_path)
-    assert np.max(np.abs(lead[0] / one[0] - 1)) > 1e-3
-    assert all(np.array_equal(lead[1][k], other[1][k]) for k in lead[1])     # after averaging what each has seen, one network
+    one, (main, other) = curve('bn', train), together(lambda team: curve('bn', train, team), tmp_path)
+    assert np.max(np.abs(main[0] / one[0] - 1)) > 1e-3
+    assert all(np.array_equal(main[1][k], other[1][k]) for k in main[1])     # after averaging what each has seen, one network
 
     def ghost(model, x, y):    # one process, two ghost batches: the loss and its gradient, not the running statistics
         return (loss(model, x[::2], y[::2]) + loss(model, x[1::2], y[1::2])) / 2
     model = network('bn')
     history = fit(model, train, RECIPE, loss=ghost, progress=False)
-    np.testing.assert_allclose(lead[0], history.loss, rtol=1e-9)
-    for name, p in model.named_parameters(): np.testing.assert_allclose(lead[1][name], p.detach(), rtol=1e-6, atol=1e-7)
-    count('distributed', 'bn: two processes against ghost batches', epochs=2, largest_relative_gap_of_the_loss=float(np.max(np.abs(lead[0] / history.loss - 1))),
-          gap_to_one_process=float(np.max(np.abs(lead[0] / one[0] - 1))))
+    np.testing.assert_allclose(main[0], history.loss, rtol=1e-9)
+    for name, p in model.named_parameters(): np.testing.assert_allclose(main[1][name], p.detach(), rtol=1e-6, atol=1e-7)
+    count('distributed', 'bn: two processes against ghost batches', epochs=2, largest_relative_gap_of_the_loss=float(np.max(np.abs(main[0] / history.loss - 1))),
+          gap_to_one_process=float(np.max(np.abs(main[0] / one[0] - 1))))
 
 
-def test_only_the_lead_writes_and_all_resume(train, tmp_path):
+def test_only_the_main_process_writes_and_all_resume(train, tmp_path):
     whole = together(lambda team: curve('gn', train, team, recipe=dict(epochs=3)), tmp_path)[0]
     def broken(team):
         def stop(epoch, model, record):
@@ -129,11 +130,17 @@ def profile(**more):
     return p
 
 
-def test_what_cannot_be_shared_is_said():
+def test_a_batch_or_norm_that_cannot_be_shared_is_an_error():
+    with pytest.raises(ValueError, match='3 processes cannot share a batch of 32'): check_processes(3, 32, 'cpu')
+    with pytest.raises(ValueError, match='sync_bn needs GPUs'): check_processes(2, 32, 'cpu', sync_bn=True)
+    check_processes(2, 32, 'cpu')
+
+
+def test_a_run_that_cannot_be_shared_starts_no_process(tmp_path):
     cell = Cell('digits', 'vgg11', 1/16, 'bn', 'standard', 0)
-    with pytest.raises(ValueError, match='3 processes cannot share a batch of 32'): check_together(profile(processes=3), cell)
-    with pytest.raises(ValueError, match='sync_bn needs GPUs'): check_together(profile(sync_bn=True), cell)
-    check_together(profile(sync_bn=True), replace(cell, norm='gn'))
+    with pytest.raises(ValueError, match='3 processes cannot share a batch of 32'): train_cell(profile(processes=3), cell, tmp_path, progress=False)
+    with pytest.raises(ValueError, match='sync_bn needs GPUs'): train_cell(profile(sync_bn=True), cell, tmp_path, progress=False)
+    assert not list(tmp_path.rglob('processes.log'))
 
 
 def test_the_number_of_processes_is_a_setting_of_batch_norm_alone():
@@ -142,7 +149,7 @@ def test_the_number_of_processes_is_a_setting_of_batch_norm_alone():
     assert len({json.dumps(config('bn', **more), sort_keys=True) for more in (dict(processes=1), dict(), dict(processes=4), dict(sync_bn=True))}) == 4
 
 
-def test_a_killed_process_ends_the_run_in_a_sentence_and_it_resumes(tmp_path):
+def test_a_killed_process_ends_the_run_with_one_line_and_it_resumes(tmp_path):
     p, cell = profile(), Cell('digits', 'vgg11', 1/16, 'gn', 'standard', 0)
     p['data']['digits']['recipes']['standard'] |= dict(epochs=30)
     run = tmp_path / 'broken/runs' / cell.id
@@ -153,12 +160,12 @@ def test_a_killed_process_ends_the_run_in_a_sentence_and_it_resumes(tmp_path):
         os._exit(0)
     end = time.time() + 200
     while not (run / 'state.safetensors').exists() and time.time() < end: time.sleep(.05)
-    own = [int(w) for w in subprocess.run(['pgrep', '-f', f'nrf_repro.experiment.distributed.*{run}'], capture_output=True, text=True).stdout.split()]
+    own = [int(w) for w in subprocess.run(['pgrep', '-f', f'nrf_repro.experiment .*{run}'], capture_output=True, text=True).stdout.split()]
     ranks = {int(m[1]): w for w in own if (m := re.search(rb'\0RANK=(\d+)', b'\0' + Path(f'/proc/{w}/environ').read_bytes()))}
     os.kill(ranks[1], signal.SIGKILL)
     os.waitpid(pid, 0)
     said = (tmp_path / 'said').read_text()
-    assert re.fullmatch(rf'{cell.id}: process 1 of 2 was killed \(signal 9\)\. Run again to go on from the last epoch; the log is .*processes\.log\.', said), said
+    assert re.fullmatch(rf'{cell.id}: process 1 of 2 was killed \(signal 9\)\. Run again to resume after the last epoch; the log is .*processes\.log\.', said), said
     kept = load_state_epochs(run / 'state.safetensors')
     assert 1 <= kept < 30 and not (run / 'config.json').exists()
     assert train_cell(p, cell, tmp_path / 'broken', progress=False) == 'trained' and train_cell(p, cell, tmp_path / 'broken', progress=False) == 'kept'
@@ -177,11 +184,11 @@ def load_state_epochs(path):
     with safe_open(path, 'pt') as f: return len(json.loads(f.metadata()['history']))
 
 
-def test_last_words(tmp_path):
+def test_failure_summary(tmp_path):
     log = tmp_path / 'log'
-    log.write_text('nrf_repro.experiment.distributed: process 0 lost the others (closed).\nE failed (exitcode: -9) local_rank: 1 (pid: 5)')
-    assert last_words(log, 2) == 'process 1 of 2 was killed (signal 9).'
-    log.write_text('nrf_repro.experiment.distributed: Training diverged.\n... failed (exitcode: 1) local_rank: 0')
-    assert last_words(log, 2) == 'Training diverged.'
+    log.write_text('nrf_repro.experiment: process 0 lost the connection to the others (closed).\nE failed (exitcode: -9) local_rank: 1 (pid: 5)')
+    assert failure_summary(log, 2) == 'process 1 of 2 was killed (signal 9).'
+    log.write_text('nrf_repro.experiment: Training diverged.\n... failed (exitcode: 1) local_rank: 0')
+    assert failure_summary(log, 2) == 'Training diverged.'
     log.write_text('')
-    assert 'no output' in last_words(log, 2)
+    assert 'no output' in failure_summary(log, 2)

@@ -180,7 +180,7 @@ def test_how_to_add_works_as_written(tmp_path, monkeypatch, capsys):
 
 
 def test_the_claim_in_how_to_add_is_one_that_the_rules_know(tmp_path):
-    from nrf_repro.results.claims import load_claims
+    from nrf_repro.results.rules import load_claims
     claims = yaml.safe_load((ROOT / 'reports/claims.yaml').read_text(encoding='utf-8'))
     text = (ROOT / 'docs/pages/add.md').read_text(encoding='utf-8')
     claims['claims'] += yaml.safe_load(re.search(r'```yaml\n(.*?)```', text, re.S)[1])

@@ -43,7 +43,7 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_the_reader_of_imports_finds_them():
-    assert {'results.intervals', 'results.rows'} <= imports_of('results.claims') and 'attacks' in {i.partition('.')[0] for i in imports_of('features.linearity')}
+    assert {'results.paired', 'results.rows'} <= imports_of('results.claims') and 'attacks' in {i.partition('.')[0] for i in imports_of('features.linearity')}
     assert len(MODULES) > 50
 
 

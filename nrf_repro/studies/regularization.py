@@ -18,17 +18,18 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .attack_strength import autoattack, effort_of
+from .attack_strength import attack_budget, autoattack
 from ..attacks import ce_gradient, gradient_underflows, image_keys, image_noise, l2_norm, robust_correct
 from ..experiment.runs import OUTCOMES
 from ..features import ligs, normalise_gradients
 from ..report.figures import LOOKS, several, styled
-from ..results.claims import paired_effect
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from .base import part
 from ..report.tables import NETWORK, name_of, norm_name
-from ..training.loop import correct, cross_entropy, fit
+from ..training.loop import correct, fit
+from ..training.recipe import cross_entropy
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #fe492706
 class Rows(nn.Module):
@@ -173,7 +174,7 @@ def check_rows(run, net, cell, lam):
     def row(right, **more): return run.row('robust_accuracy', right.double().mean().item(), cell, lam=lam, n=len(y), **how | more)
     yield row(robust_correct(net, x, y, attack, criterion='last_step'))
     yield row(by_library(net, x, y, attack), attack=f'{name}_library')
-    effort = effort_of({k: v for k, v in check.items() if k != 'images'}, 'regularization')
+    effort = attack_budget({k: v for k, v in check.items() if k != 'images'}, 'regularization')
     left = by_library(net, x, y, attack, effort.queries)
     yield row(left, attack=f'square_{attack.ball}', steps=effort.queries, step_size=None)
     left = autoattack(net, x, y, attack.ball, attack.eps, len(few.classes), effort, left)
