@@ -10,7 +10,7 @@ from nrf_repro.attacks import Attack
 from nrf_repro.report.checks import CHECKS, doubts, judged
 from nrf_repro.experiment.runs import Cell, load_profile, train_cell
 from nrf_repro.report.rendering import render
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import frame, make_row, read_rows
 from nrf_repro.studies.base import run_study
 from nrf_repro.report.tables import COLUMNS, made_up_rows, table_1, to_html, wide

@@ -11,7 +11,7 @@ import pytest
 from nrf_repro.report import comparison as c
 from nrf_repro.results import rows as results
 from nrf_repro.cli import main
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.intervals import two_way
 from nrf_repro.results.outcomes import outcome_fields
 from nrf_repro.results.rows import frame, make_row, write_rows

@@ -14,7 +14,8 @@ from nrf_repro.attacks import PERTURBATION_SETS, Attack
 from nrf_repro.data import Images, load
 from nrf_repro.experiment.runs import load_profile, planned, train_cell
 from nrf_repro.models import build_model
-from nrf_repro.results.claims import decide_part, load_claims
+from nrf_repro.results.rules import load_claims
+from nrf_repro.results.claims import decide_part
 from nrf_repro.results.rows import FIELDS, frame, paper_rows
 from nrf_repro.studies.base import Run
 

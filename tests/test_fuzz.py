@@ -36,10 +36,12 @@ from nrf_repro.features import NOISES, ligs
 from nrf_repro.measure.images import _class_folders
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
 from nrf_repro.models.norms import NORMS, count_norms, make_norm, moments, normalize
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.intervals import t_interval, two_way, wilson
 from nrf_repro.results.rows import FIELDS, REAL, SPARSE, WHOLE, make_row, read_rows, write_rows
-from nrf_repro.training.loop import RECIPES, Recipe, fit, load_state, save_state, sgd
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES, Recipe, sgd
+from nrf_repro.training.state import load_state, save_state
 from nrf_repro.models.weights import read_weights
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,9 @@ from nrf_repro.data import patterns, testbed as make_bed
 from nrf_repro.experiment.runs import Cell, load_profile, profiles
 from nrf_repro.studies import order   # its names that begin with "test" would be collected
 from nrf_repro.studies.order import CURRICULA, ligs_reading, measure_testbed, predictor, regime_of, show_testbed, train_curriculum, trend_text
-from nrf_repro.results.claims import decide_parts, effects, load_claims
+from nrf_repro.results.claims import decide_parts
+from nrf_repro.results.paired import effects
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import frame, make_row
 from nrf_repro.studies.base import Run
 

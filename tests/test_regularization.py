@@ -9,7 +9,7 @@ from torch import nn
 from nrf_repro.attacks import Attack
 from nrf_repro.models.norms import make_norm
 from nrf_repro.studies.regularization import LigsLoss, ligs_penalty, preserve_running_stats, torchattacks_robust_correct
-from nrf_repro.training.loop import cross_entropy
+from nrf_repro.training.recipe import cross_entropy
 
 ATTACK = Attack('l2', .2, 'ce', steps=5, step_size=.05)
 

@@ -8,7 +8,8 @@ import scipy.stats
 
 from nrf_repro.report import sensitivity as S
 from nrf_repro.report.figures import probability_text
-from nrf_repro.results.claims import decide, load_claims
+from nrf_repro.results.rules import load_claims
+from nrf_repro.results.claims import decide
 from nrf_repro.results.intervals import probability_below, t_interval
 from nrf_repro.results.rows import frame, make_row, paper_rows
 from nrf_repro.report.tables import differences, made_up_rows, named, one_setting

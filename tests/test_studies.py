@@ -14,7 +14,9 @@ from nrf_repro.studies import base as studies
 from nrf_repro.experiment.runs import load_profile
 from nrf_repro.studies.regularization import LigsLoss
 from nrf_repro.studies.base import Run
-from nrf_repro.training.loop import AnotherRun, Monitor, cross_entropy
+from nrf_repro.training.loop import Monitor
+from nrf_repro.training.recipe import cross_entropy
+from nrf_repro.training.state import AnotherRun
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from .checks import _display_name, _percent
 from ..report.rendering import download, jsonl
-from ..results.rows import write_whole
+from ..results.rows import write_atomically
 from ..report.tables import environment, eps_text, number, to_markdown
 
 # %% ../../nbs/5_how_it_works/70_measure_page.ipynb #4dbe499c
@@ -74,4 +74,4 @@ def html(m,     # `Measurement`
                   files=[download(file, *text) for file, text in texts.items()],
                   checks=[c | dict(sign=_SIGNS[c['verdict']]) for c in m.checks.to_dict('records')],
                   lines=[d for d in lines if not d['check']], extra=[d for d in lines if d['check']])
-    return write_whole(path, env.get_template('measure.html.j2').render(values, style=style + more, script=script))
+    return write_atomically(path, env.get_template('measure.html.j2').render(values, style=style + more, script=script))

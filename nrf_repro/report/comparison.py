@@ -18,10 +18,11 @@ from scipy import stats
 from . import tables
 from ..experiment.runs import read_json
 from .rendering import download
-from ..results.claims import decide, load_claims
+from ..results.rules import load_claims
+from ..results.claims import decide
 from ..results.intervals import Interval, paired_interval, t_interval, two_way, wilson
 from ..results.outcomes import unpack_outcomes
-from ..results.rows import IDENTITY, NAMED_NORMS, in_checkout, read_rows, paper_rows, write_whole
+from ..results.rows import IDENTITY, NAMED_NORMS, resolve_repo_path, read_rows, paper_rows, write_atomically
 from .tables import COLUMNS, environment, arch_name, eps_text, norm_name, number, verdict_lines
 
 # %% ../../nbs/5_how_it_works/63_comparison.ipynb #643f09d7
@@ -247,7 +248,7 @@ class Side:
 def folder_of(name):
     "The folder of a profile's rows: of a run of one's own, or as published."
     for base in ('reports/build', 'reports/published'):
-        try: folder = in_checkout(f'{base}/{name}')
+        try: folder = resolve_repo_path(f'{base}/{name}')
         except FileNotFoundError: continue
         if (folder / 'rows.jsonl').is_file(): return folder
     raise FileNotFoundError(f'{name!r} is no file, no folder with rows, and no profile that was run: '
@@ -456,7 +457,7 @@ def render_compare(a, b,            # as for `side`
     values = page(a, b, ignore, compare(a, b, ignore), shown_verdicts(a, b, claims, paper), note)
     env = environment()
     style, more, script = (env.loader.get_source(env, f)[0] for f in ('tables.css', 'report.css', 'report.js'))
-    return write_whole(out, env.get_template('compare.html.j2').render(values, style=style + more, script=script))
+    return write_atomically(out, env.get_template('compare.html.j2').render(values, style=style + more, script=script))
 
 # %% ../../nbs/5_how_it_works/63_comparison.ipynb #09d6f81d
 def add_arguments(parser):

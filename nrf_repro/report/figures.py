@@ -18,9 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..results.claims import effect_of, load_claims, pairs, screen, select
+from ..results.rules import load_claims
+from ..results.paired import effect_of, pairs, screen, select
 from ..results.intervals import Interval
-from ..results.rows import CONTROLS, in_checkout, paper_rows
+from ..results.rows import CONTROLS, resolve_repo_path, paper_rows
 from ..results.schema import read_yaml
 from .tables import COLUMNS, NETWORK, arch_name, eps_text, line_name, name_of, named, norm_name, number, one_setting, summary
 
@@ -373,7 +374,7 @@ def width_text(width):
 
 def training_images(profile, dataset, folder='reports/profiles'):
     "How many images a profile trains on, in words; '' where its file, or the data set in it, is not at hand."
-    try: path = in_checkout(folder)/f'{profile}.yaml'
+    try: path = resolve_repo_path(folder)/f'{profile}.yaml'
     except FileNotFoundError: return ''
     settings = read_yaml(path)[0]['data'] if path.is_file() else {}
     if dataset not in settings: return ''

@@ -15,10 +15,12 @@ import pandas as pd
 
 from . import tables
 from .checks import doubts
-from ..results.claims import RUN, decide, load_claims
+from ..results.rules import load_claims
+from ..results.paired import RUN
+from ..results.claims import decide
 from ..results.intervals import t_interval
-from ..results.rows import (FIELDS, IDENTITY, NAMED_NORMS, frame, in_checkout, paper_rows, read_rows, row_line, source_hash, typed,
-                               write_whole)
+from ..results.rows import (FIELDS, IDENTITY, NAMED_NORMS, frame, resolve_repo_path, paper_rows, read_rows, row_line, source_hash, typed,
+                               write_atomically)
 from .sensitivity import all_cells, reading, reading_cells, reading_equal, sensitivity, sensitivity_table
 from .tables import (COLUMNS, NETWORK, arch_name, direction, environment, missing, name_of, named, norm_name,
                               number, one_setting, table_1, table_2)
@@ -441,7 +443,7 @@ def published_above(profile, claim, # one of `load_claims`, with the order of sc
     "Profile -> published rows of each larger scale. Empty where nothing is published, or the profile has no place in the order."
     if profile not in claim.scales: return {}
     larger = claim.scales[claim.scales.index(profile) + 1:]
-    try: base = in_checkout(folder)
+    try: base = resolve_repo_path(folder)
     except FileNotFoundError: return {}
     return {name: read_rows(base/name/'rows.jsonl') for name in larger if (base/name/'rows.jsonl').is_file()}
 
@@ -530,4 +532,4 @@ def render(
     values |= dict(notebooks=there, gaps=values['gaps'] + lost)
     tables_css, report_css, script = map(source_text, ('tables.css', 'report.css', 'report.js'))
     html = environment().get_template('report.html.j2').render(values, style=tables_css + report_css, script=script)
-    return write_whole(out, html)
+    return write_atomically(out, html)

@@ -11,7 +11,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from ..results.claims import decide, select
+from ..results.paired import select
+from ..results.claims import decide
 from ..results.intervals import t_interval
 from ..results.rows import NAMED_NORMS, frame
 from .tables import COLUMNS, TABLE_1, amount, arch_name, name_of, norm_name, table

@@ -13,7 +13,8 @@ from functools import cache
 import pandas as pd
 
 from .checks import doubts
-from ..results.claims import by_scale, headline, level_of
+from ..results.rules import by_scale, level_of
+from ..results.claims import headline
 from ..results.intervals import probability_below, t_interval, wilson
 from ..results.rows import CONTROLS, NAMED_NORMS, PRINTED_NOTES, frame, make_row, printed_note
 

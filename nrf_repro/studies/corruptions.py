@@ -20,7 +20,7 @@ from ..attacks import image_noise
 from ..data import balanced
 from ..report.figures import LOOKS, styled
 from ..report.tables import NETWORK, name_of, norm_name, number
-from ..results.claims import paired_effect
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
 from .display import difference_text, direction_text, draw_band, legend_below, mean_text, norms_of, over_seeds, seeds_text

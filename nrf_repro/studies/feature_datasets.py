@@ -24,13 +24,15 @@ from ..features.datasets import SETS, next_labels, random_labels, target_mapping
 from ..models import save_tensors
 from ..report.figures import LOOKS, styled
 from ..report.tables import NETWORK, name_of, norm_name
-from ..results.claims import paired_effect
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from ..results.rows import config_hash, source_hash
 from .base import part
 from .display import difference_text, direction_text, draw_band, legend_below, mean_text, norms_of, over_seeds, seeds_text
-from ..training.loop import Recipe, correct, described
+from ..training.recipe import Recipe
+from ..training.loop import correct
+from ..training.state import described
 
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #f5b56784
 def with_recomputed_statistics(

@@ -18,7 +18,7 @@ from ..data import Synthetic, reliance, testbed
 from ..experiment.runs import Cell, network_of
 from ..report.figures import INK, LOOKS, band, styled
 from ..report.tables import name_of, norm_name, number, summary
-from ..results.claims import paired_effect
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
 from .display import difference_text, direction_text, legend_below, norms_of, seeds_text

@@ -22,13 +22,14 @@ from ..experiment.runs import OUTCOMES
 from ..features import ligs, normalise_gradients
 from ..report.figures import LOOKS, several, styled
 from ..report.tables import NETWORK, name_of, norm_name
-from ..results.claims import paired_effect
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
+from ..results.paired import paired_effect
 from .attack_strength import attack_budget, autoattack
 from .base import part
 from .display import difference_text, direction_text, legend_below, mean_text, norms_of, seeds_text
-from ..training.loop import correct, cross_entropy, fit
+from ..training.loop import correct, fit
+from ..training.recipe import cross_entropy
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #fe492706
 class ContiguousInput(nn.Module):

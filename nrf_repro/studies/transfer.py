@@ -19,7 +19,7 @@ from ..attacks import input_gradient
 from ..experiment.runs import next_seed
 from ..features import normalise_gradients
 from ..report.figures import INK, LOOKS, several, styled
-from ..results.claims import paired_effect
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
 from ..report.tables import arch_name, norm_name
