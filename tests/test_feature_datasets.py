@@ -247,7 +247,7 @@ def test_an_unknown_setting_raises(run):
     s = run.settings
     for change, words in ((dict(makers=dict(d_x=['bn'])), "unknown set 'd_x'"), (dict(makers=dict(d_r=['gn'])), "'gn' is not among"),
                           (dict(learn={}), 'no recipe for d_r'), (dict(learn=s['learn'] | dict(d_r=dict(rate=1))), "unknown field 'rate'")):
-        with pytest.raises(ValueError, match=words): F.check_settings(s | change)
+        with pytest.raises(ValueError, match=words): F._check_settings(s | change)
 
 
 @pytest.mark.parametrize('cut', [lambda r: r, lambda r: r[r.norm != 'bn'], lambda r: r[r.norm != 'none'], lambda r: r[~r.metric.str.startswith('swept')],

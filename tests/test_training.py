@@ -14,7 +14,7 @@ from torch import nn
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_tensors
-from nrf_repro.studies.regularization import regularized
+from nrf_repro.studies.regularization import LigsLoss
 from nrf_repro.training.loop import Monitor, correct, fit
 from nrf_repro.training.recipe import RECIPES, Recipe, batches, cross_entropy, lr_at, random_crop, random_flip
 from nrf_repro.training.state import AnotherRun, key_difference, run_key
@@ -189,7 +189,7 @@ class Changed(nn.Module):
     def forward(self, x): return self.net(self.change(x))
 
 
-@pytest.mark.parametrize('loss', [cross_entropy, regularized(1., .05)])
+@pytest.mark.parametrize('loss', [cross_entropy, LigsLoss(1., .05)])
 @pytest.mark.parametrize('attack', [None, Attack('l2', .5, 'ce', 1, .5, targeted=True)])
 @pytest.mark.parametrize('in_place, apart', [(lambda x: x.mul_(2), lambda x: x * 2), (lambda x: x.clamp_(.2, .7), lambda x: x.clamp(.2, .7))])
 def test_a_forward_that_overwrites_its_images_trains_the_same_network(train, in_place, apart, attack, loss):

@@ -164,7 +164,7 @@ def swept_rows(run, made, cell, eps, **change):
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #7a4b12ad
 def measure_features(run): # a `Run`
     "The rows of every set and of every student, one by one. Raises ValueError for settings that name unknown sets or networks."
-    check_settings(run.settings)
+    _check_settings(run.settings)
     for cell in run.cells('standard'):
         students = [c for c in run.cells('standard') if c.arch == cell.arch]
         for source in (name for name, norms in run.settings['makers'].items() if cell.norm in norms):
@@ -178,7 +178,7 @@ def measure_features(run): # a `Run`
         yield from sweep_rows(run, cell, students)
 
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #7a4b12ae
-def check_settings(s): # of the study
+def _check_settings(s): # of the study
     "Raise ValueError for an unknown set, a generator outside `norms`, or an unknown field of a recipe."
     for name, norms in s['makers'].items():
         if name not in SETS: raise ValueError(f'makers: unknown set {name!r}. Choose among {", ".join(SETS)}.')
