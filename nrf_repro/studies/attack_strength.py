@@ -20,7 +20,8 @@ from ..attacks import (
     PERTURBATION_SETS, frozen, gradient_underflows, image_noise, input_gradient, l2_norm, optimised_inference, robust_correct)
 from ..report.checks import CHECKS, NETWORK, judged
 from ..data import balanced
-from ..report.figures import INK, LOOKS, caption, eps_curves, styled
+from ..report.curves import eps_curves
+from ..report.figures import INK, LOOKS, caption, styled
 from ..results.intervals import t_interval
 from .base import part
 from ..report.tables import COLUMNS, direction, name_of, norm_name, number
