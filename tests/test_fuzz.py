@@ -546,12 +546,12 @@ def test_text_stays_text_on_every_page(evil, tmp_path):
     from nrf_repro.report import comparison as compare
     from nrf_repro.report import rendering as report
     from nrf_repro.results.rows import frame
-    from nrf_repro.report.tables import made_up_rows
+    from made_up import made_up_rows
     claims = load_claims()
     def page(word, name):
         rows = frame(made_up_rows(['none', 'bn'], seeds=(0, 1), dataset=word, arch=word, regime='standard'))
         rows = rows.assign(device=word, torch=word, git_commit=word, source_hash=word, config_hash=word)
-        meta = dict(about=word, machine=word, missing=[word], data=[dict(name=word, note=word, fingerprint=word)], figures=[dict(title=word, svg='<svg xmlns="http://www.w3.org/2000/svg"/>', caption=word)])
+        meta = dict(about=word, machine=word, missing=[word], data=[dict(name=word, note=word, fingerprint=word)])
         return report.render(rows, claims, tmp_path / name, profile='made-up', **meta).read_text()
     plain, html = page('plain', 'a.html'), page(evil, 'b.html')
     assert Tags(html).seen == Tags(plain).seen and escape(evil.split()[0], quote=False)[:4] in html

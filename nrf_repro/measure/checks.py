@@ -17,7 +17,7 @@ from ..training.evaluation import attack_settings
 from ..results.intervals import wilson
 from .images import EvalImages
 from ..attacks.noise import image_noise
-from ..report.tables import COLUMNS, eps_text
+from ..report.text import COLUMNS, eps_text
 
 # %% ../../nbs/5_how_it_works/69_measure_checks.ipynb #6313f3e2
 @dataclass(frozen=True)

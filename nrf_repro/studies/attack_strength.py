@@ -20,11 +20,12 @@ from ..attacks import (
     PERTURBATION_SETS, frozen, gradient_underflows, image_noise, input_gradient, l2_norm, optimised_inference, robust_correct)
 from ..report.checks import CHECKS, NETWORK, judged
 from ..data import balanced
-from ..report.figures import INK, LOOKS, caption, eps_curves, styled
+from ..report.figures import INK, LOOKS, caption, styled
+from ..report.curves import eps_curves
 from ..results.intervals import t_interval
 from .base import part
 from .display import difference_text, mean_text, norms_of
-from ..report.tables import COLUMNS, name_of, norm_name
+from ..report.text import COLUMNS, name_of, norm_name
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #473da73e
 def _missed(

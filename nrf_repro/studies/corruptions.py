@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..attacks import image_noise
 from ..data import balanced
 from ..report.figures import LOOKS, styled
-from ..report.tables import NETWORK, name_of, norm_name, number
+from ..report.text import NETWORK, name_of, norm_name, number
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part

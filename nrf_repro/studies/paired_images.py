@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..report.figures import LOOKS, styled
-from ..report.tables import COLUMNS, arch_name, eps_text, norm_name, number
+from ..report.text import COLUMNS, arch_name, eps_text, norm_name, number
 from ..results.rules import load_claims
 from ..results.intervals import Interval, paired_interval, t_interval, wilson
 from ..results.outcomes import unpack_outcomes

@@ -18,7 +18,7 @@ from ..data import balanced
 from ..experiment.runs import Cell
 from ..features import ligs
 from ..report.figures import LOOKS, styled
-from ..report.tables import NETWORK, name_of, norm_name
+from ..report.text import NETWORK, name_of, norm_name
 from ..results.paired import paired_effect, pairs
 from .base import part
 from .corruptions import BATCH_LOOK, CORRUPTIONS, LABELS, corrupted, effect_text

@@ -18,11 +18,12 @@ from scipy.stats import spearmanr
 from ..attacks import input_gradient
 from ..experiment.runs import next_seed
 from ..features import normalise_gradients
-from ..report.figures import INK, LOOKS, several, styled
+from ..report.figures import INK, LOOKS, styled
+from ..report.text import several
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
-from ..report.tables import arch_name, norm_name
+from ..report.text import arch_name, norm_name
 from ..training.loop import correct
 
 # %% ../../nbs/3_trade_off/19_transfer.ipynb #996845eb
