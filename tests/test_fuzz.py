@@ -29,6 +29,7 @@ from torch import nn
 from counted import count
 from nrf_repro.results import rows as results
 from nrf_repro.training import loop as training
+from nrf_repro.training import recipe as recipes
 from nrf_repro.attacks import LOSSES, PERTURBATION_SETS, Attack, l2_norm, robust_correct
 from nrf_repro.data import Images, load, readers
 from nrf_repro.data.images import CLASSES
@@ -462,7 +463,7 @@ def toy(n, k=3): return Images(torch.arange(n * 64, dtype=torch.int64).remainder
 
 @noted('recipes: batch sizes that do not divide, lr, schedule, augmentation', 80)
 @given(n=st.integers(1, 9), bs=st.integers(-1, 12), epochs=st.integers(-1, 2), lr=st.sampled_from([-1., 0., 1e-3, .1]), schedule=st.sampled_from(['multistep', 'onecycle', 'step']),
-       how=st.sampled_from([*training.AUGMENTS, 'mixup']), last=st.booleans())
+       how=st.sampled_from([*recipes.AUGMENTS, 'mixup']), last=st.booleans())
 def test_a_recipe_trains_or_says_what_is_wrong(n, bs, epochs, lr, schedule, how, last):
     recipe = Recipe(epochs=epochs, batch_size=bs, lr=lr, schedule=schedule, augment=how, channels_last=last, seed=0)
     torch.manual_seed(0)
