@@ -131,6 +131,8 @@ def _draw_curves(points, xlabel, ylabel, scale=100):
         for norm, line in points[points.arch == arch].groupby('norm'):
             draw_band(ax, line.sort_values('x'), norm_name(norm), LOOKS[norm], scale, limits=(-scale, scale))
         ax.set(title=arch_name(arch), xlabel=xlabel, ylim=(-.02 * scale, 1.02 * scale), xscale='log')
+        ax.set_xticks(sorted(points.x.unique()), [f'{x:.4g}' for x in sorted(points.x.unique())])
+        ax.minorticks_off()
     fig.axes[0].set_ylabel(ylabel)
     fig.axes[0].legend()
     return fig
