@@ -10,7 +10,7 @@ from torchvision.models import get_model, get_model_weights
 from nrf_repro.studies import imagenet
 from nrf_repro.data import STATS, load
 from nrf_repro.experiment.runs import PARTS, Cell, load_profile, planned
-from nrf_repro.studies.imagenet import TORCHVISION, class_index, class_names, _networks, in_order, pretrained, wnids
+from nrf_repro.studies.imagenet import TORCHVISION, class_index, class_names, _networks, labelled_by_output, pretrained, wnids
 from nrf_repro.results.claims import load_claims, pairs, select
 from nrf_repro.results.rows import frame, paper_rows, read_rows
 from nrf_repro.studies.base import Run, run_study
@@ -72,21 +72,21 @@ def profile_with(place, **changes):
 
 def test_the_class_of_a_folder_does_not_depend_on_the_other_folders(place):
     assert {f: class_index(f) for f in FOLDERS} == FOLDERS and len(set(wnids())) == 1000 == len(set(class_names()))
-    images = in_order(load('imagenet', 'test', root=place))
+    images = labelled_by_output(load('imagenet', 'test', root=place))
     assert images.y.tolist() == [0, 0, 340, 340, 999, 999] and images.classes == wnids()
 
 
 @pytest.mark.parametrize('names', [('0', '340', '999'), ('0000', '0340', '0999'), ('tench', 'zebra', 'toilet tissue')])
 def test_numbers_and_names_mean_the_same_classes(tmp_path, names):
     a_folder(tmp_path, names, each=1)
-    assert sorted(in_order(load('imagenet', 'test', root=tmp_path)).y.tolist()) == list(CLASSES)
+    assert sorted(labelled_by_output(load('imagenet', 'test', root=tmp_path)).y.tolist()) == list(CLASSES)
 
 
 @pytest.mark.parametrize('names, message', [(('cats', 'dogs'), "class folder 'cats': its output among the 1,000 is not known"),
                                              (('1000',), "class folder '1000'"), (('tench', 'n01440764'), 'two class folders have one class')])
 def test_a_folder_with_an_unknown_name_is_an_error(tmp_path, names, message):
     a_folder(tmp_path, names, each=1)
-    with pytest.raises(ValueError, match=message): in_order(load('imagenet', 'test', root=tmp_path))
+    with pytest.raises(ValueError, match=message): labelled_by_output(load('imagenet', 'test', root=tmp_path))
 
 
 def test_every_name_is_a_torchvision_network_with_this_norm():

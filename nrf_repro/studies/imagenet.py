@@ -44,7 +44,7 @@ def class_index(folder): # the name of a class folder
                      '(n01440764), the number of the output (0 to 999) or torchvision\'s name (tench).')
 
 # %% ../../nbs/5_how_it_works/65_imagenet.ipynb #6906329b
-def in_order(images): # `Images` of class folders
+def labelled_by_output(images): # `Images` of class folders
     "The same images, labelled by the outputs of a network. Raises ValueError for an unknown class, or two folders of one class."
     import torch
     places = [class_index(folder) for folder in images.classes]
@@ -115,7 +115,7 @@ def _rows(run, cell, net, images):
 # %% ../../nbs/5_how_it_works/65_imagenet.ipynb #69809c58
 def measure_imagenet(run): # `Run`
     "Yields the rows of published weights on a folder of validation images. Raises `ValueError` for weights with another number of outputs."
-    images = in_order(run.images('test'))
+    images = labelled_by_output(run.images('test'))
     x = images[:2].pixels(run.device)
     for cell in _networks(run):
         net = pretrained(cell.arch, cell.norm, run.settings['weights']).to(run.device)
