@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from nrf_repro.report import headline as F
+from nrf_repro.report import forest as F
 from nrf_repro.report import rendering as report
 from nrf_repro.report.figures import CONTROL, LOOKS
 from nrf_repro.report.text import SIGNS

@@ -203,13 +203,3 @@ def interactive_meta(folder): # the build folder
     "What the report shows of them: `interactive` and `missing` for `rendering.render`; {} where nothing was recorded."
     data = read_json(f'{folder}/figures/living.json')
     return dict(interactive=interactive_html(data), missing=data['missing']) if data else {}
-
-# %% ../../nbs/5_how_it_works/60_interactive.ipynb #0a5ce0a8
-def __getattr__(name): # names of published notebooks, for one release
-    import warnings
-    from importlib import import_module
-    new = dict(living_html='interactive', living_meta='interactive', living_data='recording', write_living='recording')
-    if name not in new: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    now = name.replace('living', 'interactive')
-    warnings.warn(f'{name} is now nrf_repro.report.{new[name]}.{now}.', DeprecationWarning, stacklevel=2)
-    return getattr(import_module(f'nrf_repro.report.{new[name]}'), now)

@@ -5,17 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/5_how_it_works/79_readings.ipynb #c88ae746
-from types import SimpleNamespace
-
+# %% ../../nbs/5_how_it_works/79_readings.ipynb #f007905c
 import pandas as pd
 
-from .curves import final_accuracies
-from .figures import LOOKS, kind_name
-from .headline import control_effects, in_order, scale_heading
+from .figures import kind_name
+from .forest import control_effects, in_order, scale_heading
 from .tables import named, one_setting
 from .text import NETWORK, arch_name, direction, estimate_text, name_of, norm_name, number
-from ..results.intervals import t_interval
 
 # %% ../../nbs/5_how_it_works/79_readings.ipynb #80c8bd80
 def moves(c,            # a difference with column, value, low, high and seeds
@@ -79,32 +75,7 @@ def reading_3(rows): # history of one network
         ends = [_ends(part[part.column == 'ligs'], 'LIGS', 'ligs'), _ends(part[part.metric == 'robust_accuracy'], 'robust accuracy', 'clean')]
         yield f'{str(regime).capitalize()} training: {"; ".join(e for e in ends if e)}.'
 
-# %% ../../nbs/5_how_it_works/79_readings.ipynb #b648b8b6
-CONCLUSIONS = {(False, True): 'So what is lost comes with BN, not with being trained well.',
-               (True, False): 'So what is lost is lost without BN too, in part or in whole.',
-               (True, True): 'So a part of what is lost is lost without BN too.',
-               (False, False): 'So the seeds leave open which of the two it is.'}  # (clearly below none, clearly above BN)
-
-def _between(ends, one, other): # of `final_accuracies`, one family -> the paired difference of two kinds, as `moves` takes it
-    pair = ends[ends.kind == one].merge(ends[ends.kind == other], on='seed', suffixes=('', '_base'))
-    found = t_interval(list(pair.robust - pair.robust_base))
-    return SimpleNamespace(column='clean', value=found.mean, low=found.low, high=found.high, seeds=tuple(pair.seed))
-
-def reading_control(ends, kind): # one family, with its networks without normalisation and with BN
-    "Whether a control is as robust as the network without normalisation, or as vulnerable as the one with BN."
-    def level(column, k): return number(ends[ends.kind == k][column].mean(), 'clean')
-    def levels(column): return f'{level(column, kind)} % (None {level(column, "none")}, BN {level(column, "bn")})'
-    none, bn = (_between(ends, kind, k) for k in ('none', 'bn'))
-    conclusion = CONCLUSIONS[direction(none) == 'down', direction(bn) == 'up']
-    return (f'{ends.dataset.iloc[0]} · {arch_name(ends.family.iloc[0])} {kind_name(kind)}, without norm: clean {levels("clean")}, under attack {levels("robust")}. '
-            f'Against None robust accuracy {moves(none)}, against BN it {moves(bn)}. {conclusion}')
-
-def plane_readings(ends): # of `final_accuracies`
-    "One reading for each control that has a network without normalisation and one with BN beside it."
-    for _, part in ends.groupby(['dataset', 'family', 'width'], dropna=False):
-        if {'none', 'bn'} <= set(part.kind): yield from (reading_control(part, k) for k in sorted(set(part.kind) - set(LOOKS)))
-
-# %% ../../nbs/5_how_it_works/79_readings.ipynb #ab36c945
+# %% ../../nbs/5_how_it_works/79_readings.ipynb #517a2be9
 def _three(c): return ', '.join(number(v, 'clean') for v in (c.none, c.value, c.bn))
 def _points(iv): return estimate_text(iv.mean, iv.low, iv.high, 'clean')
 

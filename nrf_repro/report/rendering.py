@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['all_tables', 'render']
 
-# %% ../../nbs/5_how_it_works/59_rendering.ipynb #914c4be2
+# %% ../../nbs/5_how_it_works/59_rendering.ipynb #309f1e4a
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +14,9 @@ from ..experiment.runs import STUDIES
 from .checks import doubts
 from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuracies, plane
 from .figures import caption, inline_svg
-from .forest import all_cells, forest
-from .headline import draw_headline, headline_caption, headline_effects, headline_finding, quantity
+from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding, quantity
 from .html import download, environment, jsonl, plain_html, template_text, to_latex, to_markdown
-from .readings import plane_readings, reading_1, reading_2, reading_3, reading_cells
+from .readings import control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from .sensitivity import reading, reading_equal, sensitivity, sensitivity_table
 from .tables import (gradients, missing, not_run, notes_text, printed_notes, printed_table, settings, table_1, table_2,
                                      to_html, wide)
@@ -133,16 +132,16 @@ def missing_texts(rows, cells, verdicts, meta): # cells: the tables shown
     idle = [f'{v.id} ({v.title})' for v in verdicts.itertuples() if v.verdict == 'not run']
     return found + ([f'claims without rows: {"; ".join(idle)}'] if idle else []) + list(meta['missing'] or [])
 
-# %% ../../nbs/5_how_it_works/59_rendering.ipynb #3c32fee9
+# %% ../../nbs/5_how_it_works/59_rendering.ipynb #05ba7213
 def _part(id, fig, title, caption, reading=(), html=None):
     return dict(id=id, fig=fig, title=title, caption=caption, reading=list(reading), html=html, alt=' '.join([f'{title}.', *reading, caption]))
 
 def _by_network(rows): return (part for _, part in rows.groupby(['dataset', 'arch', 'width'], dropna=False))
 
-ELSEWHERE = ('Printed elsewhere, measured by others: ResNet110 on CIFAR-10, PGD ℓ∞ and ℓ2 (AngusG/bn-advex-zhang-fixup): '
-             'with BN 7.5 and 59.4 %, Fixup without BN 38.6 and 77.4 %. ')
+CONTROLS_CAPTION = ('Controls have no normalisation layer and train as well as networks with BN. Differences are paired by seed, with 95 % intervals. Printed elsewhere, '
+                    'measured by others: ResNet110 on CIFAR-10, PGD ℓ∞ and ℓ2 (AngusG/bn-advex-zhang-fixup): with BN 7.5 and 59.4 %, Fixup without BN 38.6 and 77.4 %.')
 
-def figure_parts(rows, cells): # rows of one profile, cells of `all_cells`
+def figure_parts(rows, cells, claims): # rows of one profile, cells of `all_cells`, of `load_claims`
     "Id, figure, title, caption, reading and alternative text of each figure for which there are rows."
     final = rows[(rows.experiment == 'final') & (rows.regime == 'standard')]
     past = rows[rows.experiment == 'history']
@@ -158,9 +157,11 @@ def figure_parts(rows, cells): # rows of one profile, cells of `all_cells`
         about = 'Means over seeds, epoch by epoch. ' + caption(standard[standard.metric == 'robust_accuracy'])
         yield _part('against', fig, 'Robust against clean accuracy', about, said)
     if fig := plane(final):
-        said, drawn = [*plane_readings(found := final_accuracies(final))], final[final.attack.eq('pgd_l2') & final.arch.isin(found.arch)]
-        about = 'Small: seeds; large: their mean; a line joins None, the control and BN. ' + ELSEWHERE * bool(said) + caption(drawn)
-        yield _part('plane', fig, 'Every network: robust against clean accuracy', about, said)
+        drawn = final[final.attack.eq('pgd_l2') & final.arch.isin(final_accuracies(final).arch)]
+        about = 'Small: seeds; large: their mean; a line joins None, the control and BN. '
+        yield _part('plane', fig, 'Every network: robust against clean accuracy', about + caption(drawn))
+    if {'C1', 'C2'} <= set(claims) and len(controls := control_table(rows, claims)):
+        yield _part('controls', None, 'Controls without normalisation', CONTROLS_CAPTION, reading_controls(rows, claims), plain_html(controls, CONTROLS_CAPTION, 'controls-cells'))
     for part in _by_network(final):
         if fig := eps_curves(part): yield _part('eps', fig, f'Robust accuracy against eps, {name_of(part)}', caption(eps_rows(part)))
 
@@ -275,7 +276,7 @@ def stability(rows, claims, verdicts): # rows of one profile
     about = 'The same rules on fewer rows, and on one attack at a time; the range of the effects in brackets.'
     return dict(reading=reading(found), html=plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
 
-# %% ../../nbs/5_how_it_works/59_rendering.ipynb #1df447ca
+# %% ../../nbs/5_how_it_works/59_rendering.ipynb #77bbc72a
 CLAIM = ('Batch normalisation raises accuracy and makes networks more vulnerable to adversarial images, because it shifts '
          'them from robust features to useful but non-robust ones.')
 SOURCE = 'Benz, Zhang and Kweon, ICCV 2021'
@@ -288,7 +289,7 @@ def page(rows, claims, profile, paper, meta, published='reports/published', stud
     found = all_tables(rows, paper, claims)
     frames = {id: (wide(cells), f'{about} {notes_text(cells)}'.strip()) for id, (cells, about) in found.items()}
     files = downloads(rows, dict(verdicts=(verdict_table(verdicts, claims), f'Verdicts of profile {profile}')) | frames)
-    drawn = _drawn([*figure_parts(rows, all_cells(rows, paper, claims.get('C1'))), *study_parts(rows, studies)])
+    drawn = _drawn([*figure_parts(rows, all_cells(rows, paper, claims.get('C1')), claims), *study_parts(rows, studies)])
     unshown = [] if studies else sorted(set(rows.experiment) & set(STUDIES))
     lost = missing_texts(rows, [c for c, _ in found.values()], verdicts, meta) + [f'the rows of the study {study} are not shown' for study in unshown]
     return dict(profile=profile, lead=headline_part(rows, profile, claims, paper, published), claim=CLAIM, source=SOURCE, tally=tally(verdicts),

@@ -1,0 +1,280 @@
+"""The parts of the report on made-up rows whose answers were worked out by hand."""
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from made_up import made_up_rows
+from nrf_repro.report import curves, forest, rendering, tables
+from nrf_repro.report.figures import LOOKS, caption, inline_svg, kind_name, svg_text, MARKS
+from nrf_repro.report.html import download, jsonl, stylesheet, to_latex, to_markdown
+from nrf_repro.report.readings import control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
+from nrf_repro.report.text import NETWORK, COLUMNS, amount, duration, eps_text, number
+from nrf_repro.report.verdict_table import headline_table, shown_part, verdict_table, verdicts_html
+from nrf_repro.results.claims import decide, decide_published, load_claims
+from nrf_repro.results.rows import NAMED_NORMS, frame, make_row, paper_rows, printed_note, source_hash, write_rows
+
+CLAIMS, PAPER = load_claims(), paper_rows()
+RULE = CLAIMS['C1']
+ROWS = frame(made_up_rows())
+WEAKER = frame(made_up_rows(norms=['bn'], seeds=[0])).query('attack == "pgd_l2"').assign(eps=.25, value=.95)
+BAD = pd.concat([ROWS[~((ROWS.norm == 'gn') & (ROWS.attack == 'cw_linf'))], WEAKER])      # a second eps, and a missing attack
+CIFAR = frame(made_up_rows(['none', 'bn'], dataset='cifar10', width=1.)).assign(eps=lambda d: d.eps.replace(1., .25).where(d.attack == 'pgd_l2', d.eps))
+
+
+def history(regimes=('standard', 'adversarial'), epochs=(1, 4, 8), **fields):
+    for norm, fall in dict(none=.2, bn=.4).items():
+        for regime in regimes:
+            scale = dict(standard=1, adversarial=.1)[regime]
+            for seed in range(3):
+                for e in epochs:
+                    one = dict(experiment='history', dataset='digits', arch='vgg11', width=.125, profile='made-up', n=100, norm=norm, regime=regime, seed=seed, epoch=e) | fields
+                    yield make_row(**one, metric='clean_accuracy', value=.97 - .3 / e + .01 * seed)
+                    yield make_row(**one, metric='robust_accuracy', value=.9 - scale * fall - .3 / e + .01 * seed, attack='pgd_l2', eps=1., steps=10, step_size=.25, reading='any')
+                    yield make_row(**one, metric='ligs', value=1 - scale * fall * e / 8 - .004 * seed, sigma=.05)
+
+
+HISTORY = frame(history())
+
+
+# text
+
+def test_numbers_in_words():
+    assert [number(.98765, 'clean'), number(.5, 'ligs'), number(None, 'clean')] == ['98.8', '0.500', 'missing']
+    assert [number(-.0001, 'clean', True), number(-.24, 'clean', True)] == ['+0.0', '−24.0']
+    assert [eps_text(e) for e in (1 / 255, 8 / 255, .25, 1., .5)] == ['1/255', '8/255', '0.25', '1', '0.5']
+    assert [amount(-.24, 'robust_accuracy'), amount(.02, 'ligs'), amount(math.nan, 'ligs')] == ['−24.0 points', '+0.020 LIGS', 'not available']
+    assert [duration(s) for s in (5, 200, 9000)] == ['5 s', '3 min', '2.5 h']
+
+
+# tables
+
+def test_one_setting_never_mixes_two_eps():
+    kept = tables.one_setting(tables.named(BAD))
+    assert len(kept) == len(BAD) - 1 and list(kept[kept.attack == 'pgd_l2'].eps.unique()) == [1.]
+    with pytest.raises(ValueError, match='two values for one seed'): tables.summary(tables.named(BAD), [*NETWORK, 'norm', 'column'])
+
+
+def test_means_have_t_intervals():
+    cells = tables.summary(tables.one_setting(tables.named(BAD)), [*NETWORK, 'norm', 'column'])
+    bn = cells[(cells.norm == 'bn') & (cells.column == 'pgd_l2')].iloc[0]
+    assert (bn.value, bn.low) == pytest.approx((.58, .58 - 4.302653 * .016 / 3**.5)) and (bn.seeds, bn.n) == ((0, 1, 2), 400)
+    one = tables.summary(tables.one_setting(tables.named(BAD[BAD.seed == 0])), [*NETWORK, 'norm', 'column']).query("norm == 'none' and column == 'pgd_l2'").iloc[0]
+    assert one.low < one.value < one.high                                      # Wilson over the images
+
+
+def test_printed_values_stand_only_beside_their_own_cell():
+    printed = tables.table_1(CIFAR, PAPER, RULE).dropna(subset='printed')
+    assert printed.printed.tolist() == ['90.06', '51.30', '92.48', '39.31', '+2.42', '−11.99']
+    assert tables.table_1(CIFAR.assign(eps=CIFAR.eps * 4), PAPER).dropna(subset='printed').column.unique().tolist() == ['clean']
+    assert tables.table_1(ROWS, PAPER).printed.isna().all()                     # the paper has no digits
+    strict = tables.table_1(CIFAR, PAPER, replace(RULE, undertrained=dict(cifar10=.98)))
+    assert strict.groupby('norm').flag.first().to_dict() == dict(bn='', none='undertrained')
+
+
+def test_every_cell_exists_and_a_control_lacks_no_norm():
+    t = tables.table(BAD, NAMED_NORMS, tables.TABLE_1, paper=PAPER, rule=RULE)
+    hole = t[(t.norm == 'gn') & (t.column == 'cw_linf')]
+    assert len(t) == 9 * 5 and hole.value.isna().all() and (hole.seeds == ()).all() and len(hole) == 2 and set(t.flag) == {''}
+    assert len(tables.table(ROWS.iloc[:0], NAMED_NORMS, tables.TABLE_1)) == 0
+    control = tables.table(ROWS[ROWS.norm == 'none'].assign(arch='vgg11_nf'), NAMED_NORMS, ('clean', 'cw_linf'))
+    assert control[['norm', 'column']].values.tolist() == [['none', 'clean'], ['none', 'cw_linf']]
+
+
+def test_a_weak_attack_is_marked_in_its_cell_and_in_differences():
+    same = {k: ROWS[k].iloc[0] for k in (*NETWORK, 'profile')}
+    weak = frame([make_row(experiment='adequacy', metric='missed', source='more steps', target='cw_linf', attack='cw_linf', steps=50, norm=norm, seed=0, value=value, n=100, **same)
+                  for norm, value in dict(bn=.08, none=.01).items()])
+    marked = tables.table_1(pd.concat([BAD, weak]), PAPER, RULE)
+    assert tables.notes_text(marked) == '⚠1 50 steps fool 8.0 % of the images more.'
+    assert [line.split()[-1] for line in tables.wide(marked)['CW ℓ∞ 8/255']][::2] == ['75.0]', '⚠1', '⚠1']
+    html = str(tables.to_html(marked, 'A mark'))
+    assert (html.count('⚠1'), html.count('50 steps fool')) == (3, 1)            # BN, BN - None, and the text once
+
+
+def test_missing_and_planned():
+    fewer = BAD[~((BAD.norm == 'bn') & (BAD.seed == 2) & (BAD.attack == 'pgd_linf'))]
+    holes = tables.missing(tables.table(fewer, NAMED_NORMS, tables.TABLE_1))
+    assert holes.drop(columns='network').values.tolist() == [['BN', 'PGD ℓ∞', 'seed 2'], ['GN', 'CW ℓ∞', 'all seeds']]
+    plan = [dict(dataset='digits', arch='vgg11', width=.125, norm=m, regime='standard', seed=s, attacks=['pgd_l2']) for m in ('bn', 'gn') for s in (2, 3)]
+    assert tables.not_run(fewer, plan)[['norm', 'seed', 'column']].values.tolist() == [['bn', 3, 'clean'], ['bn', 3, 'pgd_l2'], ['gn', 3, 'clean'], ['gn', 3, 'pgd_l2']]
+
+
+def test_wide_text_and_footnotes():
+    text = tables.wide(tables.table_2(CIFAR, PAPER, RULE))
+    assert text.Norm.tolist().count('BN, paper') == 1 and 'GN − None' not in set(text.Norm)
+    assert 'missing' in text[text.Norm == 'GN'].values and '42.41' in text.values
+    resnet = frame(made_up_rows(['none', 'bn'], dataset='cifar10', arch='resnet50', width=1.))
+    resnet['eps'] = resnet.eps.map({1.: .25, 8 / 255: 1 / 255})
+    shown = tables.layout(tables.table_1(resnet, PAPER, RULE))
+    assert shown['notes'] == [('a', printed_note('cifar10', 'resnet50', 'none', 'cw_l2'))]
+    assert [c['mark'] for c in shown['groups'][0]['lines'][0]['cells']] == ['', 'a', '', 'a', '', '']
+    both = tables.layout(pd.concat([tables.table_1(CIFAR), tables.table_1(ROWS)], ignore_index=True))
+    assert {g['name']: g['eps'] for g in both['groups']} == {'cifar10 · VGG11': 'PGD ℓ2 0.25', 'digits · VGG11 × 0.125': 'PGD ℓ2 1'}
+
+
+def test_small_tables():
+    s = tables.settings(BAD)
+    assert s[s.measurement == 'PGD ℓ2'].eps.tolist() == ['0.25, 1'] and s.rows.astype(int).sum() == len(BAD)
+    plain = ROWS[ROWS.metric == 'ligs'].assign(metric='vanished', value=.25)
+    assert tables.gradients(pd.concat([ROWS, plain])).values[0].tolist()[1:] == ['BN', '0.600', 'missing', '25.0 %']
+    p = tables.printed_table(PAPER)
+    line = p[(p.Data == 'cifar10') & (p.Network == 'ResNet50')].iloc[0]
+    assert line.tolist() == ['cifar10', 'ResNet50', 'None', '92.15', '29.24 *', '49.33', '17.09 *', '49.24'] and p.loc[line.name + 2, 'PGD ℓ2'] == '▼ −20.09'
+
+
+def test_markdown_latex_and_downloads():
+    assert to_markdown(pd.DataFrame({'a': ['x|y'], 'b': ['1']})) == '| a | b |\n| --- | --- |\n| x\\|y | 1 |\n'
+    tex = to_latex(tables.wide(tables.table_1(ROWS)), 'Made-up rows: 100 % invented', 'tab:made-up')
+    assert r'$\downarrow$ $-$24.0' in tex and r'PGD $\ell_\infty$ 8/255' in tex and r'100 \% invented' in tex and tex.isascii()
+    small, large = download('a.csv', 'x' * 10, 'text/csv'), download('a.csv', 'x' * 10**6 + 'y', 'text/csv')
+    assert (small['name'], large['name']) == ('a.csv', 'a.csv.gz') and len(large['href']) < 3000 and small['href'].startswith('data:text/csv;base64,')
+    assert '.nrf-table' in stylesheet() and jsonl(ROWS.head(2)).count('"norm": "none"') == 2
+
+
+# verdicts
+
+def test_verdict_tables():
+    verdicts = decide(CLAIMS, ROWS, PAPER)
+    v = verdict_table(verdicts, CLAIMS).set_index('Claim')
+    robust = next(line for name, line in v.iterrows() if name.startswith('C2'))
+    assert len(v) == 10 and robust.Verdict == '✓ reproduced' and robust.Ours == 'pgd_l2: −24.0 points [−26.0, −22.0]' and v.Verdict.iloc[-1] == '– not run'
+    assert [shown_part(CLAIMS[id]) for id in ('C1', 'C2', 'C3', 'C4', 'C6')] == ['points', 'PGD ℓ2, points', 'IN, points', 'LIGS (none)', 'None, LIGS minus 0.9']
+    html = str(verdicts_html(verdicts, CLAIMS, 'Verdicts'))
+    assert html.count('<tbody class="nrf-') == 10 and 'nrf-badge-not-run' in html
+
+
+def test_the_part_that_decided_is_named_across_scales():
+    few = {id: CLAIMS[id] for id in ('C1', 'C2', 'C3')}
+    raised = ROWS.assign(value=ROWS.value.mask((ROWS.norm == 'ln') & (ROWS.attack == 'pgd_l2'), .85 + .01 * ROWS.seed.astype(float)))
+    cell = headline_table(*decide_published(few, {'demo': raised}, PAPER), few)['`demo`'][2]
+    assert cell.startswith('✗ −10.0') and cell.endswith('(decided by LN)')
+
+
+# figures
+
+def test_looks_differ_in_line_and_marker_and_are_dark_enough():
+    import matplotlib as mpl
+    def luminance(color): # of WCAG
+        linear = [c / 12.92 if c <= .04045 else ((c + .055) / 1.055)**2.4 for c in mpl.colors.to_rgb(color)]
+        return float(np.dot((.2126, .7152, .0722), linear))
+    assert len({str(look['linestyle']) for look in LOOKS.values()}) == len({look['marker'] for look in LOOKS.values()}) == 5
+    assert all(1.05 / (luminance(look['color']) + .05) > 4.5 for look in LOOKS.values())
+    assert [kind_name(k) for k in MARKS] == ['None', 'BN', 'IN', 'LN', 'GN', 'Fixup', 'NF']
+
+
+def test_figure_3():
+    fig = curves.figure_3(HISTORY)
+    assert [[line.get_linestyle() for line in ax.lines] for ax in fig.axes] == [['-', '--']] * 6
+    half = HISTORY[(HISTORY.regime == 'standard') & (HISTORY.metric != 'ligs')]
+    assert [t.get_text() for ax in curves.figure_3(half).axes for t in ax.texts] == ['not measured']
+    for arch, more in dict(vgg11=set(), resnet18={'None, paper (ResNet18)', 'BN, paper (ResNet18)'}).items():   # a VGG11 is not in the paper's figure 3
+        fig = curves.figure_3(frame(history(dataset='cifar10', arch=arch, regimes=['standard'])))
+        assert {t.get_text() for t in fig.legends[0].get_texts()} == {'None', 'BN'} | more
+    with pytest.raises(ValueError, match='figure 3 needs rows'): curves.figure_3(ROWS)
+
+
+def test_a_caption_states_n_seeds_interval_and_attack():
+    one = HISTORY[(HISTORY.seed == 1) & (HISTORY.metric != 'ligs')]
+    assert caption(one) == 'n = 100 images; seed 1; one seed, no interval over seeds; PGD ℓ2 with eps 1 in 10 steps.'
+    assert 'seeds 0, 1 and 2; mean and 95 % t interval over seeds' in caption(HISTORY)
+
+
+def test_the_forest_has_a_line_for_each_difference():
+    fig = forest.forest(tables.table(ROWS, ('none', 'bn', 'gn'), ('clean', 'pgd_l2', 'ligs')))
+    assert [[t.get_text() for t in ax.get_yticklabels()] for ax in fig.axes[:2]] == [
+        ['Clean: BN − None', 'PGD ℓ2: BN − None', 'Clean: GN − None', 'PGD ℓ2: GN − None'], ['LIGS: BN − None', 'LIGS: GN − None']]
+    assert [t.get_text() for t in fig.axes[2].get_yticklabels()][1] == '> .999' and svg_text(fig) == svg_text(fig)
+    with pytest.raises(ValueError, match='differences between two norms'): forest.forest(tables.table(ROWS, ('none',), ('clean',)))
+
+
+def test_eps_curves_begin_at_the_clean_accuracy():
+    base = ROWS[ROWS.norm.isin(['none', 'bn'])]
+    pgd = base[base.attack == 'pgd_l2']
+    many = pd.concat([base, *(pgd.assign(eps=e, attack=f'pgd_l2_{e:g}', value=pgd.value**(e * 1.2)) for e in (.25, .5, 2.))])
+    assert curves.eps_rows(many).groupby('family').eps.unique().map(sorted).to_dict() == dict(pgd_l2=[0, .25, .5, 1, 2])
+    assert curves.eps_curves(base) is None and len(curves.eps_rows(many.assign(experiment='adequacy', source='more steps'))) == 0
+    assert len(curves.eps_curves(many.assign(experiment='adequacy', source='eps'), mark=dict(pgd_l2=1.)).axes[0].lines) == 3
+
+
+def test_clean_against_robust():
+    ax, = curves.clean_robust(HISTORY).axes
+    assert ax.lines[0].get_ydata()[-1] == pytest.approx(100 * (.9 - .2 - .3 / 8 + .01)) and curves.clean_robust(HISTORY[HISTORY.metric == 'ligs']) is None
+    assert curves.plane(ROWS[ROWS.metric == 'ligs']) is None and len(curves.final_accuracies(ROWS)) == 15
+
+
+def test_ids_in_a_page_are_unique_and_colours_follow_the_theme():
+    element = inline_svg(curves.figure_3(HISTORY), 'BN against "None" <made up>', 'f3')
+    ids, used = re.findall(r'\bid="([^"]+)"', element), re.findall(r'(?:href="|url\()#([^")]+)', element)
+    assert len(ids) == len(set(ids)) and all(i.startswith('f3-') for i in ids) and used and set(used) <= set(ids)
+    assert 'var(--nrf-bn, #c44601)' in element and 'aria-label="BN against &quot;None&quot; &lt;made up>"' in element
+
+
+# readings
+
+def test_readings():
+    t1, t2 = tables.table_1(ROWS, PAPER, RULE), tables.table_2(ROWS, PAPER, RULE)
+    changes = {c.column: c for c in t1[t1.base.notna()].itertuples()}
+    assert moves(changes['pgd_l2']) == 'falls by 24.0 points' and moves(changes['clean']._replace(low=-.1)) == 'does not clearly change (+1.3)'
+    assert moves(changes['clean']._replace(low=math.nan)) == 'moves by +1.3 on one seed, without an interval'
+    assert list(reading_1(t1)) == ['digits · VGG11 × 0.125: with BN clean accuracy rises by 1.3 points; under attack accuracy is clearly lower in 4 of 4 attacks, by 24.0 points; LIGS falls by 0.200.']
+    assert '4 of 4 norms (BN, IN, LN, GN); it is lowest with BN and highest with None.' in next(reading_2(t2))
+    assert next(reading_cells(t1)) == 'Of 6 differences 5 lie clearly below zero, 1 above, 0 across it.'
+    first = next(reading_3(HISTORY))
+    assert first.startswith('Standard training: LIGS goes from 0.971 to 0.796 without norm, from 0.946 to 0.596 with BN') and '41.0 to 67.2 % without norm' in first
+
+
+@pytest.mark.parametrize('drop, said', [(.12, ('1 of 1 controls are clearly less', '1 of 1 are clearly more')), (0., ('0 of 1 controls are clearly less', '1 of 1 are clearly more')),
+                                        (.24, ('1 of 1 controls are clearly less', '0 of 1 are clearly more'))])
+def test_controls(drop, said):
+    few = ROWS[ROWS.norm.isin(['none', 'bn'])]
+    lower = lambda d: d.value - drop * (d.metric == 'robust_accuracy') * (.9 + .1 * d.seed.astype(float))
+    rows = pd.concat([few, few[few.norm == 'none'].assign(arch='vgg11_nf', value=lower)])
+    text, = reading_controls(rows, CLAIMS)
+    assert all(words in text for words in said) and (reading_controls(ROWS, CLAIMS), len(control_table(ROWS, CLAIMS))) == ([], 0)
+    if drop == .12: assert control_table(rows, CLAIMS).iloc[0].tolist() == [
+        'Digits, width 1/8 (made-up)', 'VGG11 NF', '3', '97.5, 97.5, 98.8', '82.0, 70.0, 58.0', '−12.0 [−15.0, −9.0]', '+12.0 [+7.0, +17.0]']
+
+
+# the page
+
+def test_facts():
+    data = [dict(name='digits', train=1297, test=400, fingerprint='f00d', note='made up')]
+    meta = rendering.check_meta(dict(machine='an abacus', data=data, seconds=200, settings='5e77', lock='10c4, installed as it says'))
+    f = rendering.facts(ROWS.assign(device='cpu', threads=1), 'made-up', meta)
+    assert (f['Norms'], f['Seeds'], f['Images behind a number'], f['Networks']) == ('None, BN, IN, LN, GN', '0, 1, 2', '400', 'VGG11 at width 0.125')
+    assert (f['Time'], f['Machine'], f['Data']) == ('3 min wall time', 'an abacus, cpu, 1 thread a job', 'digits (1297 training images; 400 test images; fingerprint f00d; made up)')
+    assert f['Settings'].startswith('profile 5e77, ') and f['Lock file'] == '10c4, installed as it says'
+    assert rendering.facts(HISTORY.assign(seconds=2.), 'made-up', rendering.check_meta({}))['Time'] == '72 s of training epochs and measurements in the grids'
+    assert rendering.facts(ROWS.assign(source_hash='ada51fa96dc0'), 'made-up', meta)['Source hash'] == f'ada51fa96dc0 ({len(ROWS)} rows), the code that rendered this report has {source_hash()}'
+
+
+def test_missing_texts():
+    holed = tables.table_1(ROWS[~((ROWS.norm == 'bn') & (ROWS.attack == 'cw_l2'))], PAPER)
+    plan = [dict(dataset='digits', arch='vgg11', width=.125, norm='bn', regime='adversarial', seed=s, attacks=['pgd_l2']) for s in (0, 1)]
+    listed = rendering.missing_texts(ROWS, [holed], decide(CLAIMS, ROWS, PAPER), rendering.check_meta(dict(plan=plan)))
+    assert listed[:2] == ['digits · VGG11 × 0.125, BN: CW ℓ2 (all seeds)', 'planned and not run: digits · VGG11 × 0.125 · adversarial, BN: Clean, PGD ℓ2 (seed 0, 1)']
+    assert listed[-1].startswith('claims without rows:') and 'C10' in listed[-1]
+
+
+def test_larger_published_scales_are_found(tmp_path):
+    for name in ('tiny', 'cifar', 'mine'): write_rows(tmp_path / name / 'rows.jsonl', ROWS.assign(profile=name))
+    assert list(rendering.published_above('demo', CLAIMS['C2'], tmp_path)) == ['cifar']
+    assert rendering.published_above('made-up', CLAIMS['C2'], tmp_path) == rendering.published_above('demo', CLAIMS['C2'], tmp_path / 'nowhere') == {}
+
+
+def test_a_profile_that_is_too_small_is_named_in_the_reason():
+    made = pd.DataFrame(dict(id=['C1', 'C2', 'C3'], verdict=['inconclusive', 'reproduced', 'not run'], reason='r.'))
+    powers = pd.DataFrame([dict(profile='mine', id=id, rule='all seeds', power=p) for id, p in dict(C1=.2, C2=.8, C3=.1).items()])
+    assert rendering.with_power(made, 'mine', powers).reason.tolist() == [
+        'r. This profile is too small to decide the claim if the effect is only twice the smallest one (power 20 %).', 'r.', 'r.']
+    assert rendering.with_power(made, 'other', powers).reason.tolist() == made.reason.tolist()
+
+
+def test_studies_that_are_not_shown_are_listed(tmp_path):
+    rows = pd.concat([ROWS, ROWS.head(3).assign(experiment='transfer')], ignore_index=True)
+    html = rendering.render(rows, {'C2': CLAIMS['C2']}, tmp_path / 'report.html', profile='made-up').read_text()
+    assert 'the rows of the study transfer are not shown' in html
