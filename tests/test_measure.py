@@ -430,14 +430,6 @@ def test_where_several_fit_the_user_chooses(tmp_path, content, entry):
     assert torch.equal(net[0].weight, GOOD['0.weight'])
 
 
-def test_weights_of_the_network_inside_of_a_wrapper(tmp_path):
-    class Wrapper(nn.Module):
-        def __init__(self): super().__init__(); self.backbone = small()
-        def forward(self, x): return self.backbone(x)
-    net = m.find_model(Wrapper(), saved(tmp_path, GOOD))
-    assert torch.equal(net.model.backbone[0].weight, GOOD['0.weight'])
-
-
 @pytest.mark.parametrize('content, sentence', [
     (dict(model=argparse.Namespace(a=1)), "'model' is a Namespace.*Save model.state_dict"), (dict(epoch=3, acc=.5), "'epoch' is a int, 'acc' is a float"),
     ([1, 2], 'it is a list'), ({}, 'no state dict'), (dict(optimizer=GOOD), 'no state dict'), (small(), 'Save model.state_dict')])
