@@ -28,7 +28,7 @@ from torch import nn
 
 from counted import count
 from nrf_repro.results import rows as results
-from nrf_repro.training import loop as training
+from nrf_repro.training import recipe as training
 from nrf_repro.attacks import LOSSES, PERTURBATION_SETS, Attack, l2_norm, robust_correct
 from nrf_repro.data import Images, load, readers
 from nrf_repro.data.images import CLASSES

@@ -323,7 +323,7 @@ _QUANTITIES = {name: f'{text}, %' for name, text in COLUMNS.items()} | dict(clea
 # %% ../../nbs/3_trade_off/14_full_width.ipynb #38a00021
 def _smallest_effect():
     "Of claim C2, in fractions."
-    from nrf_repro.results.claims import load_claims
+    from nrf_repro.results.rules import load_claims
     return load_claims()['C2'].parts[0].smallest_effect
 
 def strongest_effects(rows):
