@@ -69,7 +69,7 @@ def _download_pneumoniamnist(split, root):
 DOWNLOADS = dict(cifar10=_download_cifar10, svhn=_download_svhn, pneumoniamnist=_download_pneumoniamnist)
 
 # %% ../../nbs/5_how_it_works/35_loading.ipynb #1046fcd0
-def download(name, split, root):
+def _download(name, split, root):
     "Download a data set into `root`. Raises `FileNotFoundError` that says where the files were looked for and what to do."
     timeout = socket.getdefaulttimeout()
     try:
@@ -97,7 +97,7 @@ def from_files(name, split, root):
     "Return a data set of `LAYOUTS`, found or downloaded, decoded once. Raises `FileNotFoundError` or `ValueError`."
     found = find_files(name, split, root)
     if not found:
-        download(name, split, root)
+        _download(name, split, root)
         found = find_files(name, split, root)
     if not found: raise FileNotFoundError(f'{name} ({split}) is not in what was downloaded to {root}. Empty that folder and try again.')
     files, reader = found
