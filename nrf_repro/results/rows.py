@@ -210,7 +210,8 @@ def _write_into(path, text): # path: a stream, which is continued, or a pipe or 
     if stream is not None: sys.stdout.flush(), sys.stderr.flush()   # what was printed before comes before
     with open(path if stream is None else os.dup(stream), 'w', encoding='utf-8') as f: f.write(text)
 
-def write_atomically(path, text):
+def write_atomically(path,  # where to
+                     text): # the contents, written as UTF-8
     """Write a text file, and return its path. If writing fails, the old file is unchanged.
 
     A pipe, a device or a stream such as /dev/stdout is written into. Raises `OSError` that names the path.
