@@ -1,4 +1,4 @@
-"""Verdicts on matrices whose answer is worked out by hand: a rule that ignored the rows would fail every one of them."""
+"""Verdicts on rows for which the right verdict is known."""
 import dataclasses
 import random
 
@@ -149,11 +149,11 @@ def test_one_part_decides(last, verdict):
     assert got.verdict == verdict and got.reason.startswith(f'{verdict}: cw_linf; reproduced: pgd_l2, pgd_linf, cw_l2')
 
 
-def test_a_refuted_part_weighs_more_than_a_missing_one():
+def test_a_refuted_part_decides_before_a_missing_one():
     assert decide('C2', c2((.80, .81, .80), attacks=['pgd_l2'])).verdict == 'not reproduced'
 
 
-def test_turning_the_norms_round_turns_the_verdict_round():
+def test_exchanging_the_norms_reverses_the_verdict():
     turned = [r | dict(norm={'bn': 'none', 'none': 'bn'}[r['norm']]) for r in c2()]
     assert decide('C2', c2()).verdict == 'reproduced' and decide('C2', turned).verdict == 'not reproduced'
 
@@ -174,7 +174,7 @@ def test_architectures_are_combined_with_equal_weights():
     assert (got.low, got.high) == pytest.approx((welch.low / 2, welch.high / 2))
 
 
-def test_one_architecture_does_not_speak_for_another():
+def test_one_architecture_does_not_decide_for_another():
     rows = c2((.30, .31, .29), (.80, .81, .80)) + c2((.81, .80, .80), (.80, .79, .80), arch='resnet18')
     got = decide('C2', rows)
     assert got.verdict == 'inconclusive' and 'the cells disagree, against it: resnet18 +0.7 points' in got.reason
@@ -272,7 +272,7 @@ def test_seeds_that_agree_exactly_have_an_interval_over_images(seeds):
     assert decide_rows('C2', stored(one_image)).verdict == 'reproduced'
 
 
-def test_two_seeds_that_agree_by_chance_are_not_sure():
+def test_two_seeds_that_agree_by_chance_are_inconclusive():
     spec = [('vgg11', 'none', 0, .6), ('vgg11', 'bn', 0, .5525), ('vgg11', 'none', 1, .6), ('vgg11', 'bn', 1, .55)]
     rows = stored(effects_of(spec), shared=False)
     assert decide_rows('C2', bare(rows)).verdict == 'reproduced'      # t over two seeds that differ by one image
@@ -338,7 +338,7 @@ def test_an_undertrained_network_is_left_out_and_named():
     assert 'digits vgg11 bn seed 2 (undertrained, 62.0 %)' in got.reason
 
 
-def test_a_lost_accuracy_is_the_answer_of_c8_and_no_reason_to_leave_a_network_out():
+def test_c8_does_not_leave_out_a_network_that_lost_its_accuracy():
     def row(metric, lam, seed, value, **more):
         return R.make_row(**BASE | dict(experiment='regularization', metric=metric, norm='bn', lam=lam, seed=seed, value=value) | more)
     rows = [row('clean_accuracy', lam, s, v) for lam, values in ((0., 5 * [.99]), (3., (.985, .982, .60, .55, .983))) for s, v in enumerate(values)]
@@ -364,7 +364,7 @@ def test_an_interval_of_shares_ends_where_shares_do():
     assert got['low'] == -1 and got['high'] == pytest.approx(-.88 + 4.302653 * np.std((.7, .99, .95), ddof=1) / 3**.5)
 
 
-def test_the_reason_names_who_shows_it_alone_and_who_had_no_room():
+def test_the_reason_names_cells_that_show_the_effect_and_cells_without_room():
     got = decide('C2', c2() + c2((.74, .90, .70), (.80, .81, .79), arch='vgg16') + c2((.001, .002, .003), (.04, .03, .035), arch='resnet18'))
     assert '2 of 2 cells agree, beyond it by itself: vgg11. No room: resnet18 (0.019). Cells are chosen by the mean of both sides' in got.reason
 
@@ -377,13 +377,13 @@ def test_constant_networks_are_not_robust_features():
     assert got.verdict == 'inconclusive' and 'not learned, 10.0 %' in got.reason and np.isnan(got.effect)
 
 
-def test_a_bad_network_is_no_stand_in_for_a_missing_one():
+def test_a_bad_network_does_not_replace_a_missing_one():
     bad = [r | dict(value=.3) if r['metric'] == 'clean_accuracy' else r for r in matrix(ligs, (.6, .61, .59), (.8, .8, .81))]
     assert decide('C5', bad).verdict == 'inconclusive'
     assert decide('C5', [r for r in bad if r['norm'] == 'bn']).verdict == 'not run'
 
 
-def test_without_clean_accuracy_nothing_is_known():
+def test_without_clean_accuracy_a_network_is_left_out():
     got = decide('C5', [r for r in matrix(ligs, (.6, .61, .59), (.8, .8, .81)) if r['metric'] == 'ligs'])
     assert got.verdict == 'inconclusive' and 'no clean accuracy' in got.reason
 
@@ -394,7 +394,7 @@ def test_the_limit_belongs_to_the_profile_first():
     assert decide('C2', [r | dict(profile='cifar-small') for r in rows]).verdict == 'reproduced'
 
 
-def test_a_data_set_without_a_limit_is_said_so():
+def test_a_data_set_without_a_limit_is_named_in_the_reason():
     assert 'No limit is stated for undertrained networks on my/images' in decide('C2', c2(dataset='my/images')).reason
     assert 'No limit' not in decide('C2', c2()).reason
 
@@ -598,7 +598,7 @@ def changed(**changes):
     (changed(r_scales=[]), 'scales: [] has fewer items than 1'),
     (GOOD | dict(claims=GOOD['claims'] * 2), 'given twice'),
     (GOOD | dict(claims=['C1']), "claims[0]: expected keys and values, got 'C1'")])
-def test_a_bad_claims_file_is_one_sentence(tmp_path, text, words):
+def test_a_bad_claims_file_is_an_error_in_one_line(tmp_path, text, words):
     (tmp_path/'claims.yaml').write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError) as e: U.load_claims(tmp_path/'claims.yaml')
     assert words in str(e.value) and 'claims.yaml' in str(e.value) and '\n' not in str(e.value)

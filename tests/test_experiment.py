@@ -67,7 +67,7 @@ def test_a_copy_may_not_go_by_the_name_of_a_profile_that_is_there(tmp_path):
 def test_names_that_are_repeated_so_that_reading_a_profile_costs_no_torch():
     from nrf_repro import models
     from nrf_repro.models import norms
-    from nrf_repro.training import loop as training
+    from nrf_repro.training import recipe as training
     assert (experiment.BASES, experiment.ARCHS, experiment.NORMS) == (tuple(training.RECIPES), models.ARCHS, norms.NORMS)
 
 

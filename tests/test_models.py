@@ -1,4 +1,4 @@
-"""The norm under test is the one that was built, and nothing else differs."""
+"""Networks have the norm that was asked for, and differ in nothing else."""
 import json
 from pathlib import Path
 

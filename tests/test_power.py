@@ -1,4 +1,4 @@
-"""Error rates of the verdicts: the simulated outcomes have the effect that they should, and the rules find what is plainly there."""
+"""Error rates of the verdicts: simulated outcomes have the given effect, and clear effects are reproduced."""
 import dataclasses
 
 import numpy as np
@@ -50,7 +50,7 @@ def test_parts_of_one_metric_are_related_and_others_are_not():
     assert .1 < np.corrcoef(cells[0][0], cells[1][0])[0, 1] < .4          # cells share half of the images' part
 
 
-def test_a_large_effect_is_found_and_none_is_refuted():
+def test_a_large_effect_is_reproduced_and_a_zero_effect_is_not():
     rng = np.random.default_rng(0)
     sure = design(sd=(.001, .001), images=5000, seeds=(5, 5))
     for effect, verdict in ((-.2, 'reproduced'), (0., 'not reproduced'), (.2, 'not reproduced')):
@@ -60,7 +60,7 @@ def test_a_large_effect_is_found_and_none_is_refuted():
     assert P.simulated_verdict([sure, few], [-.2, -.06], CLAIMS['C2'], rng, (None,)) == 'inconclusive'   # every part must hold
 
 
-def test_a_second_look_follows_only_an_inconclusive_one(monkeypatch):
+def test_seeds_are_added_only_after_an_inconclusive_verdict(monkeypatch):
     seen = []
     for first in ('reproduced', 'inconclusive'):
         monkeypatch.setattr(P, 'decide_simulated', lambda d, v, claim, seeds=None: seen.append(seeds) or (first if seeds else 'not reproduced'))
@@ -69,7 +69,7 @@ def test_a_second_look_follows_only_an_inconclusive_one(monkeypatch):
     assert seen == [3, 3, None]
 
 
-def test_the_deciding_code_is_that_of_the_claims(monkeypatch):
+def test_simulated_outcomes_are_decided_by_the_functions_of_the_claims(monkeypatch):
     values = P.simulate(design(), -.2, P._Normals(np.random.default_rng(0)))
     assert P.decide_simulated(design(), values, CLAIMS['C2']) == 'reproduced'
     monkeypatch.setattr(P, 'verdict_over_cells', lambda *a: ('not run', None))
@@ -95,7 +95,7 @@ def test_the_table_that_is_committed_is_of_the_published_profiles():
         assert (len(designs), _seeds_text([s for d in designs for s in d.seeds]), min(d.images for d in designs)) == (r.parts, r.seeds, r.images)
 
 
-def test_the_table_is_written_whole(tmp_path, monkeypatch):
+def test_the_table_is_written_and_read(tmp_path, monkeypatch):
     monkeypatch.setattr(P, 'read_published', lambda: {'mine': rows_of()})
     table = P.write_error_rates(tmp_path / 'rates.csv', runs=2, progress=False)
     assert table.id.tolist() == ['C1', 'C2'] and pd.read_csv(tmp_path / 'rates.csv').equals(P.read_error_rates(tmp_path / 'rates.csv'))

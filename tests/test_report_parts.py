@@ -14,7 +14,8 @@ from nrf_repro.report.html import download, jsonl, stylesheet, to_latex, to_mark
 from nrf_repro.report.readings import control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from nrf_repro.report.text import NETWORK, COLUMNS, amount, duration, eps_text, number
 from nrf_repro.report.verdict_table import headline_table, shown_part, verdict_table, verdicts_html
-from nrf_repro.results.claims import decide, decide_published, load_claims
+from nrf_repro.results.claims import decide, decide_published
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import NAMED_NORMS, frame, make_row, paper_rows, printed_note, source_hash, write_rows
 
 CLAIMS, PAPER = load_claims(), paper_rows()

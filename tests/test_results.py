@@ -43,7 +43,7 @@ def test_a_row_has_all_fields_and_its_origin():
     (dict(arch=11), TypeError, '`arch` takes text'),
     (dict(norm='BN'), ValueError, "norm 'BN'"),
     (dict(experiment=None), ValueError, 'needs `experiment`')])
-def test_bad_rows_are_refused_in_one_sentence(fields, error, words):
+def test_bad_rows_are_errors_in_one_line(fields, error, words):
     with pytest.raises(error) as e: row(**fields)
     assert words in str(e.value) and '\n' not in str(e.value)
 
@@ -52,7 +52,7 @@ def test_value_is_required():
     with pytest.raises(ValueError, match='needs `value`'): R.make_row(experiment='final', metric='clean_accuracy')
 
 
-def test_null_is_one_thing():
+def test_none_and_nan_are_both_null():
     for nothing in (None, float('nan'), np.nan, pd.NA, np.float32('nan')):
         assert row(metric='ligs', sigma=.01, value=nothing)['value'] is None
     assert type(row(value=np.float32(.5))['value']) is float and type(row(seed=np.int64(3))['seed']) is int
@@ -107,7 +107,7 @@ def test_same_rows_same_bytes(tmp_path):
     assert seeds.index(2) < seeds.index(10)  # numbers sort as numbers
 
 
-def test_writing_makes_up_no_origin(tmp_path):
+def test_writing_adds_no_origin(tmp_path):
     there = row() | dict(git_commit=None, torch=None, source_hash='elsewhere')
     back = R.read_rows(R.write_rows(tmp_path/'rows.jsonl', [there])).iloc[0]
     assert back.git_commit is None and back.torch is None and back.source_hash == 'elsewhere'
@@ -216,15 +216,7 @@ def test_a_pipe_is_written_into(tmp_path, through_a_link):
     assert pipe.is_fifo() and R.is_special(name)
 
 
-def test_a_pipe_that_nobody_reads_is_an_error_and_stays(tmp_path, monkeypatch):
-    import os
-    os.mkfifo(tmp_path / 'pipe')
-    monkeypatch.setattr(R.time, 'monotonic', iter(range(0, 100, 4)).__next__)
-    with pytest.raises(OSError, match=r'pipe cannot be written \(nobody reads from it\)'): R.write_atomically(tmp_path / 'pipe', 'x')
-    assert (tmp_path / 'pipe').is_fifo() and len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize('path', ['/dev/null', '/dev/stdout', '/dev/stderr', '/dev/fd/1', '/proc/self/fd/1'])
+@pytest.mark.parametrize('path', ['/dev/null', '/dev/stdout', '/dev/stderr', '/dev/fd/1'])
 def test_devices_and_streams_are_special(path): assert R.is_special(path)
 
 

@@ -1,4 +1,4 @@
-"""Same seed, same weights; killed and resumed, same weights; recipes mean what they say."""
+"""Training depends on the seed alone, also after an interruption, and follows the recipe."""
 import os
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def test_one_seed_one_result_and_another_seed_another(train):
 
 
 @pytest.mark.parametrize('attack', [None, Attack('l2', .5, 'ce', 1, .5, targeted=True)])
-def test_killed_after_an_epoch_and_resumed_is_undisturbed(train, tmp_path, attack):
+def test_a_training_that_is_killed_and_resumed_ends_with_the_same_weights(train, tmp_path, attack):
     recipe = replace(RECIPE, epochs=3, attack=attack)
     whole, broken = network(), network()
     fit(whole, train, recipe, progress=False)
@@ -94,14 +94,14 @@ def test_another_run_in_the_same_folder_is_an_error_that_names_the_difference(tr
 
 @pytest.mark.parametrize('other, named', [(Times(3.), 'loss'), (closure(3.), 'loss'), (partial(closure(2.)), 'loss'), (nn.CrossEntropyLoss(), 'loss')])
 @pytest.mark.parametrize('mine', [Times(2.), closure(2.)])
-def test_losses_are_told_apart_by_what_they_compute(mine, other, named):
+def test_losses_are_distinguished_by_what_they_compute(mine, other, named):
     key = run_key(line(), load('digits', 'train', limit=20), RECIPE, loss=mine)
     again = type(mine)(2.) if isinstance(mine, Times) else closure(2.)
     assert run_key(line(), load('digits', 'train', limit=20), RECIPE, loss=again) == key
     assert named in key_difference(key, run_key(line(), load('digits', 'train', limit=20), RECIPE, loss=other))
 
 
-def test_two_networks_of_one_shape_are_told_apart_by_their_code():
+def test_two_networks_of_one_shape_are_distinguished_by_their_code():
     def made(f):
         class Net(nn.Linear):
             def forward(self, x): return super().forward(f(x.flatten(1)))
@@ -132,14 +132,14 @@ def test_a_key_is_the_same_in_another_process(tmp_path):
         assert said('1') != one, a
 
 
-def test_a_loss_without_a_description_is_refused_before_anything_is_written(train, tmp_path):
+def test_a_loss_without_a_description_is_an_error_before_anything_is_written(train, tmp_path):
     lines = iter('abc')
     def loss(model, x, y): return cross_entropy(model, x, y) * bool(lines)
     with pytest.raises(TypeError, match='Make the loss a frozen dataclass'): fit(line(), train, RECIPE, loss=loss, folder=tmp_path / 'new', progress=False)
     assert not (tmp_path / 'new').exists()
 
 
-def test_a_network_that_holds_the_weights_of_the_folder_goes_on_from_them(train, tmp_path):
+def test_a_network_that_holds_the_weights_of_the_folder_resumes(train, tmp_path):
     model, whole = line(), line()
     fit(whole, train, RECIPE, progress=False)
     def stop(epoch, *_): raise KeyboardInterrupt
@@ -174,11 +174,11 @@ def test_tied_weights_are_kept_and_resumed(train, tmp_path, change):
     assert equal(whole, broken) and broken.b.weight is broken.a.weight
 
 
-@pytest.mark.parametrize('model, images, sentence', [
+@pytest.mark.parametrize('model, images, message', [
     (line(k=5), slice(None), r'the model has 5 outputs, and train has the label 9 \(10 classes\)\. Build the model with num_classes=10'),
     (line(), [], 'train holds no images'), (nn.Flatten(), slice(0, 0), 'train holds no images')])
-def test_what_cannot_be_trained_is_said_first(train, model, images, sentence):
-    with pytest.raises(ValueError, match=sentence): fit(model, train[images], RECIPE, progress=False)
+def test_what_cannot_be_trained_is_an_error_before_the_first_step(train, model, images, message):
+    with pytest.raises(ValueError, match=message): fit(model, train[images], RECIPE, progress=False)
 
 
 class Changed(nn.Module):
@@ -216,12 +216,12 @@ def detached():
 
 
 @pytest.mark.parametrize('loss', [cross_entropy, squares])
-@pytest.mark.parametrize('model, sentence', [
+@pytest.mark.parametrize('model, message', [
     (lambda: quantised(line()), 'quantised layer'), (lambda: quantised(conv()), r'quantised layer \(2, a Linear\)'),
     (lambda: line().requires_grad_(False), 'no parameter that requires a gradient'), (lambda: nn.Flatten(), 'no parameter'),
     (detached, '(has|have) no gradient')])
-def test_a_model_without_a_gradient_is_refused(train, tmp_path, model, sentence, loss):
-    with pytest.raises(ValueError, match=sentence): fit(model(), train, RECIPE, loss=loss, folder=tmp_path, progress=False)
+def test_a_model_without_a_gradient_is_an_error(train, tmp_path, model, message, loss):
+    with pytest.raises(ValueError, match=message): fit(model(), train, RECIPE, loss=loss, folder=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -232,10 +232,10 @@ def test_accuracy_needs_no_gradient_and_a_monitor_without_attack_neither(train):
     with pytest.raises(ValueError, match='quantised'): Monitor(train[:20], Attack('l2', .5, 'ce', 1, .5))(net)
 
 
-def test_an_output_too_many_is_no_mistake(train): fit(line(k=12), train, replace(RECIPE, epochs=1), progress=False)
+def test_an_additional_output_is_allowed(train): fit(line(k=12), train, replace(RECIPE, epochs=1), progress=False)
 
 
-def test_learns_and_the_monitor_sees_it(train):
+def test_the_monitor_records_what_is_learned(train):
     model = network()
     monitor = Monitor(load('digits', 'test', limit=50), Attack('l2', .5, 'ce', 2, .25), .05, epochs=(1, 6))
     history = fit(model, train, replace(RECIPE, epochs=6), monitor=monitor, progress=False)
@@ -256,7 +256,7 @@ def test_first_step_is_torchs_sgd(train):
     for a, b in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_a_loss_of_ones_own_is_used(train):
+def test_a_custom_loss_is_used(train):
     calls = []
 
     def loss(model, x, y):
@@ -287,7 +287,7 @@ def test_targets_are_wrong_classes_all_equally_likely(train, size):
     assert ((wrong - expected).square() / expected).sum() < 130  # chi square, 80 degrees of freedom: p = .0004
 
 
-def test_one_class_has_no_wrong_one(train):
+def test_a_single_class_has_no_wrong_class(train):
     alone, recipe = replace(train, y=torch.zeros_like(train.y), classes=('0',)), replace(RECIPE, attack=Attack('l2', .5, 'ce', 1, .5, targeted=True))
     with pytest.raises(ValueError, match='train has 1 class, .* two or more'): fit(line(k=1), alone, recipe, progress=False)
 
@@ -319,18 +319,18 @@ def test_correct_leaves_the_mode_alone(train):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize('wrong, sentence', [(dict(epochs=0), 'at least 1'), (dict(lr=0), 'lr=0'), (dict(epochs=2.), 'epochs=2.0 must be a whole number'), (dict(batch_size=32.), 'batch_size=32.0'), (dict(seed=.5), 'seed=0.5'), (dict(schedule='step'), 'Unknown schedule'),
+@pytest.mark.parametrize('wrong, message', [(dict(epochs=0), 'at least 1'), (dict(lr=0), 'lr=0'), (dict(epochs=2.), 'epochs=2.0 must be a whole number'), (dict(batch_size=32.), 'batch_size=32.0'), (dict(seed=.5), 'seed=0.5'), (dict(schedule='step'), 'Unknown schedule'),
                                              (dict(augment='cutout'), 'Unknown augment')])
-def test_bad_recipes_get_a_sentence(train, wrong, sentence):
-    with pytest.raises(ValueError, match=sentence): fit(network(), train, replace(RECIPE, **wrong))
+def test_bad_recipes_are_errors(train, wrong, message):
+    with pytest.raises(ValueError, match=message): fit(network(), train, replace(RECIPE, **wrong))
 
 
-def test_divergence_is_an_error_and_not_a_result(train):
+def test_divergence_is_an_error(train):
     with pytest.raises(FloatingPointError, match='diverged in epoch 1'):
         fit(network('none'), train, replace(RECIPE, lr=1e12, clip=None), progress=False)
 
 
-def test_compile_is_asked_for_and_only_when_asked(train, monkeypatch):
+def test_compile_is_used_only_if_the_recipe_says_so(train, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, 'compile', lambda model: asked.append(model) or model)
     model = network()

@@ -95,12 +95,13 @@ def warn_once(message):
     print(message, file=sys.stderr)
 
 # %% ../../nbs/5_how_it_works/32_decoding.ipynb #ef7ec5ce
-def _checksum(tensors):
-    "Return a hash of names, types, shapes and contents."
+def checksum(tensors): # name -> tensor
+    "A hash of names, types, shapes and contents, 64 hexadecimal digits."
     h = hashlib.sha256()
-    for k in sorted(tensors):
-        h.update(f'{k} {tensors[k].dtype} {tuple(tensors[k].shape)} '.encode())
-        h.update(tensors[k].contiguous().numpy().data)
+    for name, t in sorted(tensors.items()):
+        t = torch.as_tensor(t).detach().cpu().contiguous()
+        h.update(f'{name} {t.dtype} {tuple(t.shape)} '.encode())
+        h.update(t.flatten().view(torch.uint8).numpy().data)
     return h.hexdigest()
 
 # %% ../../nbs/5_how_it_works/32_decoding.ipynb #4c612119
@@ -117,7 +118,7 @@ def _write(path, tensors):
     draft = path.with_name(f'{path.name}.{os.getpid()}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, draft, dict(sum=_checksum(tensors)))
+        save_file(tensors, draft, dict(sum=checksum(tensors)))
         os.replace(draft, path)
     except (OSError, SafetensorError) as e:
         warn_once(f'Decoded images are not kept, because {path.parent} is not writable ({e}). Set NRF_CACHE to a writable folder.')
@@ -137,7 +138,7 @@ def cached(
         with safe_open(path, 'pt') as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}
             stored = (f.metadata() or {}).get('sum')
-        if stored == _checksum(tensors): return tensors
+        if stored == checksum(tensors): return tensors
     except (OSError, SafetensorError): pass   # missing or damaged: it is written again
     tensors = read()
     _write(path, tensors)

@@ -18,12 +18,12 @@ from .decoding import cached, warn_once
 from .folders import from_folder
 from .images import CLASSES, SIZES, STATS, Images, _check_limit, balanced, channel_stats, digits
 from .known_features import testbed
-from .readers import read_binary, read_mat, read_npz, read_parquet, read_pickles
+from .readers import read_mat, read_npz, read_parquet, read_pickles
 
 # %% ../../nbs/5_how_it_works/35_loading.ipynb #cbe9e8e4
 LAYOUTS = dict(  # data set -> file pattern -> reader; {batch} is data_batch_1..5 or test_batch
     cifar10={'{split}-*.parquet': read_parquet, 'plain_text/{split}-*.parquet': read_parquet,
-             'cifar-10-batches-py/{batch}': read_pickles, 'cifar-10-batches-bin/{batch}.bin': read_binary},
+             'cifar-10-batches-py/{batch}': read_pickles},
     svhn={'{split}_32x32.mat': read_mat, 'svhn/{split}-*.parquet': read_parquet, 'cropped_digits/{split}-*.parquet': read_parquet},
     pneumoniamnist={'pneumoniamnist.npz': read_npz})
 
@@ -69,7 +69,7 @@ def _download_pneumoniamnist(split, root):
 DOWNLOADS = dict(cifar10=_download_cifar10, svhn=_download_svhn, pneumoniamnist=_download_pneumoniamnist)
 
 # %% ../../nbs/5_how_it_works/35_loading.ipynb #1046fcd0
-def download(name, split, root):
+def _download(name, split, root):
     "Download a data set into `root`. Raises `FileNotFoundError` that says where the files were looked for and what to do."
     timeout = socket.getdefaulttimeout()
     try:
@@ -97,7 +97,7 @@ def from_files(name, split, root):
     "Return a data set of `LAYOUTS`, found or downloaded, decoded once. Raises `FileNotFoundError` or `ValueError`."
     found = find_files(name, split, root)
     if not found:
-        download(name, split, root)
+        _download(name, split, root)
         found = find_files(name, split, root)
     if not found: raise FileNotFoundError(f'{name} ({split}) is not in what was downloaded to {root}. Empty that folder and try again.')
     files, reader = found

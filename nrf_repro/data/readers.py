@@ -151,20 +151,6 @@ def read_pickles(files, split, classes):
     _check_batches(files, split)
     return _join([_pickle_file(f, split, classes) for f in files])
 
-# %% ../../nbs/5_how_it_works/33_readers.ipynb #fc448bf8
-def _binary_file(file, classes):
-    "Return one batch file of CIFAR-10's binary version."
-    data = np.fromfile(file, np.uint8)
-    if not len(data) or len(data) % 3073:
-        raise ValueError(f'{file}: {len(data)} bytes are not a whole number of records of 3,073 bytes. Download it again.')
-    data = data.reshape(-1, 3073)
-    return dict(x=torch.tensor(data[:, 1:]).view(-1, 3, 32, 32), y=_checked_labels(data[:, 0], len(classes), file, len(data)))
-
-def read_binary(files, split, classes):
-    "Return the batches of `cifar-10-batches-bin`. Raises `ValueError` for a damaged file and `FileNotFoundError` for a missing one."
-    _check_batches(files, split)
-    return _join([_binary_file(f, classes) for f in files])
-
 # %% ../../nbs/5_how_it_works/33_readers.ipynb #7c3335c2
 LARGEST = 2**31  # bytes of one array: 9 times SVHN's training images
 _MATRIX, _COMPRESSED = 14, 15

@@ -152,11 +152,6 @@ def _prefixes(weights, have):
         found |= {'.'.join(parts[:i]) + '.': None for i in range(1, len(parts)) if '.'.join(parts[i:]) in have}
     return list(found)
 
-def _missing_prefixes(weights, have):
-    "What the network has before the first name of the weights, such as 'backbone.'."
-    first = next(iter(weights), '')
-    return [name.removesuffix(first) for name in have if name.endswith(f'.{first}')]
-
 # %% ../../nbs/5_how_it_works/37_weights.ipynb #573566f4
 def _required(have): return {k for k in have if not k.endswith('num_batches_tracked')}
 
@@ -164,15 +159,12 @@ def _without_counters(weights, have):
     return {k: v for k, v in weights.items() if k in have or k.rpartition('.')[2] not in _COUNTERS}
 
 def _readings(weights, have):
-    "Each way to read the weights in which no tensor is missing: prefix ('+' for one that is added) -> tensors. A prefix holds at least a quarter of all numbers."
+    "Each way to read the weights in which no tensor is missing: prefix -> tensors. A prefix holds at least a quarter of all numbers."
     found = {}
     for table in _spellings(weights, have):
         for prefix in _prefixes(table, have):
             inner = _under(table, prefix)
             if _required(have) <= set(inner) and 4 * _size(inner) >= _size(weights): found.setdefault(prefix, _without_counters(inner, have))
-        for prefix in _missing_prefixes(table, have):
-            outer = {f'{prefix}{name}': v for name, v in table.items()}
-            if _required(have) <= set(outer): found.setdefault(f'+{prefix}', _without_counters(outer, have))
     return found
 
 # %% ../../nbs/5_how_it_works/37_weights.ipynb #282b8e44
@@ -191,7 +183,7 @@ def _match(weights, have): # weights: `Weights`
         raise ValueError(f'{weights.file} holds several networks that fit '
                          f'({", ".join(prefix.rstrip(".") for prefix in prefixes)}): choose one by entry= (--entry).')
     prefix = prefixes[0]
-    left = [] if prefix.startswith('+') else [k for k in weights if not _WRAPPERS.sub('', k).startswith(prefix)]
+    left = [k for k in weights if not _WRAPPERS.sub('', k).startswith(prefix)]
     return prefix, found[prefix], left
 
 # %% ../../nbs/5_how_it_works/37_weights.ipynb #4384695b
@@ -233,7 +225,7 @@ def load_weights(model,   # nn.Module; unchanged if an error is raised
 
 def _renaming(prefix, left, others):
     "What was changed or left out, in words."
-    if prefix: yield f'prefix {prefix.lstrip("+")} {"added to" if prefix[0] == "+" else "removed from"} the names'
+    if prefix: yield f'prefix {prefix} removed from the names'
     if left: yield f'{len(left)} other name{"s" * (len(left) > 1)} left out ({left[0]})'
     if others: yield f'not used: {", ".join(name or "the rest" for name in others)}'
 

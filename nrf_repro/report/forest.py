@@ -19,9 +19,10 @@ from .curves import FIGURE_3_ENDS
 from .figures import GRID, INK, LOOKS, MARKS, kind_name, kind_of, styled
 from .tables import TABLE_1, table
 from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_name, name_of, number, several
-from ..results.claims import effect_of, load_claims, pairs, screen, select
+from ..results.paired import effect_of, pairs, screen, select
+from ..results.rules import load_claims
 from ..results.intervals import Interval
-from ..results.rows import CONTROLS, NAMED_NORMS, in_checkout, paper_rows
+from ..results.rows import CONTROLS, NAMED_NORMS, resolve_repo_path, paper_rows
 from ..results.schema import read_yaml
 
 # %% ../../nbs/5_how_it_works/77_forest.ipynb #b16322eb
@@ -104,7 +105,7 @@ def width_text(width):
 
 def training_images(profile, dataset, folder='reports/profiles'):
     "How many images a profile trains on, in words; '' where its file, or the data set in it, is not at hand."
-    try: path = in_checkout(folder)/f'{profile}.yaml'
+    try: path = resolve_repo_path(folder)/f'{profile}.yaml'
     except FileNotFoundError: return ''
     settings = read_yaml(path)[0]['data'] if path.is_file() else {}
     if dataset not in settings: return ''

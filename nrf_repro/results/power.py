@@ -121,8 +121,9 @@ STOPPING = {'all seeds': (None,), 'two seeds after a look at three': (3, None)} 
 
 def simulated_verdict(designs, # of the parts of a claim
                       effects, # signed, of each part
-                      claim, rng,
-                      looks):  # numbers of seeds, None: all
+                      claim,   # a `Claim`
+                      rng,     # NumPy's generator
+                      looks):  # numbers of seeds with which it is decided in turn, None: all
     "The verdict on a claim in one simulated run: the first that is not inconclusive, or the last."
     normals = _Normals(rng)
     values = [simulate(d, e, normals) for d, e in zip(designs, effects)]
@@ -131,8 +132,10 @@ def simulated_verdict(designs, # of the parts of a claim
         if verdict != 'inconclusive': return verdict
     return verdict
 
-def error_rates(claim, rows, # of one profile
-                runs=300, seed=0):
+def error_rates(claim,    # a `Claim`
+                rows,     # a frame of rows of one profile
+                runs=300, # simulated runs for each effect
+                seed=0):  # of the simulation
     "A dict for each rule of `STOPPING`: error rates and power of a claim at a profile, as fractions. Empty where a part has no rows."
     designs = [design_of(claim, part, rows) for part in claim.parts]
     if None in designs: return []

@@ -8,7 +8,6 @@ __all__ = ['FIELDS', 'IDENTITY', 'WHOLE', 'REAL', 'SPARSE', 'make_row', 'write_r
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #81d74ffc
 import ast
-import errno
 import hashlib
 import json
 import math
@@ -16,7 +15,6 @@ import os
 import secrets
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -188,35 +186,13 @@ def sort_rows(rows): # dicts, or a frame of `read_rows`
 # %% ../../nbs/5_how_it_works/44_results.ipynb #d02b4366
 _STREAMS = {'/dev/stdout': 1, '/dev/stderr': 2}
 
-def _stream_of(path): # -> the number of the open stream that a path such as /dev/stdout or /dev/fd/3 names, also through links; else None
-    path = os.path.abspath(path)
-    for _ in range(40):
-        place, _, number = path.rpartition('/')
-        if path in _STREAMS: return _STREAMS[path]
-        if place in ('/dev/fd', '/proc/self/fd', f'/proc/{os.getpid()}/fd') and number.isdigit(): return int(number)
-        if not os.path.islink(path): return None
-        path = os.path.normpath(os.path.join(place, os.readlink(path)))
+def _stream_of(path): # -> the number of the open stream that /dev/stdout, /dev/stderr or /dev/fd/3 names; None for other paths
+    folder, _, number = (path := os.path.abspath(path)).rpartition('/')
+    return int(number) if folder == '/dev/fd' and number.isdigit() else _STREAMS.get(path)
 
 def is_special(path):
     "Does a path name a stream, a pipe or a device, which is written into and never replaced?"
     return _stream_of(path) is not None or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
-
-# %% ../../nbs/5_how_it_works/44_results.ipynb #c3d04a01
-def _opened_special(path, seconds=5): # -> the number of an open file; waits so long for a reader of a pipe
-    if (stream := _stream_of(path)) is not None:
-        for own in (sys.stdout, sys.stderr):
-            if own is not None: own.flush()   # what was printed before comes before
-        return os.dup(stream)
-    end = time.monotonic() + seconds
-    while True:
-        try: fd = os.open(path, os.O_WRONLY | getattr(os, 'O_NONBLOCK', 0))
-        except OSError as e:
-            if e.errno != errno.ENXIO: raise
-            if time.monotonic() > end: raise OSError(e.errno, 'nobody reads from it') from None
-            time.sleep(.05)
-        else:
-            os.set_blocking(fd, True)
-            return fd
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #c3d04a02
 def _replace(path, text): # a link stays, and the file that it names is replaced
@@ -229,16 +205,20 @@ def _replace(path, text): # a link stays, and the file that it names is replaced
     finally:
         with suppress(OSError): draft.unlink()
 
-def write_atomically(path, text):
+def _write_into(path, text): # path: a stream, which is continued, or a pipe or a device
+    stream = _stream_of(path)
+    if stream is not None: sys.stdout.flush(), sys.stderr.flush()   # what was printed before comes before
+    with open(path if stream is None else os.dup(stream), 'w', encoding='utf-8') as f: f.write(text)
+
+def write_atomically(path,  # where to
+                     text): # the contents, written as UTF-8
     """Write a text file, and return its path. If writing fails, the old file is unchanged.
 
     A pipe, a device or a stream such as /dev/stdout is written into. Raises `OSError` that names the path.
     """
     path = Path(path)
     try:
-        if not is_special(path): _replace(path, text)
-        else:
-            with open(_opened_special(path), 'w', encoding='utf-8') as f: f.write(text)
+        (_write_into if is_special(path) else _replace)(path, text)
     except OSError as e:
         raise type(e)(f'{path} cannot be written ({e.strerror}): make room, or choose a folder that can be written to. Nothing was changed.') from None
     return path

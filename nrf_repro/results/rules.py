@@ -113,6 +113,7 @@ def by_scale(profiles, # names
     return sorted(profiles, key=claim.scales.index)
 
 # %% ../../nbs/5_how_it_works/73_claim_rules.ipynb #73000005
-def level_of(claim, part):
+def level_of(claim, # a `Claim`
+             part): # one of its parts
     "The confidence of a part's two-sided interval. A threshold is tested one-sided, which corresponds to a lower two-sided one."
     return claim.level if part.compare else 2 * claim.level - 1

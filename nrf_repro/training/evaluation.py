@@ -17,7 +17,8 @@ from ..features import ligs
 from .loop import correct
 
 # %% ../../nbs/5_how_it_works/43_evaluation.ipynb #c005c43e
-def attack_row_fields(name, attack):
+def attack_row_fields(name,    # of the attack
+                      attack): # `Attack`
     "The fields of a row that describe an attack."
     return dict(attack=name, eps=attack.eps, steps=attack.steps, step_size=attack.step_size, reading='any')
 
@@ -48,8 +49,8 @@ def evaluate(model,          # any nn.Module: images in [0, 1] -> n k logits
              attacks,        # name -> `Attack`
              sigma,          # of LIGS' noise, in pixels of [0, 1]
              *,
-             device='cpu',
-             dtype=torch.float32,
+             device='cpu',   # where the model is
+             dtype=torch.float32, # of the images
              seed=0,         # of LIGS' noise
              batch_size=256, # images at once: memory and speed, not the answer
              progress=True): # show a bar

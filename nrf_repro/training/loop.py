@@ -76,10 +76,15 @@ SINGLE_PROCESS = SingleProcess()
 # %% ../../nbs/5_how_it_works/42_training.ipynb #27ea2504
 NO_GRADIENT = 'Train a model of float layers whose forward uses neither no_grad, nor detach, nor quantised layers.'
 
-def train_epoch(model, opt, train, recipe, epoch, loss,
+def train_epoch(model,   # trained in place
+                opt,     # of `sgd`
+                train,   # `Images`
+                recipe,  # `Recipe`
+                epoch,   # from 0
+                loss,    # (model, x, y) -> scalar
                 forward, # the model, or what wraps it
                 bar,     # tqdm, moved by one for each batch
-                team=SINGLE_PROCESS):
+                team=SINGLE_PROCESS): # the processes that train the model
     "Train on every batch once, and return the mean loss. Raises `ValueError` for a loss without a gradient."
     device, total, steps = model_device(model), 0., len(train) // min(recipe.batch_size, len(train))
     for step, (x, y, target) in enumerate(batches(train, recipe, epoch, device, team.rank, team.size)):

@@ -71,7 +71,8 @@ def lr_at(
     if t < recipe.warmup: return recipe.lr * max(t / recipe.warmup, .04)
     return recipe.lr * .5 * (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup)))
 
-def sgd(model, recipe):
+def sgd(model,  # whose parameters are trained
+        recipe): # a `Recipe`
     "The recipe's optimiser, a `torch.optim.SGD`. Its learning rate is set before every step."
     return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
@@ -100,7 +101,9 @@ def augment(x, how, g, part=None): # how: one of AUGMENTS; the others as in `ran
     return random_flip(x, g, part) if how == 'crop-flip' else x
 
 # %% ../../nbs/5_how_it_works/75_recipes.ipynb #4522744e
-def cross_entropy(model, x, y):
+def cross_entropy(model, # maps n c h w to logits n k
+                  x,     # n c h w, in [0, 1]
+                  y):    # n labels
     "The mean cross-entropy, a scalar. A custom loss has the same arguments. The model gets a copy of x, which it may overwrite."
     return F.cross_entropy(model(x.clone()), y)
 

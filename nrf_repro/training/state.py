@@ -20,17 +20,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..data.decoding import checksum
 from ..models import save_tensors
 from .recipe import cross_entropy
 
 # %% ../../nbs/5_how_it_works/76_training_state.ipynb #c1d04a01
-def _digest(tensors): # name -> tensor; -> a short hash of names, types, shapes and contents
-    h = hashlib.sha256()
-    for name, t in sorted(tensors.items()):
-        t = torch.as_tensor(t).detach().cpu().contiguous()
-        h.update(f'{name} {t.dtype} {tuple(t.shape)} '.encode())
-        h.update(t.flatten().view(torch.uint8).numpy().data)
-    return h.hexdigest()[:16]
+def _digest(tensors): return checksum(tensors)[:16] # name -> tensor
 
 # %% ../../nbs/5_how_it_works/76_training_state.ipynb #c1d04a03
 def _is_known(thing): # defined in this package, whose source is hashed as a whole, or in a library
