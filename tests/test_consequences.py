@@ -14,7 +14,9 @@ from nrf_repro.studies import consequences as c
 from nrf_repro.studies import base as studies
 from nrf_repro.attacks import Attack
 from nrf_repro.data import Images
-from nrf_repro.experiment.runs import PARTS, absent, load_profile, study_jobs, train_cell, study_cells
+from nrf_repro.experiment.plan import absent, study_jobs, study_specs
+from nrf_repro.experiment.profile import PARTS, load_profile
+from nrf_repro.experiment.run import train_network
 from nrf_repro.models import build_model
 from nrf_repro.results.claims import decide, decide_parts, load_claims
 from nrf_repro.results.rows import frame, read_rows
@@ -130,10 +132,9 @@ def xrays(tmp_path_factory):
 
 
 def settings(**medical):
-    p = load_profile('tiny')
-    p['data']['pneumoniamnist'] |= dict(train=60, test=48)
-    p['studies']['medical'] |= dict(norms=['none', 'bn'], batch_sizes=dict(none=[4, 32], bn=[4, 32]), seeds=[0, 1], steps=30, attacked=24) | medical
-    return p
+    study = dict(norms=['none', 'bn'], batch_sizes=dict(none=[4, 32], bn=[4, 32]), seeds=[0, 1], steps=30, attacked=24) | medical
+    changes = {f'studies.medical.{name}': value for name, value in study.items()}
+    return load_profile('tiny').with_changes(changes | {'data.pneumoniamnist.train': 60, 'data.pneumoniamnist.test': 48})
 
 
 @pytest.fixture(scope='module')
@@ -177,21 +178,20 @@ def test_medical_goes_on_where_it_was_interrupted(medical, monkeypatch):
 def test_medical_is_left_out_aloud(monkeypatch, tmp_path):
     p = load_profile('tiny')
     monkeypatch.setenv('NRF_DATA', str(tmp_path))
-    assert [line for line in absent(p, PARTS) if line.startswith('study medical: pneumoniamnist is not in')] and 'medical' not in study_jobs(p, PARTS)
+    assert absent(p, PARTS)['medical'].startswith('pneumoniamnist is not in') and 'medical' not in study_jobs(p, PARTS)
 
 
 def test_settings_that_cannot_work_are_named(xrays, tmp_path):
     run = studies.Run(settings(batch_sizes=dict(none=[4])), 'medical', 0, tmp_path)
     with pytest.raises(ValueError, match="no batch size for 'bn'"): c.medical_networks(run)
-    p = load_profile('tiny')
-    p['studies']['corruptions']['batch'] = 7
+    p = load_profile('tiny').with_changes({'studies.corruptions.batch': 7})
     with pytest.raises(ValueError, match='no multiple of batch: 7'): next(c.shifted(studies.Run(p, 'corruptions', 0, tmp_path)))
 
 
 @pytest.fixture(scope='module')
 def corruptions(tmp_path_factory):
     folder, p = tmp_path_factory.mktemp('corruptions'), load_profile('tiny')
-    for cell in study_cells(p, 'corruptions'): train_cell(p, cell, folder, progress=False)
+    for spec in study_specs(p, 'corruptions'): train_network(spec, folder, progress=False)
     studies.run_study(p, 'corruptions', 0, folder, progress=False)
     return read_rows(folder / 'studies')
 

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from nrf_repro import __version__
-from nrf_repro.cli import check_template, main, plan_text
-from nrf_repro.experiment.runs import load_profile
+from nrf_repro.cli import main, plan_text
+from nrf_repro.experiment.notebooks import check_template
+from nrf_repro.experiment.profile import load_profile
 from nrf_repro.results.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -123,9 +124,9 @@ def test_a_template_that_lost_its_tag_does_not_run(tmp_path):
     (['notebook', 'reports/notebooks/network.ipynb', 'o.ipynb', '--parameters', 'norm=bn'], 'is not JSON'),
     (['notebook', 'reports/notebooks/nothing.ipynb', 'o.ipynb'], 'No notebook'),
     (['report', '--cores', '0', '--dry-run'], '--cores 0: give at least 1'), (['report', '--cores', '-3', '--dry-run'], '--cores -3: give at least 1'),
-    (['report', '--jobs', 'transfer*', '--dry-run'], "'transfer*' fits jobs of the extension alone (transfer"),
+    (['report', '--jobs', 'transfer*', '--dry-run'], "'transfer*' matches only jobs of the extension (transfer"),
     (['report', '--jobs', 'study*', '--dry-run'], "is called 'study*': they are standard-0"), (['report', '--jobs', 'study*', '--dry-run'], ', and with --all ')])
-def test_bad_words_on_the_command_line(capsys, monkeypatch, words, sentence):
+def test_wrong_arguments_are_errors_of_one_line(capsys, monkeypatch, words, sentence):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('NRF_DATA', '')
     assert main(words) == 2
@@ -137,7 +138,7 @@ def test_bad_words_on_the_command_line(capsys, monkeypatch, words, sentence):
 def test_a_copy_is_not_taken_for_the_profile_of_its_name(command, tmp_path, capsys):
     shutil.copy(ROOT / 'reports/profiles/demo.yaml', tmp_path)
     assert main([*command.split(), '--profile', str(tmp_path / 'demo.yaml')]) == 2
-    assert 'give the file another name' in capsys.readouterr().err
+    assert 'Give the file another name' in capsys.readouterr().err
 
 
 def test_an_unknown_base_is_found_before_anything_is_planned(tmp_path, capsys):

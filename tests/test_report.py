@@ -10,7 +10,7 @@ import pytest
 
 from nrf_repro.report import rendering as report
 from nrf_repro.report import tables
-from nrf_repro.experiment.runs import STUDIES
+from nrf_repro.experiment.profile import STUDIES
 from nrf_repro.results.claims import load_claims
 from nrf_repro.results.rows import FIELDS, frame, make_row, paper_rows
 from nrf_repro.report.tables import made_up_rows

@@ -7,12 +7,10 @@ __all__ = ['launch', 'check_together']
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #260ac295
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 
@@ -22,7 +20,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from .runs import Cell, build_folder, device_of, load_profile, processes_of, recipe_of, train_run, write_json
+from .plan import RunSpec, resolve_device
+from .run import train_run
+from .store import write_json
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #c15f1b4c
 class Team:
@@ -56,27 +56,26 @@ class Team:
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #53ad1d9f
 def launch(
-    profile, # of `load_profile`; its data say how many processes
-    cell,
-    run,     # the cell's own folder
+    spec,    # `RunSpec`; its data say how many processes
+    run,     # the network's own folder
 ):
     "Train a network by several processes on this machine; the log of all of them is in run/processes.log."
-    settings, n = run / 'together' / f'{profile["name"]}.yaml', processes_of(profile, cell)
-    check_together(profile, cell)
-    write_json(settings, {k: v for k, v in profile.items() if k != 'name'})  # JSON is YAML
+    settings, n = run / 'spec.json', spec.processes
+    check_together(spec)
+    write_json(settings, spec.model_dump(mode='json', exclude_unset=True))
     words = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', n, '-m', 'nrf_repro.experiment.distributed',
-             '--profile', settings, '--cell', json.dumps(asdict(cell)), '--into', run]
+             '--spec', settings, '--into', run]
     with open(run / 'processes.log', 'w', encoding='utf-8') as log:
         status = subprocess.run([str(w) for w in words], stdout=log, stderr=subprocess.STDOUT).returncode
-    if status: raise RuntimeError(f'{cell.id}: {last_words(log.name, n)} Run again to go on from the last epoch; the log is {log.name}.')
+    if status: raise RuntimeError(f'{spec.id}: {last_words(log.name, n)} Run again to go on from the last epoch; the log is {log.name}.')
 
-def check_together(profile, cell):
+def check_together(spec):
     "What several processes could not do, in a sentence."
-    n, data, bs = processes_of(profile, cell), profile['data'][cell.dataset], recipe_of(profile, cell).batch_size
+    n, bs = spec.processes, spec.recipe.batch_size
     if bs % n: raise ValueError(f'{n} processes cannot share a batch of {bs}: choose a batch size that {n} divides.')
-    if device_of(profile) == 'cuda' and torch.cuda.device_count() < n:
+    if resolve_device(spec) == 'cuda' and torch.cuda.device_count() < n:
         raise RuntimeError(f'{n} processes need {n} GPUs, and there are {torch.cuda.device_count()}: set processes.')
-    if device_of(profile) == 'cpu' and data.get('sync_bn') and cell.norm == 'bn':
+    if resolve_device(spec) == 'cpu' and spec.data.sync_bn and spec.network.norm == 'bn':
         raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU.')
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #e2111229
@@ -91,20 +90,18 @@ def last_words(log, n):
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #31505fbf
 def main(argv=None):
-    "What each process does: python -m torch.distributed.run --nproc-per-node 8 -m nrf_repro.experiment.distributed --profile ... --cell ..."
+    "What each process does: python -m torch.distributed.run --nproc-per-node 8 -m nrf_repro.experiment.distributed --spec ... --into ..."
     p = argparse.ArgumentParser('nrf_repro.experiment.distributed',
                                 description='One of the processes that train a network together; torchrun starts them.')
-    p.add_argument('--profile', required=True, help='a name in reports/profiles or the path of a .yaml file')
-    p.add_argument('--cell', required=True, help='the network as JSON: dataset, arch, width, norm, regime, seed')
-    p.add_argument('--into', help='folder of the network; reports/build/<profile>/runs/<id> if it is left out')
+    p.add_argument('--spec', required=True, help='a JSON file with the run specification')
+    p.add_argument('--into', required=True, help='folder of the network')
     a = p.parse_args(argv)
-    profile, cell = load_profile(a.profile), Cell(**json.loads(a.cell))
-    run = Path(a.into) if a.into else build_folder(profile) / 'runs' / cell.id
+    spec, run = RunSpec.model_validate_json(Path(a.spec).read_text(encoding='utf-8')), Path(a.into)
     if 'RANK' not in os.environ:
         sys.exit('nrf_repro.experiment.distributed: start it by torchrun: python -m torch.distributed.run --nproc-per-node 2 -m nrf_repro.experiment.distributed ...')
-    dist.init_process_group('nccl' if device_of(profile) == 'cuda' else 'gloo')
-    if device_of(profile) == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    try: train_run(profile, cell, run, progress=False, team=Team(profile['data'][cell.dataset].get('sync_bn', False) and cell.norm == 'bn'))
+    dist.init_process_group('nccl' if resolve_device(spec) == 'cuda' else 'gloo')
+    if resolve_device(spec) == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    try: train_run(spec, run, progress=False, team=Team(spec.data.sync_bn and spec.network.norm == 'bn'))
     except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'nrf_repro.experiment.distributed: {e}')
     except RuntimeError as e:
         sys.exit(f'nrf_repro.experiment.distributed: process {dist.get_rank()} lost the others ({" ".join(str(e).split())[:200]}).')

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from . import tables
-from ..experiment.runs import read_json
+from ..experiment.store import read_json
 from .rendering import download
 from ..results.claims import decide, load_claims
 from ..results.intervals import Interval, paired_interval, t_interval, two_way, wilson

@@ -17,7 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..experiment.runs import Cell, attack_of, grid_cells, images_of, read_json, weights_file
+from ..experiment.plan import attack_of, images_of
+from ..experiment.profile import PARTS
+from ..experiment.store import read_json, weights_file
 from .figures import caption, data_uri, styled
 from ..results.rows import NAMED_NORMS
 from .tables import COLUMNS, NETWORK, arch_name, environment, eps_text, named, network_name, norm_name, number
@@ -466,11 +468,12 @@ def _names(shown): # room for the longest name of a class
     return f'.nrf-living {{ --nrf-names: {min(6, 1.6 + .5 * max(map(len, shown["first"]["classes"]))):g}rem }}\n'
 
 # %% ../../nbs/5_how_it_works/60_interactive.ipynb #e641ece1
-def pair(profile): # of `load_profile`
+def pair(profile): # `Profile`
     "The first cells of a profile, without norm and with BN, that differ in nothing else; {} if it plans none."
-    for cell in (c for grid in profile['grids'] for c in grid_cells(grid) if c.norm == 'none'):
+    planned = profile.networks(PARTS)
+    for cell in planned:
         twin = replace(cell, norm='bn')
-        if any(twin in grid_cells(grid) for grid in profile['grids']): return dict(none=cell, bn=twin)
+        if cell.norm == 'none' and twin in planned: return dict(none=cell, bn=twin)
     return {}
 
 # %% ../../nbs/5_how_it_works/60_interactive.ipynb #ea749d4d
@@ -482,7 +485,7 @@ def source_text(cell):
 def stored(profile, folder, device='cpu'): # the build folder
     "norm -> network, and the BN network's cell."
     from nrf_repro.models import load_model
-    if not (cells := pair(profile)): raise ValueError(f'profile {profile["name"]} plans no network both without norm and with BN')
+    if not (cells := pair(profile)): raise ValueError(f'profile {profile.name} plans no network both without norm and with BN')
     files = {norm: weights_file(Path(folder, 'runs', cell.id)) for norm, cell in cells.items()}
     lost = [cells[norm].id for norm, path in files.items() if path is None]
     if lost: raise FileNotFoundError(f'no weights of {", ".join(lost)}')
@@ -492,8 +495,8 @@ def stored(profile, folder, device='cpu'): # the build folder
 def record_stored(profile, folder, most=8, device='cpu'):
     "Record the attack that a profile watches on its stored networks and on the images that it watches."
     models, cell = stored(profile, folder, device)
-    attack = attack_of(profile, cell.dataset, profile['data'][cell.dataset]['watch']['attack'])
-    found = record(models, images_of(profile, cell.dataset, 'watch'), attack, most=most, device=device)
+    data = profile.data[cell.dataset]
+    found = record(models, images_of(cell.dataset, data, 'watch'), attack_of(data, data.watch.attack), most=most, device=device)
     return found | dict(source=source_text(cell))
 
 # %% ../../nbs/5_how_it_works/60_interactive.ipynb #0c322f71

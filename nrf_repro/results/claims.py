@@ -8,15 +8,16 @@ __all__ = ['Part', 'Claim', 'load_claims', 'effects', 'decide', 'headline', 'dec
 # %% ../../nbs/5_how_it_works/47_claims.ipynb #40000003
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, create_model
 
 from .intervals import Combined, t_over_cells, two_way
 from .outcomes import unpack_outcomes
 from .rows import BOUNDS, CONTROLS, FIELDS, IDENTITY, in_checkout, paper_rows
-from .schema import COUNT, FLAG, NUMBER, TEXT, VALUE, closed, each, maybe, one_of, read_yaml
+from .schema import Count, Flag, Number, Settings, Text, read_yaml
 
 # %% ../../nbs/5_how_it_works/47_claims.ipynb #79b8af8d
 def select(rows,   # a frame of rows
@@ -163,7 +164,7 @@ def _claim(entry, rules, place):
 # %% ../../nbs/5_how_it_works/47_claims.ipynb #659f9826
 def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
     "The claims and their rules, every key checked."
-    claims, (text, place) = {}, read_yaml(in_checkout(path), CLAIMS)
+    claims, (text, place) = {}, read_yaml(in_checkout(path), _ClaimsFile)
     for i, entry in enumerate(text['claims']):
         claim = _claim(entry, text['rules'], f'{place / "claims" / i} {entry["id"]}')
         if claim.id in claims: raise ValueError(f'{place / "claims" / i} {entry["id"]}: this id is given twice')
@@ -171,18 +172,43 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
     return claims
 
 # %% ../../nbs/5_how_it_works/47_claims.ipynb #50af6218
-LIMITS = dict(type='object', additionalProperties=NUMBER)
-RULES = dict(level=NUMBER, min_seeds=COUNT, agree=NUMBER, learned_by=TEXT, undertrained=LIMITS, not_learned=LIMITS,
-             scales=each(TEXT))
-FIELDS_GIVEN = dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)]))
-PART = closed(name=TEXT, metric=TEXT, where=FIELDS_GIVEN, each=FIELDS_GIVEN | dict(maxProperties=1),
-              direction=one_of('higher', 'lower'), smallest_effect=NUMBER,
-              compare=dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)])), threshold=maybe(NUMBER),
-              room=each(NUMBER, minItems=2, maxItems=2),
-              screen=FLAG, missing=one_of(*VERDICTS), paper=closed(table=TEXT, effect=NUMBER, source=TEXT,
-                                                                   optional=['table', 'effect', 'source']),
-              optional=['name', 'each', 'compare', 'threshold', 'room', 'screen', 'missing', 'paper'])
-CLAIMS = closed(rules=closed(**RULES), claims=each(closed(id=TEXT, title=TEXT, statement=TEXT, parts=each(PART), **RULES, optional=RULES)))
+_RULES = dict(level=Number, min_seeds=Count, agree=Number, learned_by=Text, undertrained=dict[Text, Number],
+              not_learned=dict[Text, Number], scales=Annotated[tuple[Text, ...], Field(min_length=1)])
+_Value = Text | Number | None
+_RowFields = dict[Text, _Value | tuple[_Value, ...]]   # field -> value, or values
+
+class _PaperEntry(Settings):
+    table: Text = None
+    effect: Number = None
+    source: Text = None
+
+class _PartEntry(Settings):
+    "One entry under `parts`; the fields of `Part`."
+    metric: Text
+    where: _RowFields
+    direction: Literal['higher', 'lower']
+    smallest_effect: Number
+    name: Text = None
+    each: _RowFields = Field(None, max_length=1)
+    compare: _RowFields = None
+    threshold: Number | None = None
+    room: tuple[Number, ...] = Field(None, min_length=2, max_length=2)
+    screen: Flag = None
+    missing: Literal[VERDICTS] = None
+    paper: _PaperEntry = None
+
+_Rules = create_model('_Rules', __base__=Settings, **{name: (kind, ...) for name, kind in _RULES.items()})
+_RuleChanges = create_model('_RuleChanges', __base__=Settings, **{name: (kind, None) for name, kind in _RULES.items()})
+
+class _ClaimEntry(_RuleChanges):
+    id: Text
+    title: Text
+    statement: Text
+    parts: tuple[_PartEntry, ...] = Field(min_length=1)
+
+class _ClaimsFile(Settings):
+    rules: _Rules
+    claims: tuple[_ClaimEntry, ...] = Field(min_length=1)
 
 # %% ../../nbs/5_how_it_works/47_claims.ipynb #ec041265
 RUN = ['experiment', 'dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'source', 'batch_size', 'seed', 'profile']

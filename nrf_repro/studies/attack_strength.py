@@ -244,7 +244,7 @@ def effort_of(given, study):
 
 def asked_for(run):
     "The attacks to look behind and the effort, or one sentence on what of the settings means nothing."
-    known, given = run.data['attacks'], run.settings
+    known, given = run.data.attacks, run.settings
     for name in given['attacks']:
         if name not in known: raise ValueError(f'study adequacy: unknown attack {name!r}; {run.dataset} has {", ".join(known)}.')
     return {name: run.attack(name) for name in given['attacks']}, effort_of(given['effort'], 'adequacy')

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks import image_noise, robust_correct
 from ..data import balanced
-from ..experiment.runs import Cell
+from ..experiment.profile import NetworkId
 from ..features import ligs
 from ..report.figures import LOOKS, styled
 from ..results.claims import paired_effect, pairs
@@ -318,7 +318,7 @@ def medical_networks(run):
     s = run.settings
     if lost := [n for n in s['norms'] if n not in s['batch_sizes']]:
         raise ValueError(f'medical: batch_sizes names no batch size for {lost[0]!r}.')
-    return [(Cell(run.dataset, arch, float(width), norm, 'standard', run.seed), b)
+    return [(NetworkId(run.dataset, arch, float(width), norm, 'standard', run.seed), b)
             for arch, width in s['archs'].items() for norm in s['norms'] for b in s['batch_sizes'][norm]]
 
 def trained_at(run, cell, batch_size):
@@ -341,7 +341,7 @@ def clean_rows(row, run, net, norm): # row: makes a row of the network
 # %% ../../nbs/4_consequences/21_corruptions.ipynb #5db97dea
 def robust_rows(row, run, net, some):
     "On some of the test images: the attack, and LIGS."
-    x, y, attack, sigma = some.pixels(run.device), some.y.to(run.device), run.settings['attack'], run.data['sigma']
+    x, y, attack, sigma = some.pixels(run.device), some.y.to(run.device), run.settings['attack'], run.data.sigma
     right = balanced_mean(robust_correct(net, x, y, run.attack(attack)), y)
     yield row('robust_balanced_accuracy', right, n=len(y), **run.attacked(attack))
     yield row('ligs', ligs(net, x, y, sigma=sigma).nanmean().item(), n=len(y), sigma=sigma, draws=1)

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import update_bn
 from ..attacks import PERTURBATION_SETS, Attack, l2_norm, optimised_inference, robust_correct
 from ..attacks.pgd import steepest_l2
 from ..data import Images
-from ..experiment.runs import network_of
+from ..experiment.plan import network_of
 from ..features import ligs
 from ..report.figures import LOOKS, styled
 from ..models import save_tensors
@@ -311,7 +311,7 @@ def clean_rows(run, net, cell, metric, source, **fields):
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #55a9db4a
 def attack_rows(run, net, cell, source, **fields):
     "Robust accuracy and LIGS by every route."
-    test, sigma, attack = run.images('test'), run.data['sigma'], run.settings['attack']
+    test, sigma, attack = run.images('test'), run.data.sigma, run.settings['attack']
     x = test.pixels(run.device)
     for way, y in routes(source, test.y.to(run.device), len(test.classes)).items():
         more = dict(source=source, label_route=way, n=len(y)) | fields

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..data import Synthetic, reliance, testbed
-from ..experiment.runs import Cell, network_of
+from ..experiment.plan import network_of
+from ..experiment.profile import NetworkId
 from ..report.figures import INK, LOOKS, band, styled
 from ..results.claims import paired_effect
 from ..results.intervals import t_interval
@@ -34,7 +35,7 @@ HELD_OUT = 10**6  # seed of the test images: no study has it
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #5946d90e
 def bed_of(run, split, kind='both'): # train | test; kind: one of SOURCES
     "The testbed at the run's size: other training images for each seed, the same test images."
-    n, seed = run.data[split], run.seed if split == 'train' else HELD_OUT
+    n, seed = getattr(run.data, split), run.seed if split == 'train' else HELD_OUT
     return testbed(split, seed=seed, **({} if n is None else dict(n=n)), **SOURCES[kind])
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #9d3cae5b
@@ -59,10 +60,10 @@ class BedMonitor(Monitor):
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #0e1bd855
 def bed_monitor(run, recipe, kind):
     "What is looked at in a network that is trained on such images, and when; under attack only where both features are."
-    bed, watch = bed_of(run, 'test', kind), run.data['watch']
-    epochs = watch['epochs'] and tuple(sorted({e for e in watch['epochs'] if e < recipe.epochs} | {recipe.epochs}))
-    attack = run.attack(watch['attack']) if kind == 'both' else None
-    return BedMonitor(bed.images[:watch['images']], attack, run.data['sigma'], epochs, bed=bed)
+    bed, watch = bed_of(run, 'test', kind), run.data.watch
+    epochs = watch.epochs and tuple(sorted({e for e in watch.epochs if e < recipe.epochs} | {recipe.epochs}))
+    attack = run.attack(watch.attack) if kind == 'both' else None
+    return BedMonitor(bed.images[:watch.images], attack, run.data.sigma, epochs, bed=bed)
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #d37b7e5f
 def learned(run, cell, source): # one of CURRICULA
@@ -82,9 +83,9 @@ def regime_of(source, epoch):
 
 def rows_of(run, cell, source):
     "The rows of one curriculum: a row per epoch and quantity."
-    n, few = len(bed_of(run, 'test').y), dict(n=run.data['watch']['images'])
-    more = dict(clean_accuracy={}, rf_reliance={}, nrf_reliance={}, ligs=few | dict(sigma=run.data['sigma'], draws=1),
-                robust_accuracy=few | run.attacked(run.data['watch']['attack']))
+    n, few = len(bed_of(run, 'test').y), dict(n=run.data.watch.images)
+    more = dict(clean_accuracy={}, rf_reliance={}, nrf_reliance={}, ligs=few | dict(sigma=run.data.sigma, draws=1),
+                robust_accuracy=few | run.attacked(run.data.watch.attack))
     for seen in learned(run, cell, source)[1].to_dict('records'):
         for metric in more.keys() & seen.keys():
             took = dict(seconds=seen.get('seconds')) if metric == 'clean_accuracy' else {}
@@ -98,7 +99,7 @@ def measure_testbed(run):
         if source not in CURRICULA: raise ValueError(f'Unknown source {source!r} in study testbed: choose among {", ".join(CURRICULA)}.')
         for arch, width in run.settings['archs'].items():
             for norm in run.settings['norms']:
-                yield from rows_of(run, Cell(run.dataset, arch, float(width), norm, 'standard', run.seed), source)
+                yield from rows_of(run, NetworkId(run.dataset, arch, float(width), norm, 'standard', run.seed), source)
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #243278db
 WORDS = dict(both='both features', rf_only='RF alone', nrf_only='NRF alone', warm_rf='RF alone, then both', warm_nrf='NRF alone, then both',

@@ -19,7 +19,7 @@ from .attack_strength import NAMES, Calm, withstand
 from ..attacks import frozen, optimised_inference, robust_correct
 from .consequences import CORRUPTIONS, LABELS, corrupted
 from ..data import balanced
-from ..experiment.runs import read_json, write_json
+from ..experiment.store import read_json, write_json
 from ..features import ligs
 from ..report.figures import INK, LOOKS, styled
 from ..results.intervals import Interval, paired_interval, t_interval, wilson
@@ -150,8 +150,8 @@ def _table_rows(run, cell):
         kept = outcome_fields(values, images.fingerprint)
         return run.row(metric, values.double().nanmean().item(), cell, source='table 1', **kept, **more)
     yield row('clean_accuracy', correct(net, x, y))
-    for name in run.data['attacks']: yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
-    yield row('ligs', ligs(net, x, y, sigma=run.data['sigma']), sigma=run.data['sigma'], draws=1)
+    for name in run.data.attacks: yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
+    yield row('ligs', ligs(net, x, y, sigma=run.data.sigma), sigma=run.data.sigma, draws=1)
 
 # %% ../../nbs/3_trade_off/14_full_width.ipynb #38a00016
 def _strength_rows(run, arch, name): # name: of an attack of the profile
@@ -220,14 +220,14 @@ def _transfer_rows(run):
 
 # %% ../../nbs/3_trade_off/14_full_width.ipynb #38a0001c
 def _eight_bit_rows(run, arch):
-    images, watch = run.images('watch'), run.data['watch']
+    images, watch = run.images('watch'), run.data.watch
     x, y = images.pixels(run.device), images.y.to(run.device)
     for cell, net in _nets(run, arch).items():
         def row(metric, value, **more): return run.row(metric, value, cell, source='stored weights', n=len(y), **more)
         yield row('clean_accuracy', correct(net, x, y).double().mean().item())
         yield row('robust_accuracy', robust_correct(net, x, y, run.attack(watch['attack'])).double().mean().item(),
                   **run.attacked(watch['attack']))
-        yield row('ligs', ligs(net, x, y, sigma=run.data['sigma']).nanmean().item(), sigma=run.data['sigma'], draws=1)
+        yield row('ligs', ligs(net, x, y, sigma=run.data.sigma).nanmean().item(), sigma=run.data.sigma, draws=1)
 
 # %% ../../nbs/3_trade_off/14_full_width.ipynb #38a0001d
 def _tasks(run):

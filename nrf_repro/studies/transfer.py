@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from ..attacks import input_gradient
-from ..experiment.runs import next_seed
+from ..experiment.profile import next_seed
 from ..features import normalise_gradients
 from ..report.figures import INK, LOOKS, several, styled
 from ..results.claims import paired_effect
@@ -102,7 +102,7 @@ def sources_of(run):
     "Which checkpoints attack: name -> cell -> network. All norms at the end and early, none and BN at the other kept epochs."
     early = run.settings['early']
     found = {'final': {c: run.network(c) for c in run.cells()}, 'early': {c: run.network(c, early) for c in run.cells()}}
-    for epoch in sorted(set(run.data['watch']['keep']) - {early}):
+    for epoch in sorted(set(run.data.watch.keep) - {early}):
         found[f'epoch {epoch}'] = {c: run.network(c, epoch) for c in run.cells(norms=('none', 'bn'))}
     return found
 
