@@ -118,7 +118,7 @@ def test_a_template_that_lost_its_tag_does_not_run(tmp_path):
     assert not (tmp_path / 'out.ipynb').exists() and not (tmp_path / 'done').exists()
 
 
-@pytest.mark.parametrize('words, sentence', [
+@pytest.mark.parametrize('words, expected', [
     (['report', '--profile', 'huge'], "Unknown profile 'huge'"), (['report', '--data', 'no/such/folder'], 'no/such/folder is not there'),
     (['notebook', 'reports/notebooks/network.ipynb', 'o.ipynb', '--parameters', '{"nrom": "bn"}'], "no parameter 'nrom'"),
     (['notebook', 'reports/notebooks/network.ipynb', 'o.ipynb', '--parameters', 'norm=bn'], 'is not JSON'),
@@ -126,12 +126,12 @@ def test_a_template_that_lost_its_tag_does_not_run(tmp_path):
     (['report', '--cores', '0', '--dry-run'], '--cores 0: give at least 1'), (['report', '--cores', '-3', '--dry-run'], '--cores -3: give at least 1'),
     (['report', '--jobs', 'transfer*', '--dry-run'], "'transfer*' matches only jobs of the extension (transfer"),
     (['report', '--jobs', 'study*', '--dry-run'], "is called 'study*': they are standard-0"), (['report', '--jobs', 'study*', '--dry-run'], ', and with --all ')])
-def test_wrong_arguments_are_errors_of_one_line(capsys, monkeypatch, words, sentence):
+def test_wrong_arguments_are_errors_of_one_line(capsys, monkeypatch, words, expected):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('NRF_DATA', '')
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert sentence in said and said.count('\n') == 1 and 'Traceback' not in said
+    assert expected in said and said.count('\n') == 1 and 'Traceback' not in said
 
 
 @pytest.mark.parametrize('command', ['report --dry-run', 'plan --no-costs', 'publish', 'rows'])
@@ -150,10 +150,10 @@ def test_an_unknown_base_is_found_before_anything_is_planned(tmp_path, capsys):
         assert 'mine.yaml line ' in said and "unknown base 'digitz'; known are paper, " in said and said.count('\n') == 1
 
 
-@pytest.mark.parametrize('words, status, sentence', [(['--version'], 0, f'nrf-repro {__version__}'), (['publish', '--all'], 2, 'unrecognized arguments: --all')])
-def test_words_that_end_at_once(words, status, sentence, capsys):
+@pytest.mark.parametrize('words, status, expected', [(['--version'], 0, f'nrf-repro {__version__}'), (['publish', '--all'], 2, 'unrecognized arguments: --all')])
+def test_words_that_end_at_once(words, status, expected, capsys):
     with pytest.raises(SystemExit) as e: main(words)
-    assert e.value.code == status and sentence in ''.join(capsys.readouterr())
+    assert e.value.code == status and expected in ''.join(capsys.readouterr())
 
 
 def test_a_plan_states_minutes_with_one_decimal_and_what_is_unknown_with_a_mark():

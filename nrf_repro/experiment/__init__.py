@@ -3,6 +3,6 @@ from nrf_repro._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, {
     'experiment.profile': 'load_profile profiles Profile',
-    'experiment.plan': 'plan plan_table RunSpec',
+    'experiment.plan': 'RunSpec plan_table run_spec',
     'experiment.run': 'train_network measure_network',
     'experiment.published': 'load_published published_networks published_rows leaderboard'})
