@@ -23,7 +23,7 @@ from nrf_repro.models import build_model
 from nrf_repro.training.loop import fit
 from nrf_repro.training.recipe import RECIPES
 
-KINDS = dict(train_cell='training', attack_cell='attacks', run_studies='studies')  # a word of the cell -> kind
+KINDS = dict(train_network='training', measure_network='attacks', run_studies='studies')  # a word of the cell -> kind
 WORK = 'training', 'attacks', 'studies'
 PROFILES = 'tiny', 'demo', 'cifar-small', 'cifar', 'paper'
 
@@ -106,7 +106,7 @@ def fixed_costs(o):
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     def run(code): return lambda r: subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
-    modules = 'torch', 'nrf_repro.training.loop', 'nrf_repro.experiment.runs', 'nrf_repro.report.rendering'
+    modules = 'torch', 'nrf_repro.training.loop', 'nrf_repro.experiment.run', 'nrf_repro.report.rendering'
     methods = {'a kernel starts and ends': kernel, 'Python starts and ends': run('pass')} | {f'... importing {m}': run(f'import {m}') for m in modules}
     return markdown(('what', 'seconds'), [(m, spread([s for s, _ in runs])) for m, runs in turns(methods, wall_clock(o)).items()])
 
@@ -186,15 +186,15 @@ SHAPES = dict(digits=(1, 32, 1297, 500), cifar10=(3, 32, 50000, 10000))   # chan
 
 def memory(name):
     "Peak of one job: the profile's data resident, a step of training and of an attack for its heaviest network."
-    from nrf_repro.experiment.runs import load_profile
+    from nrf_repro.experiment.profile import load_profile
     profile = load_profile(name)
-    grid = next(g for g in profile['grids'] if g['dataset'] in SHAPES)
-    data, (c, side, most, test) = profile['data'][grid['dataset']], SHAPES[grid['dataset']]
-    arch, width = max(((a, w) for g in profile['grids'] if g['dataset'] == grid['dataset'] for a, w in g['archs'].items() if '_' not in a),
+    grid = next(g for g in profile.grids if g.dataset in SHAPES)
+    data, (c, side, most, test) = profile.data[grid.dataset], SHAPES[grid.dataset]
+    arch, width = max(((a, w) for g in profile.grids if g.dataset == grid.dataset for a, w in g.archs.items() if '_' not in a),
                       key=lambda aw: (aw[1], aw[0].startswith('resnet'), int(aw[0].strip('vgresnt'))))
-    base = RECIPES[data['recipes']['standard']['base']]
-    given = data['recipes']['standard'].get('batch_size', base.batch_size)
-    args = arch, width, min(data['train'] or most, most), min(data['test'] or test, test), c, side, given
+    recipe = data.recipes['standard']
+    given = recipe.batch_size or RECIPES[recipe.base].batch_size
+    args = arch, width, min(data.train or most, most), min(data.test or test, test), c, side, given
     out = subprocess.run([sys.executable, '-c', MEMORY, *map(str, args)], capture_output=True, text=True, cwd=ROOT)
     if out.returncode: return name, arch, width, 'failed: ' + (out.stderr.strip().splitlines() or ['killed'])[-1]
     return name, arch, width, f'{int(out.stdout.split()[-1]) / 2**20:.2f}'

@@ -180,10 +180,10 @@ def page(module, cfg):
 def command_line(page):
     "What `nrf-repro --help` says, before the reference of the module `cli`."
     if not page: return None
-    from nrf_repro.cli import parser
+    from nrf_repro.cli import build_parser
     def commands_of(words): return next(a for a in words._actions if isinstance(getattr(a, 'choices', None), dict)).choices
-    subs = commands_of(parser())
-    whole = (parser(), *(commands_of(parser(name))[name] for name in subs))     # a command knows its own words once it is meant
+    subs = commands_of(build_parser())
+    whole = (build_parser(), *(commands_of(build_parser(name))[name] for name in subs))     # a command knows its own words once it is meant
     helps = [f'```text\n{p.format_help().strip()}\n```' for p in whole]
     heads = ['## The command', *(f'## nrf-repro {name}' for name in subs)]
     title, rest = page.split('\n\n', 1)

@@ -8,7 +8,9 @@ from torch import nn
 from nrf_repro.studies import attack_strength as A
 from nrf_repro.attacks import Attack
 from nrf_repro.report.checks import CHECKS, doubts, judged
-from nrf_repro.experiment.runs import Cell, load_profile, train_cell
+from nrf_repro.experiment.plan import run_spec
+from nrf_repro.experiment.profile import NetworkId, load_profile
+from nrf_repro.experiment.run import train_network
 from nrf_repro.report.rendering import render
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import frame, make_row, read_rows
@@ -141,18 +143,16 @@ def test_rescaled_logits_give_the_same_predictions():
 # the study
 
 def profile():
-    p = load_profile('tiny')
-    p['data']['digits'] |= dict(train=100, test=30, watch=dict(images=10, attack='pgd_l2', epochs=None))
-    p['data']['digits']['recipes']['standard'] |= dict(epochs=1)
-    p['studies'] = dict(adequacy=dict(dataset='digits', archs={'vgg11': .0625}, norms=['none', 'bn'], seeds=[0], images=10,
-        attacks=['pgd_l2', 'cw_l2'], effort=dict(times=2, restarts=2, draws=2, curve=[1, 2, 8], few=4, steps=3, fab=2, queries=5)))
-    return p
+    study = dict(dataset='digits', archs={'vgg11': .0625}, norms=['none', 'bn'], seeds=[0], images=10,
+        attacks=['pgd_l2', 'cw_l2'], effort=dict(times=2, restarts=2, draws=2, curve=[1, 2, 8], few=4, steps=3, fab=2, queries=5))
+    return load_profile('tiny').with_changes({'data.digits.train': 100, 'data.digits.test': 30, 'data.digits.watch': dict(images=10, attack='pgd_l2', epochs=None),
+                                              'data.digits.recipes.standard.epochs': 1, 'studies': dict(adequacy=study)})
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp('adequacy')
-    for norm in ('none', 'bn'): train_cell(profile(), Cell('digits', 'vgg11', .0625, norm, 'standard', 0), place, progress=False)
+    for norm in ('none', 'bn'): train_network(run_spec(profile(), NetworkId('digits', 'vgg11', .0625, norm, 'standard', 0)), place, progress=False)
     return place
 
 
@@ -180,8 +180,7 @@ def test_the_report_copes_with_missing_rows(folder):
 @pytest.mark.parametrize('change, says', [
     (dict(attacks=['pgd_l3']), "unknown attack 'pgd_l3'. digits has pgd_l2"), (dict(effort=dict(step=3)), "unknown effort 'step'. Choose from times")])
 def test_an_unknown_setting_is_an_error(folder, change, says):
-    p = profile()
-    p['studies']['adequacy'] |= change
+    p = profile().with_changes({f'studies.adequacy.{name}': value for name, value in change.items()})
     with pytest.raises(ValueError, match=says): run_study(p, 'adequacy', 0, folder, progress=False)
 
 

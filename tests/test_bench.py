@@ -96,7 +96,7 @@ def notebook(folder, name, begin, end, cells):
 def test_the_time_of_a_build_is_accounted_for_whole(bench, tmp_path):
     report, folder = bench('report'), tmp_path / 'build/notebooks'
     folder.mkdir(parents=True)
-    notebook(folder, 'a.ipynb', 0, 20, [('import numpy as np\nfrom a import train_cell', 2), ('x = train_cell()', 10), ('attack_cell(x)', 5)])
+    notebook(folder, 'a.ipynb', 0, 20, [('import numpy as np\nfrom a import train_network', 2), ('x = train_network()', 10), ('measure_network(x)', 5)])
     notebook(folder, 'b.ipynb', 10, 30, [('run_studies()', 15), ('plot()', 1)])
     (folder / 'c.ipynb').write_text('')
     took, spans, broken = report.left_by(folder.parent)

@@ -1,4 +1,4 @@
-"""A time budget: pairs first, nothing that would not finish, and an archive that is whole whenever the run is killed."""
+"""A time budget: pairs first, nothing that would not finish, and an archive that is complete whenever the run is killed."""
 import os
 import random
 import shutil
@@ -7,32 +7,32 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from nrf_repro.experiment import budget
-from nrf_repro.experiment.archive import gather
-from nrf_repro.experiment.budget import Pace, Schedule, Spent, in_pairs, is_done, parse_budget, seconds_of, within, work_of
+from nrf_repro.experiment.archive import Packed, gather
+from nrf_repro.experiment.budget import Schedule, Spent, default_parallel, in_pairs, is_done, seconds_of, within
 from nrf_repro.cli import main
-from nrf_repro.experiment.runs import PARTS, Cell, load_profile, planned
+from nrf_repro.experiment.plan import plan, run_spec
+from nrf_repro.experiment.profile import PARTS, NetworkId, load_profile
 from nrf_repro.results.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 TINY = load_profile('tiny')
 CIFAR = load_profile('cifar')
-PLAN = planned(CIFAR, PARTS)
+PLAN = plan(CIFAR, PARTS)
 
 
-def cell(arch='vgg11', norm='none', seed=0, regime='standard'): return Cell('cifar10', arch, 1., norm, regime, seed)
+def spec(arch='vgg11', norm='none', seed=0, regime='standard'): return run_spec(CIFAR, NetworkId('cifar10', arch, 1., norm, regime, seed), ['pgd_l2'])
 
 
-def pair(**more): return cell(norm='none', **more), cell(norm='bn', **more)
+def pair(**more): return [spec(norm='none', **more), spec(norm='bn', **more)]
 
 
-# --- words ---
+# --- arguments ---
 
 @pytest.mark.parametrize('text, seconds', [('9m', 540), ('90s', 90), ('1h30m', 5400), ('2h', 7200), ('1h1m1s', 3661), (' 10m ', 600)])
 def test_a_duration_in_seconds(text, seconds): assert seconds_of(text) == seconds
@@ -61,132 +61,103 @@ def test_words_that_do_not_go_together(words, said, capsys, monkeypatch):
 
 
 def test_places_of_each_device(monkeypatch):
-    monkeypatch.setattr(budget, 'device_of', lambda profile: 'cuda')
-    assert budget.places(CIFAR) == 5
-    monkeypatch.setattr(budget, 'device_of', lambda profile: 'cpu')
-    assert budget.places(TINY) == TINY['cores']
+    monkeypatch.setattr(budget, 'resolve_device', lambda profile: 'cuda')
+    assert default_parallel(CIFAR) == 5
+    monkeypatch.setattr(budget, 'resolve_device', lambda profile: 'cpu')
+    assert default_parallel(TINY) == TINY.cores
 
 
 # --- order ---
 
 def test_pairs_first_seed_by_seed_and_every_network_once():
-    units = in_pairs(list(PLAN))
-    assert sorted(c for unit in units for c in unit) == sorted(PLAN)
-    pairs, others = [u for u in units if len(u) == 2], [u for u in units if len(u) == 1]
-    assert units == pairs + others and all(replace(a, norm='bn') == b and a.norm == 'none' for a, b in pairs)
-    for part in (pairs, others): assert [u[0].seed for u in part] == sorted(u[0].seed for u in part)
-    assert {c for u in others for c in u} == {c for c in PLAN if c.norm in ('in', 'ln', 'gn') or c.arch.endswith(('_nf', '_fixup'))}
-
-
-def test_the_core_alone_unless_all_is_asked_for():
-    assert {c for unit in in_pairs(list(planned(CIFAR))) for c in unit} == set(planned(CIFAR)) < set(PLAN)
+    specs = in_pairs(PLAN)
+    assert set(specs) == set(PLAN) and len(specs) == len(PLAN)
+    paired = [s for s in specs if s.network.norm in ('none', 'bn') and not s.network.arch.endswith(('_nf', '_fixup'))]
+    others = specs[len(paired):]
+    assert specs[:len(paired)] == paired and all(replace(a.network, norm='bn') == b.network for a, b in zip(paired[::2], paired[1::2]))
+    for part in (paired, others): assert [s.network.seed for s in part] == sorted(s.network.seed for s in part)
 
 
 # --- the schedule, with simulated processes and a simulated clock ---
 
 class Fake:
-    def __init__(self, world, cell):
-        seconds, self.code = world.takes(cell) if isinstance(world.takes(cell), tuple) else (world.takes(cell), 0)
-        self.world, self.end, self.stopped = world, world.now + seconds, False
+    def __init__(self, world, spec):
+        seconds = world.takes(spec)
+        self.seconds, self.code = seconds if isinstance(seconds, tuple) else (seconds, 0)
+        self.world, self.end, self.stopped = world, world.now + self.seconds, False
 
     def status(self): return self.code if self.world.now >= self.end else None
-    def is_ready(self): return True
-    def said(self): return 'out of memory'
+    def last_line(self): return 'out of memory'
     def stop(self): self.stopped = True
-
-
-@cache
-def work(arch): return work_of(CIFAR, cell(arch), PLAN[cell(arch)])
 
 
 class World:
     "A device on which each network takes the seconds that `takes` says."
-    def __init__(self, units, takes, seconds, parallel, packing=0., fresh=lambda cell: True):
+    def __init__(self, monkeypatch, specs, takes, seconds, parallel, packing=0.):
         self.takes, self.now, self.started, self.archives, self.packing, self.most = takes, 0., {}, [], packing, 0
-        pace = Pace({c: work(c.arch) for unit in units for c in unit})
-        self.schedule = Schedule(units, pace, parallel, seconds, self.start, fresh, self.pack, lambda: self.now, self.sleep, lambda *a, **k: None)
+        monkeypatch.setattr(budget, 'time', SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
+        self.schedule = Schedule(specs, parallel, seconds, self.start, self.pack)
 
-    def start(self, cell):
-        self.started[cell] = self.now
+    def start(self, spec):
+        self.started[spec] = Fake(self, spec)
         self.most = max(self.most, len(self.schedule.running) + 1)
-        return Fake(self, cell)
+        return self.started[spec]
 
     def sleep(self, seconds): self.now += .5
 
     def pack(self):
         self.now += self.packing
-        self.archives.append(tuple(self.schedule.done))
+        self.archives.append(list(self.schedule.done))
         return self.archives[-1]
 
 
-def test_long_enough_all_are_done_and_packed_one_by_one():
-    units = [pair(seed=s) for s in range(5)]
-    world = World(units, lambda c: 100 + c.seed, 1000, 2)
-    spent = world.schedule.spend()
-    assert spent == Spent(tuple(c for u in units for c in u), {}, (), ()) and world.most == 2
-    assert list(world.started) == [c for u in units for c in u]
-    assert world.archives[-1] == spent.done and all(a == spent.done[:len(a)] for a in world.archives) and len(world.archives) >= 5
+@pytest.fixture
+def world(monkeypatch, capsys): return lambda *args, **more: World(monkeypatch, *args, **more)
+
+
+def test_with_enough_time_all_are_done_and_packed_one_by_one(world):
+    specs = [s for seed in range(5) for s in pair(seed=seed)]
+    w = world(specs, lambda s: 100 + s.network.seed, 1000, 2)
+    spent = w.schedule.spend()
+    assert spent == Spent(specs, {}, [], []) and w.most == 2 and list(w.started) == specs
+    assert w.archives[-1] == spent.done and all(a == spent.done[:len(a)] for a in w.archives) and len(w.archives) >= 5
 
 
 @pytest.mark.parametrize('seconds, done', [(99, 0), (101, 5), (199, 5), (202, 10)])
-def test_what_would_not_finish_is_not_started(seconds, done):
-    world = World([pair(seed=s) for s in range(5)], lambda c: 100, seconds, 5)
-    spent = world.schedule.spend()
-    assert len(spent.done) == done and len(world.started) == max(5, done)      # the first five are the measurement
+def test_what_would_not_finish_is_not_started(world, seconds, done):
+    w = world([s for seed in range(5) for s in pair(seed=seed)], lambda s: 100, seconds, 5)
+    spent = w.schedule.spend()
+    assert len(spent.done) == done and len(w.started) == max(5, done)      # the first five are the measurement
     assert not spent.stopped or done == 0
 
 
-def test_a_pair_is_started_as_a_whole_or_not_at_all():
-    for parallel in range(1, 8):
-        for seconds in (150, 230, 310, 450, 620):
-            units = [pair(seed=s) for s in range(6)]
-            world = World(units, lambda c: 100, seconds, parallel)
-            spent = world.schedule.spend()
-            broken = [u for u in units if len({c for c in u if c in spent.done}) == 1]
-            assert len(broken) <= (seconds < 210 and parallel % 2)     # only while nothing is measured, with one place left
-            assert not spent.stopped and world.now <= seconds
+def test_a_slow_kind_is_passed_over_and_a_fast_one_is_started(world):
+    specs = [*pair(arch='resnet18'), *pair(), *pair(arch='resnet18', seed=1), *pair(seed=1)]
+    w = world(specs, lambda s: 60 if s.network.arch == 'vgg11' else 200, 400, 2)
+    spent = w.schedule.spend()
+    assert set(spent.done) == {*specs[:4], *specs[6:]} and spent.waiting == specs[4:6] and not spent.stopped
 
 
-def test_a_dear_kind_is_passed_over_and_a_cheap_one_taken():
-    units = [pair(), pair(arch='resnet18'), pair(seed=1)]
-    world = World(units, lambda c: 60 if c.arch == 'vgg11' else 400, 150, 2)
-    assert world.schedule.spend() == Spent((*units[0], *units[2]), {}, (), units[1])
+def test_time_for_packing_is_kept_free(world):
+    w = world([s for seed in range(10) for s in pair(seed=seed)], lambda s: 10, 100, 2, packing=4)
+    spent = w.schedule.spend()
+    assert w.now <= 100 and w.archives[-1] == spent.done and 4 <= len(spent.done) < 20
 
 
-def test_a_kind_that_was_measured_goes_by_its_own_pace():
-    units = [pair(), pair(arch='resnet18'), pair(arch='resnet18', seed=1)]
-    world = World(units, lambda c: 60 if c.arch == 'vgg11' else 70, 60 + 70 + 75, 4)   # by multiply-adds alone it would not fit
-    assert len(world.schedule.spend().done) == 6
+def test_a_failure_is_named_and_an_overrun_is_stopped(world):
+    first, second = pair(), pair(seed=1)
+    w = world(first + second, lambda s: (5, 1) if s == first[1] else 1000 if s.network.seed else 10, 100, 2)
+    spent = w.schedule.spend()
+    assert spent.done == first[:1] and spent.failed == {first[1]: 'out of memory'} and spent.stopped == second
+    assert all(w.started[s].stopped for s in second)
 
 
-def test_a_resumed_network_is_no_measurement():
-    units = [pair(seed=s) for s in range(3)]
-    world = World(units, lambda c: 1 if c == units[0][0] else 100, 150, 2, fresh=lambda c: c not in units[0])
-    world.schedule.spend()
-    assert world.schedule.pace.seen == [] or all(c not in units[0] for c, *_ in world.schedule.pace.seen)
-
-
-def test_time_for_packing_is_kept_free():
-    units = [pair(seed=s) for s in range(10)]
-    world = World(units, lambda c: 10, 100, 2, packing=4)
-    spent = world.schedule.spend()
-    assert world.now <= 100 and world.archives[-1] == spent.done and 4 <= len(spent.done) < 20
-
-
-def test_a_failure_is_named_and_an_overrun_is_stopped():
-    units = [pair(), pair(seed=1)]
-    world = World(units, lambda c: (5, 1) if c == units[0][1] else 1000 if c.seed else 10, 100, 2)
-    spent = world.schedule.spend()
-    assert spent.done == units[0][:1] and spent.failed == {units[0][1]: 'out of memory'} and set(spent.stopped) <= set(units[1])
-    assert all(r.process.stopped for r in world.schedule.running)
-
-
-def test_interrupted_the_processes_end():
-    world = World([pair()], lambda c: 100, 1000, 2)
+def test_when_interrupted_the_processes_end(world):
+    w = world(pair(), lambda s: 100, 1000, 2)
     def interrupt(seconds): raise KeyboardInterrupt
-    world.schedule.sleep = interrupt
-    with pytest.raises(KeyboardInterrupt): world.schedule.spend()
-    assert len(world.schedule.running) == 2 and all(r.process.stopped for r in world.schedule.running)
+    budget.time.sleep = interrupt
+    with pytest.raises(KeyboardInterrupt): w.schedule.spend()
+    assert len(w.started) == 2 and all(process.stopped for process in w.started.values())
 
 
 # --- for real ---
@@ -212,13 +183,13 @@ def own(tmp_path):
 
 
 @pytest.mark.skipif(not Path('/proc/self/cmdline').exists(), reason='looks for processes in /proc')
-def test_killed_at_a_random_moment_the_archive_is_whole_and_a_second_call_goes_on(own, tmp_path, capsys):
+def test_killed_at_a_random_moment_the_archive_is_complete_and_a_second_call_goes_on(own, tmp_path, capsys):
     file, build = own
     archive, profile = tmp_path / 'out.zip', load_profile(str(file))
     words = ['report', '--profile', str(file), '--budget', '10m', '--parallel', '2', '--archive', str(archive)]
     run = subprocess.Popen([sys.executable, '-m', 'nrf_repro', *words], stdout=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
     try:
-        line = next(line for line in run.stdout if line.startswith('1/4'))
+        line = next(line for line in run.stdout if '  done in ' in line)
         time.sleep(random.uniform(0, 2))
         assert alive(build)
     finally: run.kill()
@@ -227,17 +198,17 @@ def test_killed_at_a_random_moment_the_archive_is_whole_and_a_second_call_goes_o
     while alive(build) and time.monotonic() < wait: time.sleep(.1)
     assert not alive(build), 'a process outlived its parent'
 
-    done = [c for c, attacks in planned(profile).items() if is_done(profile, c, attacks, build / 'runs' / c.id)]
+    done = [s for s in plan(profile) if is_done(s, build)]
     packed = set()
     if archive.exists():
         with zipfile.ZipFile(archive) as z:
             assert z.testzip() is None
             packed = {name.split('/')[1] for name in z.namelist() if name.startswith('runs/')}
-        assert set(gather(archive, profile, tmp_path / 'first').copied) == packed <= {c.id for c in done}
-    assert len(packed) >= said.count('trained and measured') - 1     # one at most was being packed
+        assert set(gather(archive, profile, tmp_path / 'first').copied) == packed <= {s.id for s in done}
+    assert len(packed) >= said.count('  done in ') - 1     # one at most was being packed
 
-    spent, again = within(profile, ('core',), build, parse_budget(profile, build, '10m', 2, archive))
-    assert set(spent.done) == set(planned(profile)) - set(done) and len(again.runs) == len(again.networks) == 4
+    spent, again = within(profile, ('core',), build, time.monotonic() + 600, 2, archive)
+    assert set(spent.done) == set(plan(profile)) - set(done) and len(again.runs) == len(again.networks) == 4
     assert not list(tmp_path.glob('.out.zip.*'))
     copied = gather(archive, profile, tmp_path / 'second')
     assert len(copied.copied) == len(copied.networks) == 4
@@ -246,28 +217,22 @@ def test_killed_at_a_random_moment_the_archive_is_whole_and_a_second_call_goes_o
 
 def test_a_tiny_budget_starts_what_has_a_place_and_leaves_no_process(tmp_path, capsys):
     start = time.monotonic()
-    spent, packed = within(TINY, ('core',), tmp_path, parse_budget(TINY, tmp_path, '1s', 1))
+    spent, packed = within(TINY, ('core',), tmp_path, time.monotonic() + 1, 1, tmp_path / 'archive.zip')
     assert time.monotonic() - start < 30 and not alive(tmp_path)
-    assert (spent.done, spent.failed, packed) == ((), {}, None) and not (tmp_path / 'archive.zip').exists()
+    assert (spent.done, spent.failed, packed) == ([], {}, None) and not (tmp_path / 'archive.zip').exists()
     assert len(spent.stopped) <= 1 and len(spent.stopped) + len(spent.waiting) == 4      # one place, and it was not enough
 
 
 def test_a_network_that_fails_is_named_with_the_reason(tmp_path, capsys, monkeypatch):
-    profile = yaml.safe_load((ROOT / 'reports/profiles/tiny.yaml').read_text())
-    profile['grids'][0] |= dict(archs={'vgg11': 1 / 64}, norms=['bn'], regimes=['standard'])      # not a multiple of 1/32
-    profile.pop('studies')
-    monkeypatch.setattr(budget, 'work_of', lambda *a: 1)
-    spent, packed = within(profile | dict(name='narrow'), ('core',), tmp_path, parse_budget(profile, tmp_path, '5m', 1))
+    grid = TINY.grids[0].as_dict() | dict(archs={'vgg11': 1 / 64}, norms=['bn'], regimes=['standard'])      # not a multiple of 1/32
+    narrow = TINY.with_changes({'grids': [grid], 'studies': {}}, name='narrow')
+    spent, packed = within(narrow, ('core',), tmp_path, time.monotonic() + 300, 1, tmp_path / 'archive.zip')
     assert len(spent.failed) == 1 and 'multiple of 1/32' in next(iter(spent.failed.values())) and packed is None
 
 
 def test_the_command_says_what_is_packed_and_how_to_render(tmp_path, capsys, monkeypatch, own):
     file, build = own
-    monkeypatch.setattr(budget, 'within', lambda *a: (Spent((cell(),), {}, (), pair(seed=1)), budget.Packed(tmp_path / 'a.zip', ('x',), (), 10**6)))
-    rendered = []
-    monkeypatch.setattr(budget, '_render', lambda words, seconds: rendered.append(words) or False)
+    monkeypatch.setattr(budget, 'within', lambda *a: (Spent([spec()], {}, [], pair(seed=1)), Packed(tmp_path / 'a.zip', ('x',), (), 10**6)))
     assert main(['report', '--profile', str(file), '--budget', '30s', '--all']) == 0
     out = capsys.readouterr().out
-    assert f'To render it: nrf-repro report --profile {file} --render --all' in out and 'a.zip: 1 runs, 0 networks, 1.0 MB' in out and not rendered
-    assert main(['report', '--profile', str(file), '--budget', '5m']) == 0
-    assert rendered == [['report', '--profile', str(file), '--render']]
+    assert f'To render the report: nrf-repro report --profile {file} --render --all' in out and 'a.zip: 1 runs, 0 networks, 1.0 MB' in out

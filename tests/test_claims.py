@@ -583,21 +583,21 @@ def changed(**changes):
     (changed(p_smalest_effect=.1), "claims[0].parts[0]: unknown key 'smalest_effect'"),
     (changed(c_titel='t'), "claims[0]: unknown key 'titel'"),
     (changed(r_levle=.9), "rules: unknown key 'levle'"),
-    (changed(r_level='high'), "rules.level: expected a number, got 'high'"),
+    (changed(r_level='high'), "rules.level: must be a number, got 'high'"),
     (changed(p_direction='up'), "unknown direction 'up'; known are higher, lower"),
     (changed(p_where=dict(nrom='bn')), 'no such row field: nrom'),
     (changed(p_where=dict(git_commit='abc')), 'no such row field: git_commit'),
     (changed(p_compare=dict(field='norm', treatment='bn', control='none')), 'either compare or threshold'),
     (changed(p_threshold=None, p_compare=dict(field='norm', treatment='bn')), 'compare needs field, treatment and control'),
-    (changed(p_smallest_effect='2 %'), "smallest_effect: expected a number, got '2 %'"),
-    (changed(c_parts=[]), 'parts: [] has fewer items than 1'),
+    (changed(p_smallest_effect='2 %'), "smallest_effect: must be a number, got '2 %'"),
+    (changed(c_parts=[]), 'parts: Tuple should have at least 1 item'),
     (dict(rules=GOOD['rules']), "'claims' is missing"),
     (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'agree'}), "rules: 'agree' is missing"),
     (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'scales'}), "rules: 'scales' is missing"),
     (changed(r_scales=['demo', 'paper', 'demo']), 'a scale is given twice'),
-    (changed(r_scales=[]), 'scales: [] has fewer items than 1'),
+    (changed(r_scales=[]), 'scales: Tuple should have at least 1 item'),
     (GOOD | dict(claims=GOOD['claims'] * 2), 'given twice'),
-    (GOOD | dict(claims=['C1']), "claims[0]: expected keys and values, got 'C1'")])
+    (GOOD | dict(claims=['C1']), "claims[0]: must be keys and values, got 'C1'")])
 def test_a_bad_claims_file_is_an_error_in_one_line(tmp_path, text, words):
     (tmp_path/'claims.yaml').write_text(yaml.safe_dump(text))
     with pytest.raises(ValueError) as e: U.load_claims(tmp_path/'claims.yaml')

@@ -10,7 +10,9 @@ from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from nrf_repro.experiment.runs import load_profile, study_cells, train_cell
+from nrf_repro.experiment.plan import study_specs
+from nrf_repro.experiment.profile import load_profile
+from nrf_repro.experiment.run import train_network
 from nrf_repro.results.rows import read_rows
 from nrf_repro.studies.base import run_study, shown
 
@@ -41,7 +43,7 @@ def coloured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv('NRF_DATA', str(data))
         profile = load_profile(build / 'coloured.yaml')
-        for cell in {c: None for s in STUDIES for c in study_cells(profile, s)}: train_cell(profile, cell, build, progress=False)
+        for spec in {spec: None for s in STUDIES for spec in study_specs(profile, s)}: train_network(spec, build, progress=False)
         yield profile, build
 
 

@@ -10,7 +10,9 @@ from nrf_repro.studies import base as studies
 from nrf_repro.studies import corruptions as c
 from nrf_repro.attacks import Attack
 from nrf_repro.data import Images
-from nrf_repro.experiment.runs import load_profile, study_cells, train_cell
+from nrf_repro.experiment.profile import load_profile
+from nrf_repro.experiment.plan import study_specs
+from nrf_repro.experiment.run import train_network
 from nrf_repro.models import build_model
 from nrf_repro.results.rows import frame, read_rows
 from nrf_repro.training.loop import correct
@@ -91,7 +93,7 @@ def test_a_last_batch_that_would_be_smaller_is_an_error(tmp_path):
 @pytest.fixture(scope='module')
 def corruptions(tmp_path_factory):
     folder, p = tmp_path_factory.mktemp('corruptions'), load_profile('tiny')
-    for cell in study_cells(p, 'corruptions'): train_cell(p, cell, folder, progress=False)
+    for cell in study_specs(p, 'corruptions'): train_network(p, cell, folder, progress=False)
     studies.run_study(p, 'corruptions', 0, folder, progress=False)
     return read_rows(folder / 'studies')
 

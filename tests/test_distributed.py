@@ -19,7 +19,9 @@ from counted import count
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.experiment.distributed import ProcessGroup, check_processes, failure_summary
-from nrf_repro.experiment.runs import Cell, load_profile, run_config, train_cell
+from nrf_repro.experiment.plan import run_spec
+from nrf_repro.experiment.profile import NetworkId, load_profile
+from nrf_repro.experiment.run import train_network
 from nrf_repro.models import build_model, load_model
 from nrf_repro.results.rows import read_rows
 from nrf_repro.training.loop import fit
@@ -124,10 +126,10 @@ def test_only_the_main_process_writes_and_all_resume(train, tmp_path):
 
 # ---------------------------------------------------------------- torchrun
 
-def profile(**more):
-    p = load_profile('tiny')
-    p['data']['digits'] |= dict(processes=2) | more
-    return p
+def spec_of(norm, epochs=2, **data):
+    changes = {f'data.digits.{name}': value for name, value in (dict(processes=2) | data).items()}
+    profile = load_profile('tiny').with_changes(changes | {'data.digits.recipes.standard.epochs': epochs})
+    return run_spec(profile, NetworkId('digits', 'vgg11', 1/16, norm, 'standard', 0))
 
 
 def test_a_batch_or_norm_that_cannot_be_shared_is_an_error():
@@ -137,25 +139,23 @@ def test_a_batch_or_norm_that_cannot_be_shared_is_an_error():
 
 
 def test_a_run_that_cannot_be_shared_starts_no_process(tmp_path):
-    cell = Cell('digits', 'vgg11', 1/16, 'bn', 'standard', 0)
-    with pytest.raises(ValueError, match='3 processes cannot share a batch of 32'): train_cell(profile(processes=3), cell, tmp_path, progress=False)
-    with pytest.raises(ValueError, match='sync_bn needs GPUs'): train_cell(profile(sync_bn=True), cell, tmp_path, progress=False)
+    with pytest.raises(ValueError, match='3 processes cannot share a batch of 32'): train_network(spec_of('bn', processes=3), tmp_path, progress=False)
+    with pytest.raises(ValueError, match='sync_bn needs GPUs'): train_network(spec_of('bn', sync_bn=True), tmp_path, progress=False)
     assert not list(tmp_path.rglob('processes.log'))
 
 
 def test_the_number_of_processes_is_a_setting_of_batch_norm_alone():
-    def config(norm, **more): return run_config(profile(**more), Cell('digits', 'vgg11', 1/16, norm, 'standard', 0))
+    def config(norm, **more): return spec_of(norm, **more).train_config()
     for norm in ('none', 'in', 'ln', 'gn'): assert config(norm) == config(norm, processes=1) == config(norm, processes=4, sync_bn=True)
     assert len({json.dumps(config('bn', **more), sort_keys=True) for more in (dict(processes=1), dict(), dict(processes=4), dict(sync_bn=True))}) == 4
 
 
 def test_a_killed_process_ends_the_run_with_one_line_and_it_resumes(tmp_path):
-    p, cell = profile(), Cell('digits', 'vgg11', 1/16, 'gn', 'standard', 0)
-    p['data']['digits']['recipes']['standard'] |= dict(epochs=30)
-    run = tmp_path / 'broken/runs' / cell.id
+    spec = spec_of('gn', epochs=30)
+    run = tmp_path / 'broken/runs' / spec.id
     pid = os.fork()
     if not pid:      # a process that trains by two processes, as a job does
-        try: train_cell(p, cell, tmp_path / 'broken', progress=False)
+        try: train_network(spec, tmp_path / 'broken', progress=False)
         except RuntimeError as e: (tmp_path / 'said').write_text(str(e))
         os._exit(0)
     end = time.time() + 200
@@ -165,13 +165,12 @@ def test_a_killed_process_ends_the_run_with_one_line_and_it_resumes(tmp_path):
     os.kill(ranks[1], signal.SIGKILL)
     os.waitpid(pid, 0)
     said = (tmp_path / 'said').read_text()
-    assert re.fullmatch(rf'{cell.id}: process 1 of 2 was killed \(signal 9\)\. Run again to resume after the last epoch; the log is .*processes\.log\.', said), said
+    assert re.fullmatch(rf'{spec.id}: process 1 of 2 was killed \(signal 9\)\. Run again to resume after the last epoch; the log is .*processes\.log\.', said), said
     kept = load_state_epochs(run / 'state.safetensors')
     assert 1 <= kept < 30 and not (run / 'config.json').exists()
-    assert train_cell(p, cell, tmp_path / 'broken', progress=False) == 'trained' and train_cell(p, cell, tmp_path / 'broken', progress=False) == 'kept'
-    one = profile(processes=1)
-    one['data']['digits']['recipes']['standard'] |= dict(epochs=30)
-    assert train_cell(one, cell, tmp_path / 'whole', progress=False) == 'trained'
+    assert train_network(spec, tmp_path / 'broken', progress=False) == 'trained' and train_network(spec, tmp_path / 'broken', progress=False) == 'kept'
+    one = spec_of('gn', epochs=30, processes=1)
+    assert train_network(one, tmp_path / 'whole', progress=False) == 'trained'
     a, b = (read_rows(tmp_path / name) for name in ('broken', 'whole'))
     clean = [r[r.metric == 'clean_accuracy'].set_index('epoch').value for r in (a, b)]
     assert list(clean[0].index) == list(range(1, 31)) and (clean[0] - clean[1]).abs().max() <= .2 and set(a.config_hash) == set(b.config_hash)

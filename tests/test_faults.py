@@ -20,27 +20,28 @@ import yaml
 
 from checkout import checkout
 from counted import count
-from nrf_repro.experiment import runs as experiment
+from nrf_repro.experiment import run as experiment
 from nrf_repro.training import loop as training
 from nrf_repro.data import decoding, loading
-from nrf_repro.experiment.runs import Cell, alone, attack_cell, load_profile, run_cells, train_cell
+from nrf_repro.experiment.plan import run_spec
+from nrf_repro.experiment.profile import NetworkId, load_profile
+from nrf_repro.experiment.run import measure_network, run_all, train_network
+from nrf_repro.experiment.store import directory_lock
 from nrf_repro.models import build_model, save_model
 from nrf_repro.results.rows import git_commit, read_rows, source_hash, write_rows, write_atomically
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get('NRF_KILLS', 0))
-CELL = Cell('digits', 'vgg11', .0625, 'bn', 'adversarial', 0)
+NETWORK = NetworkId('digits', 'vgg11', .0625, 'bn', 'adversarial', 0)
 ATTACKS = ['pgd_l2', 'pgd_linf', 'cw_l2']
 
 
 @pytest.fixture(scope='module')
-def profile():
+def spec():
     "Enough epochs and blocks to be killed between them."
     source_hash(), git_commit()     # known to all children, whatever is edited meanwhile
-    p = load_profile('tiny')
-    p['data']['digits'] |= dict(test=200)
-    p['data']['digits']['recipes']['adversarial'] |= dict(epochs=5)
-    return p
+    profile = load_profile('tiny').with_changes({'data.digits.test': 200, 'data.digits.recipes.adversarial.epochs': 5})
+    return run_spec(profile, NETWORK, ATTACKS)
 
 
 def rows(*places): return read_rows(*places).drop(columns='seconds')
@@ -87,9 +88,9 @@ def killed_until_done(work, seconds, rng, kills):
 
 
 @pytest.mark.parametrize('what', ['train', 'attack'])
-def test_killed_at_random_it_goes_on_and_repeats_no_more_than_what_was_in_hand(what, profile, tmp_path):
-    def job(folder): return (lambda: train_cell(profile, CELL, folder, progress=False)) if what == 'train' else (lambda: attack_cell(profile, CELL, ATTACKS, folder))
-    if what == 'attack': train_cell(profile, CELL, tmp_path / 'trained', progress=False)
+def test_killed_at_random_it_goes_on_and_repeats_no_more_than_what_was_in_hand(what, spec, tmp_path):
+    def job(folder): return (lambda: train_network(spec, folder, progress=False)) if what == 'train' else (lambda: measure_network(spec, folder))
+    if what == 'attack': train_network(spec, tmp_path / 'trained', progress=False)
     def fresh(name):
         if what == 'attack': shutil.copytree(tmp_path / 'trained', tmp_path / name)
         return tmp_path / name
@@ -107,7 +108,7 @@ def test_killed_at_random_it_goes_on_and_repeats_no_more_than_what_was_in_hand(w
         again = {step: begun.count(step) - 1 for step in whole}
         assert sum(again.values()) <= each                     # a kill costs one epoch, or one block of images
         repeated += sum(again.values())
-        left = {p.name for p in (tmp_path / f'run-{i}/runs' / CELL.id).iterdir()}
+        left = {p.name for p in (tmp_path / f'run-{i}/runs' / NETWORK.id).iterdir()}
         assert 'state.safetensors' not in left and 'attack.safetensors' not in left
     count('faults', f'{what}: killed at random moments', kills=runs * each, rows_that_differ=0, epochs_or_blocks_done_again=repeated)
 
@@ -135,27 +136,27 @@ def test_what_a_kill_leaves_half_written_is_never_read(tmp_path):
 
 # ---------------------------------------------------------------- two at once
 
-def test_two_processes_train_and_attack_one_network_once(profile, tmp_path):
+def test_two_processes_train_and_attack_one_network_once(spec, tmp_path):
     def work():
-        train_cell(profile, CELL, tmp_path / 'two', progress=False)
-        attack_cell(profile, CELL, ATTACKS, tmp_path / 'two')
+        train_network(spec, tmp_path / 'two', progress=False)
+        measure_network(spec, tmp_path / 'two')
     pids = [child(watched(work, tmp_path / 'log')) for _ in range(3)]
     assert [status(pid) for pid in pids] == [0, 0, 0]
     begun = (tmp_path / 'log').read_text().splitlines()
     assert len(begun) == len(set(begun))
-    train_cell(profile, CELL, tmp_path / 'one', progress=False), attack_cell(profile, CELL, ATTACKS, tmp_path / 'one')
+    train_network(spec, tmp_path / 'one', progress=False), measure_network(spec, tmp_path / 'one')
     assert rows(tmp_path / 'two').equals(rows(tmp_path / 'one'))
     count('faults', 'processes at once in one folder', processes=3, epochs_or_blocks_done_again=0, rows_that_differ=0)
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
     def hold():
-        with alone(tmp_path): time.sleep(60)
+        with directory_lock(tmp_path): time.sleep(60)
     pid = child(hold)
     end = time.time() + 30
     def free():
         try:
-            with alone(tmp_path, wait=False): return True
+            with directory_lock(tmp_path, wait=False): return True
         except RuntimeError as e:
             assert 'Another run is at work' in str(e)
             return False
@@ -178,43 +179,43 @@ def disk(folder, size='4m'):
     finally: subprocess.run(['umount', '-l', folder])
 
 
-def train_and_attack(profile, folder):
-    train_cell(profile, CELL, folder, progress=False)
-    attack_cell(profile, CELL, ATTACKS, folder)
+def train_and_attack(spec, folder):
+    train_network(spec, folder, progress=False)
+    measure_network(spec, folder)
 
 
 @pytest.fixture(scope='module')
-def undisturbed(profile, tmp_path_factory):
+def undisturbed(spec, tmp_path_factory):
     folder = tmp_path_factory.mktemp('undisturbed')
-    train_and_attack(profile, folder)
+    train_and_attack(spec, folder)
     return folder
 
 
 @pytest.mark.parametrize('share', [0, .1, .3, .5, .7, .9])
-def test_a_full_disk_is_a_sentence_and_with_room_it_goes_on(share, profile, undisturbed, tmp_path):
+def test_a_full_disk_is_a_sentence_and_with_room_it_goes_on(share, spec, undisturbed, tmp_path):
     "Room for a share of what is there in the end."
     room = f'{4 + int(share * sum(p.stat().st_size for p in undisturbed.rglob("*") if p.is_file()) / 4096) * 4}k'
     with disk(tmp_path / 'small', room) as resize:
         for _ in range(2):                                     # twice: what is left behind of the first does no harm
-            try: train_and_attack(profile, tmp_path / 'small')
+            try: train_and_attack(spec, tmp_path / 'small')
             except OSError as e: assert 'cannot be written' in str(e) and 'make room' in str(e) and str(tmp_path / 'small') in str(e) and '\n' not in str(e), e
             else: pytest.fail(f'{room} was enough')
         assert not [p for p in (tmp_path / 'small').rglob('*') if p.name.endswith('.tmp')]
         resize('size=8m')
-        train_and_attack(profile, tmp_path / 'small')
+        train_and_attack(spec, tmp_path / 'small')
         assert rows(tmp_path / 'small').equals(rows(undisturbed))
     count('faults', f'a disk with room for {share:.0%} of a run', full_disks=2, rows_that_differ=0)
 
 
-def test_a_read_only_folder_is_a_sentence(profile, undisturbed, tmp_path):
+def test_a_read_only_folder_is_a_sentence(spec, undisturbed, tmp_path):
     with disk(tmp_path / 'fixed', '8m') as again:
         again('ro')
-        for write in (lambda: train_and_attack(profile, tmp_path / 'fixed'), lambda: write_rows(tmp_path / 'fixed/rows.jsonl', read_rows(undisturbed)),
+        for write in (lambda: train_and_attack(spec, tmp_path / 'fixed'), lambda: write_rows(tmp_path / 'fixed/rows.jsonl', read_rows(undisturbed)),
                       lambda: save_model(build_model('vgg11', 'bn', width=1/32), tmp_path / 'fixed/w.safetensors')):
             with pytest.raises(OSError) as e: write()
             assert str(tmp_path / 'fixed') in str(e.value) and ('cannot be written' in str(e.value) or 'Read-only' in str(e.value))
         again('rw')
-        train_and_attack(profile, tmp_path / 'fixed')
+        train_and_attack(spec, tmp_path / 'fixed')
         assert rows(tmp_path / 'fixed').equals(rows(undisturbed))
 
 
@@ -234,39 +235,40 @@ def test_lost_data_is_a_sentence_and_found_again_it_goes_on(tmp_path, monkeypatc
     monkeypatch.setitem(loading.DOWNLOADS, 'cifar10', lambda split, root: (_ for _ in ()).throw(OSError('the network is unreachable')))
     file, _ = test_fuzz.parquet(tmp_path)
     shutil.copy(file, tmp_path / 'train-00000-of-00001.parquet')
-    p = load_profile('tiny')
-    p['data'] = dict(cifar10=p['data']['digits'] | dict(train=6, test=6, watch=dict(images=3, attack='pgd_l2', epochs=None)))
-    cell = Cell('cifar10', 'vgg11', .0625, 'bn', 'standard', 0)
-    train_cell(p, cell, tmp_path / 'build', progress=False)
+    tiny = load_profile('tiny')
+    data = tiny.data['digits'].as_dict() | dict(train=6, test=6, watch=dict(images=3, attack='pgd_l2', epochs=None))
+    spec = run_spec(tiny.with_changes({'data.cifar10': data}), NetworkId('cifar10', 'vgg11', .0625, 'bn', 'standard', 0), ['pgd_l2'])
+    train_network(spec, tmp_path / 'build', progress=False)
     file.rename(tmp_path / 'elsewhere')
-    with pytest.raises(FileNotFoundError) as e: attack_cell(p, cell, ['pgd_l2'], tmp_path / 'build')
+    with pytest.raises(FileNotFoundError) as e: measure_network(spec, tmp_path / 'build')
     assert str(tmp_path) in str(e.value) and 'could not be downloaded' in str(e.value) and '\n' not in str(e.value)
     (tmp_path / 'elsewhere').rename(file)
-    assert attack_cell(p, cell, ['pgd_l2'], tmp_path / 'build') == 'attacked'
+    assert measure_network(spec, tmp_path / 'build') == 'measured'
 
 
-def test_a_failing_cell_keeps_no_other_from_its_work(profile, tmp_path, capsys):
-    cells = [Cell('digits', 'vgg11', width, 'bn', 'standard', 0) for width in (1/64, .0625, 1/48, .125)]
-    done = run_cells(profile, cells, tmp_path, lambda *a: train_cell(*a, progress=False))
+def test_a_failing_network_does_not_stop_the_others(tmp_path, capsys):
+    tiny = load_profile('tiny')
+    specs = [run_spec(tiny, NetworkId('digits', 'vgg11', width, 'bn', 'standard', 0)) for width in (1/64, .0625, 1/48, .125)]
+    done = run_all(specs, lambda spec: train_network(spec, tmp_path, progress=False))
     assert [isinstance(d, experiment.Failed) for d in done.values()] == [True, False, True, False]
     said = capsys.readouterr().out
     assert said.count('Traceback') == 2 and '4/4' in said
-    with pytest.raises(RuntimeError, match='2 of 4 networks failed, the others are done: .*multiple of 1/32.*multiple of 1/32'): experiment.all_went_well(done)
-    assert experiment.whole(cells, done) == [cells[1], cells[3]]
+    with pytest.raises(RuntimeError, match='2 of 4 networks failed, the others are done: .*multiple of 1/32.*multiple of 1/32'): experiment.raise_on_failures(done)
+    assert experiment.successful_runs(specs, done) == [specs[1], specs[3]]
 
 
 @pytest.mark.parametrize('name', ['config.json', 'attack.json', 'state.safetensors', 'weights.safetensors'])
-def test_a_damaged_file_of_a_run_is_named(name, profile, undisturbed, tmp_path):
+def test_a_damaged_file_of_a_run_is_named(name, spec, undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / 'run')
-    run = folder / 'runs' / CELL.id
+    run = folder / 'runs' / NETWORK.id
     if name == 'state.safetensors': (run / 'config.json').unlink()
     if name == 'weights.safetensors': (run / 'attack.json').unlink()
     (run / name).write_bytes(b'{"half')
-    with pytest.raises(ValueError) as e: train_and_attack(profile, folder)
+    with pytest.raises(ValueError) as e: train_and_attack(spec, folder)
     assert name in str(e.value) and 'delete it' in str(e.value) and '\n' not in str(e.value)
     (run / name).unlink()
     if name == 'weights.safetensors': (run / 'config.json').unlink()
-    train_and_attack(profile, folder)
+    train_and_attack(spec, folder)
     assert rows(folder).equals(rows(undisturbed))
 
 

@@ -12,7 +12,9 @@ from nrf_repro.features import datasets as D, invert_representation, targeted_pe
 from nrf_repro.studies import feature_datasets as F
 from nrf_repro.attacks import PERTURBATION_SETS, Attack
 from nrf_repro.data import Images, load
-from nrf_repro.experiment.runs import load_profile, planned, train_cell
+from nrf_repro.experiment.plan import plan
+from nrf_repro.experiment.profile import load_profile
+from nrf_repro.experiment.run import train_network
 from nrf_repro.models import build_model
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.claims import decide_part
@@ -197,7 +199,7 @@ def test_target_mappings():
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     tiny, folder = load_profile('tiny'), tmp_path_factory.mktemp('features')
-    for cell in planned(tiny): train_cell(tiny, cell, folder, progress=False)
+    for spec in plan(tiny): train_network(spec, folder, progress=False)
     return Run(tiny, 'features', 0, folder, progress=False)
 
 

@@ -206,7 +206,7 @@ def claims(folder):
 
 
 def profile(folder):
-    from nrf_repro.experiment.runs import load_profile
+    from nrf_repro.experiment.profile import load_profile
     (folder / 'p.yaml').write_bytes((ROOT / 'reports/profiles/tiny.yaml').read_bytes())
     return folder / 'p.yaml', lambda: load_profile(str(folder / 'p.yaml'))
 
@@ -344,16 +344,17 @@ def swap(node, rng):
 
 def test_a_changed_profile_is_right_or_is_named_with_its_line(tmp_path):
     import yaml
-    from nrf_repro.experiment.runs import PARTS, Cell, jobs, load_profile, plan_table, planned, recipe_of
+    from nrf_repro.experiment.plan import jobs, plan, plan_table
+    from nrf_repro.experiment.profile import PARTS, load_profile
     text, rng, refused, n = (ROOT / 'reports/profiles/tiny.yaml').read_text(), random.Random(1), 0, MUTANTS
     file = tmp_path / 'mine.yaml'
     for _ in range(n):
         file.write_text(yaml.safe_dump(swap(yaml.safe_load(text), rng), sort_keys=False))
         try:
             profile = load_profile(str(file))
-            for cells in jobs(profile, PARTS).values(): assert cells
+            for specs in jobs(profile, PARTS).values(): assert specs
             plan_table(profile, PARTS)
-            for cell in planned(profile, PARTS): recipe_of(profile, cell)
+            for spec in plan(profile, PARTS): assert spec.recipe
         except ValueError as e:
             refused += 1
             assert re.match(r'mine\.yaml line \d+[:,]|Unknown recipe', str(e)) and '\n' not in str(e), str(e)

@@ -1,5 +1,4 @@
 """Published weights on a folder of images: class order, pixel scale, file safety, and the rows of the tables."""
-import copy
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from torchvision.models import get_model, get_model_weights
 
 from nrf_repro.studies import imagenet
 from nrf_repro.data import STATS, load
-from nrf_repro.experiment.runs import PARTS, Cell, load_profile, planned
+from nrf_repro.experiment.profile import PARTS, NetworkId, load_profile
 from nrf_repro.studies.imagenet import TORCHVISION, class_index, class_names, _networks, labelled_by_output, pretrained, wnids
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.paired import pairs, select
@@ -63,12 +62,12 @@ def measured(place, tmp_path_factory):
 
 
 def profile_with(place, **changes):
-    p = load_profile('tiny')
-    data = copy.deepcopy(p['data']['digits']) | dict(train=None, test=3, sigma=.01)
+    tiny = load_profile('tiny')
+    data = tiny.data['digits'].as_dict() | dict(train=None, test=3, sigma=.01)
     data['attacks'] = {a: d | dict(steps=1) for a, d in data['attacks'].items()}
     settings = dict(dataset='imagenet', archs={'vgg16': 1, 'resnet18': 1}, norms=['none', 'bn'], seeds=[0], weights=str(place),
                     attacks=['pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf'], if_here=True)
-    return p | dict(data=p['data'] | dict(imagenet=data), studies=dict(imagenet=settings | changes))
+    return tiny.with_changes({'data.imagenet': data, 'studies': dict(imagenet=settings | changes)})
 
 
 def test_the_class_of_a_folder_does_not_depend_on_the_other_folders(place):
@@ -153,17 +152,17 @@ def test_the_rows_make_pairs_for_the_claims(measured):
 
 
 def test_a_network_of_a_grid_takes_precedence_in_the_tables(small, tmp_path):
-    trained = dict(small['grids'][0], dataset='imagenet', archs={'vgg16': 1}, norms=['bn'], regimes=['standard'], seeds=[0])
-    profile = profile_with(small['studies']['imagenet']['weights'], attacks=['pgd_l2'])
-    profile['grids'] = [*profile['grids'], trained]
+    trained = dict(small.grids[0].as_dict(), dataset='imagenet', archs={'vgg16': 1}, norms=['bn'], regimes=['standard'], seeds=[0])
+    profile = profile_with(small.studies['imagenet'].weights, attacks=['pgd_l2'])
+    profile = profile.with_changes({'grids': [*profile.as_dict()['grids'], trained]})
     rows = frame(imagenet.measure_imagenet(Run(profile, 'imagenet', 0, tmp_path, progress=False)))
     assert set(rows.norm[rows.experiment == 'final']) == {'none'} and set(rows.norm[rows.experiment == 'imagenet']) == {'none', 'bn'}
 
 
 def test_the_study_and_the_grids_of_the_paper_profile_share_no_vgg():
     paper = load_profile('paper')
-    assert paper['studies']['imagenet']['if_here']
+    assert paper.studies['imagenet'].if_here
     cells = _networks(Run(paper, 'imagenet', 0, None))
-    free = {(c.arch, c.norm) for c in cells if c not in planned(paper, PARTS)}
+    free = {(c.arch, c.norm) for c in cells if c not in paper.networks(PARTS)}
     assert free == {(a, n) for a in ('vgg16', 'vgg19') for n in ('none', 'bn')} and len(cells) == 6
-    assert Cell('imagenet', 'resnet18', 1., 'none', 'standard', 0) in planned(paper, PARTS)
+    assert NetworkId('imagenet', 'resnet18', 1., 'none', 'standard', 0) in paper.networks(PARTS)

@@ -119,7 +119,7 @@ def test_the_page_needs_no_torch():
 
 
 def test_template_takes_its_parameters():
-    from nrf_repro.cli import check_template
+    from nrf_repro.experiment.notebooks import check_template
     check_template(ROOT / 'reports/notebooks/living.ipynb', dict(profile='tiny', folder='.', images=2))
 
 

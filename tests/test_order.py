@@ -1,5 +1,4 @@
 """Which feature is learned first: the images, the monitor and the rows are those that claim C4 needs."""
-import copy
 from dataclasses import replace
 
 import pandas as pd
@@ -8,7 +7,7 @@ import torch
 from torch import nn
 
 from nrf_repro.data import patterns, testbed as make_bed
-from nrf_repro.experiment.runs import Cell, load_profile, profiles
+from nrf_repro.experiment.profile import NetworkId, load_profile, profiles
 from nrf_repro.studies import order   # its names that begin with "test" would be collected
 from nrf_repro.studies.order import CURRICULA, ligs_reading, measure_testbed, predictor, regime_of, show_testbed, train_curriculum, trend_text
 from nrf_repro.results.claims import decide_parts
@@ -22,9 +21,8 @@ C4 = load_claims()['C4']
 
 
 def run_at(folder, seed=0, profile=TINY, **settings):
-    profile = copy.deepcopy(profile)
-    profile['studies']['testbed'] |= settings
-    return Run(profile, 'testbed', seed, folder, progress=False)
+    changed = profile.with_changes({f'studies.testbed.{name}': value for name, value in settings.items()})
+    return Run(changed, 'testbed', seed, folder, progress=False)
 
 
 @pytest.fixture(scope='module')
@@ -34,7 +32,7 @@ def measured(tmp_path_factory):
     return run, frame(measure_testbed(run))
 
 
-def cell(run, norm): return Cell('synthetic', 'vgg11', .0625, norm, 'standard', run.seed)
+def cell(run, norm): return NetworkId('synthetic', 'vgg11', .0625, norm, 'standard', run.seed)
 
 
 def ideal(kind): # correlates with the patterns of one kind: 0 RF, 1 NRF
@@ -64,8 +62,7 @@ def test_predictions_do_not_depend_on_the_batch_size():
 def test_training_images_follow_the_seed_and_test_images_do_not(tmp_path):
     prints = {(split, seed): order.testbed_images(run_at(tmp_path, seed), split).images.fingerprint for split in ('train', 'test') for seed in range(3)}
     assert len({prints['train', s] for s in range(3)}) == 3 and len({prints['test', s] for s in range(3)}) == 1
-    whole = copy.deepcopy(TINY)
-    whole['data']['synthetic'] |= dict(train=None, test=None)
+    whole = TINY.with_changes({'data.synthetic.train': None, 'data.synthetic.test': None})
     assert [len(order.testbed_images(run_at(tmp_path, profile=whole), split).y) for split in ('train', 'test')] == [2000, 1000]
 
 
@@ -78,10 +75,10 @@ def test_no_test_image_is_a_training_image(tmp_path):
 @pytest.mark.parametrize('name', profiles())
 def test_every_profile_attacks_with_the_radius_of_the_testbed(name):
     profile = load_profile(name)
-    if 'testbed' not in profile.get('studies', {}): pytest.skip(f'{name} has no testbed')
-    data = profile['data']['synthetic']
-    assert data['attacks'][data['watch']['attack']]['eps'] == pytest.approx(make_bed('train', n=10).eps, abs=1e-3)
-    assert 'both' in profile['studies']['testbed']['sources'] and set(profile['studies']['testbed']['sources']) <= set(CURRICULA)
+    if 'testbed' not in profile.studies: pytest.skip(f'{name} has no testbed')
+    data = profile.data['synthetic']
+    assert data.attacks[data.watch.attack].eps == pytest.approx(make_bed('train', n=10).eps, abs=1e-3)
+    assert 'both' in profile.studies['testbed'].sources and set(profile.studies['testbed'].sources) <= set(CURRICULA)
 
 
 def test_the_claim_takes_training_from_scratch_on_both_features_and_nothing_else(measured):

@@ -3,7 +3,8 @@ import pytest
 
 from nrf_repro.studies import paired_images as P, paired_measurement as M
 from nrf_repro.experiment.published import load_published
-from nrf_repro.experiment.runs import STUDIES, Cell, load_profile
+from nrf_repro.experiment.profile import STUDIES, load_profile
+from nrf_repro.experiment.profile import NetworkId
 from nrf_repro.models import save_model
 from nrf_repro.results.rows import read_rows
 from nrf_repro.studies.base import run_study
@@ -20,7 +21,7 @@ def study(tmp_path_factory):
                  eps=dict(attack='pgd_l2', times=[.5, 1, 2]), sigma=[.01, .05], levels='natural', severities=[1, 5], transfer_eps=.1)
     profile = load_profile('demo') | dict(studies=dict(paired_images=given))
     for norm in ('none', 'bn'):
-        cell = Cell('digits', 'vgg11', .125, norm, 'standard', 0)
+        cell = NetworkId('digits', 'vgg11', .125, norm, 'standard', 0)
         save_model(load_published('demo', norm=norm, arch='vgg11'), folder / 'runs' / cell.id / 'weights.safetensors')
     assert run_study(profile, 'paired_images', 0, folder) == 'measured'
     return profile, given, folder

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from nrf_repro import __version__
-from nrf_repro.cli import check_template, main, plan_text
-from nrf_repro.experiment.runs import load_profile
+from nrf_repro.cli import main, plan_text
+from nrf_repro.experiment.notebooks import check_template
+from nrf_repro.experiment.profile import load_profile
 from nrf_repro.results.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -117,27 +118,27 @@ def test_a_template_that_lost_its_tag_does_not_run(tmp_path):
     assert not (tmp_path / 'out.ipynb').exists() and not (tmp_path / 'done').exists()
 
 
-@pytest.mark.parametrize('words, sentence', [
+@pytest.mark.parametrize('words, expected', [
     (['report', '--profile', 'huge'], "Unknown profile 'huge'"), (['report', '--data', 'no/such/folder'], 'no/such/folder is not there'),
     (['notebook', 'reports/notebooks/network.ipynb', 'o.ipynb', '--parameters', '{"nrom": "bn"}'], "no parameter 'nrom'"),
     (['notebook', 'reports/notebooks/network.ipynb', 'o.ipynb', '--parameters', 'norm=bn'], 'is not JSON'),
     (['notebook', 'reports/notebooks/nothing.ipynb', 'o.ipynb'], 'No notebook'),
     (['report', '--cores', '0', '--dry-run'], '--cores 0: give at least 1'), (['report', '--cores', '-3', '--dry-run'], '--cores -3: give at least 1'),
-    (['report', '--jobs', 'transfer*', '--dry-run'], "'transfer*' fits jobs of the extension alone (transfer"),
+    (['report', '--jobs', 'transfer*', '--dry-run'], "'transfer*' matches only jobs of the extension (transfer"),
     (['report', '--jobs', 'study*', '--dry-run'], "is called 'study*': they are standard-0"), (['report', '--jobs', 'study*', '--dry-run'], ', and with --all ')])
-def test_bad_words_on_the_command_line(capsys, monkeypatch, words, sentence):
+def test_wrong_arguments_are_errors_of_one_line(capsys, monkeypatch, words, expected):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('NRF_DATA', '')
     assert main(words) == 2
     said = capsys.readouterr().err
-    assert sentence in said and said.count('\n') == 1 and 'Traceback' not in said
+    assert expected in said and said.count('\n') == 1 and 'Traceback' not in said
 
 
 @pytest.mark.parametrize('command', ['report --dry-run', 'plan --no-costs', 'publish', 'rows'])
 def test_a_copy_is_not_taken_for_the_profile_of_its_name(command, tmp_path, capsys):
     shutil.copy(ROOT / 'reports/profiles/demo.yaml', tmp_path)
     assert main([*command.split(), '--profile', str(tmp_path / 'demo.yaml')]) == 2
-    assert 'give the file another name' in capsys.readouterr().err
+    assert 'Give the file another name' in capsys.readouterr().err
 
 
 def test_an_unknown_base_is_found_before_anything_is_planned(tmp_path, capsys):
@@ -149,10 +150,10 @@ def test_an_unknown_base_is_found_before_anything_is_planned(tmp_path, capsys):
         assert 'mine.yaml line ' in said and "unknown base 'digitz'; known are paper, " in said and said.count('\n') == 1
 
 
-@pytest.mark.parametrize('words, status, sentence', [(['--version'], 0, f'nrf-repro {__version__}'), (['publish', '--all'], 2, 'unrecognized arguments: --all')])
-def test_words_that_end_at_once(words, status, sentence, capsys):
+@pytest.mark.parametrize('words, status, expected', [(['--version'], 0, f'nrf-repro {__version__}'), (['publish', '--all'], 2, 'unrecognized arguments: --all')])
+def test_words_that_end_at_once(words, status, expected, capsys):
     with pytest.raises(SystemExit) as e: main(words)
-    assert e.value.code == status and sentence in ''.join(capsys.readouterr())
+    assert e.value.code == status and expected in ''.join(capsys.readouterr())
 
 
 def test_a_plan_states_minutes_with_one_decimal_and_what_is_unknown_with_a_mark():

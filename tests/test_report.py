@@ -12,7 +12,7 @@ from nrf_repro.report import html as writers
 from nrf_repro.report import rendering as report
 from nrf_repro.report import tables
 from nrf_repro.report.readings import reading_1
-from nrf_repro.experiment.runs import STUDIES
+from nrf_repro.experiment.profile import STUDIES
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import FIELDS, frame, make_row, paper_rows
 from nrf_repro.studies.base import shown

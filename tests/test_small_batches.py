@@ -8,7 +8,8 @@ import torch
 
 from nrf_repro.studies import base as studies
 from nrf_repro.studies import small_batches as c
-from nrf_repro.experiment.runs import PARTS, absent, load_profile, study_jobs
+from nrf_repro.experiment.profile import PARTS, load_profile
+from nrf_repro.experiment.plan import absent, study_jobs
 from nrf_repro.results.claims import decide, decide_parts
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import read_rows

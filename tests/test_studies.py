@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nrf_repro.studies import base as studies
-from nrf_repro.experiment.runs import load_profile
+from nrf_repro.experiment.profile import load_profile
 from nrf_repro.studies.regularization import LigsLoss
 from nrf_repro.studies.base import Run
 from nrf_repro.training.loop import Monitor
@@ -58,7 +58,7 @@ def test_another_network_under_a_label_is_an_error_that_names_the_difference(sto
     if 'limit' in change: images = images[:64]
     if 'loss' in change: how['loss'] = change['loss']
     if 'monitor' in change: how['monitor'] = Monitor(images[:8], sigma=None)
-    if 'threads' in change: run = replace(run, profile=run.profile | dict(threads=7))
+    if 'threads' in change: run = replace(run, profile=run.profile.with_changes({'threads': 7}))
     if 'source' in change: monkeypatch.setattr('nrf_repro.results.rows.source_hash', lambda: change['source'])
     there = files(run.place)
     with pytest.raises(AnotherRun, match=f'net.safetensors holds another run: they differ in {named}.*delete .*features-s0'):

@@ -3,7 +3,9 @@ import pandas as pd
 import pytest
 import torch
 
-from nrf_repro.experiment.runs import load_profile, next_seed, study_cells, study_jobs, train_cell, trained_by
+from nrf_repro.experiment.plan import study_jobs, study_specs, trained_by
+from nrf_repro.experiment.profile import load_profile, next_seed
+from nrf_repro.experiment.run import train_network
 from nrf_repro.models import load_model
 from nrf_repro.results.rows import frame
 from nrf_repro.studies.base import Run, run_study
@@ -12,15 +14,13 @@ from nrf_repro.studies.transfer import _target_name, measure_transfer, show_tran
 
 @pytest.fixture(scope='module')
 def profile():
-    p = load_profile('tiny')
-    p['studies']['transfer']['seeds'] = [0, 1]
-    return p
+    return load_profile('tiny').with_changes({'studies.transfer.seeds': [0, 1]})
 
 
 @pytest.fixture(scope='module')
 def folder(profile, tmp_path_factory):
     folder = tmp_path_factory.mktemp('transfer')
-    for cell in study_cells(profile, 'transfer'): train_cell(profile, cell, folder, progress=False)
+    for spec in study_specs(profile, 'transfer'): train_network(spec, folder, progress=False)
     return folder
 
 
@@ -34,7 +34,7 @@ def test_the_targets_have_other_initial_weights(profile, folder):
 
 
 def test_a_job_waits_for_the_networks_of_the_next_seed(profile):
-    assert {c.seed for c in study_cells(profile, 'transfer', 1)} == {0, 1}
+    assert {network.seed for network in profile.study_networks('transfer', 1)} == {0, 1}
     assert [next_seed([0, 1, 2], s) for s in (0, 1, 2)] == [1, 2, 0] and next_seed([4], 4) == 4
     small = load_profile('cifar-small')
     waits = trained_by(small, ('core', 'extension'), 'transfer', [2])
@@ -44,7 +44,7 @@ def test_a_job_waits_for_the_networks_of_the_next_seed(profile):
 def test_a_new_weight_of_the_next_seed_is_a_new_study(profile, folder):
     run = Run(profile, 'transfer', 0, folder, progress=False)
     before = run.hash
-    other = next(c for c in study_cells(profile, 'transfer', 0) if c.seed == 1)
+    other = next(network for network in profile.study_networks('transfer', 0) if network.seed == 1)
     config = folder / 'runs' / other.id / 'config.json'
     text = config.read_text()
     config.write_text(text.replace('"hash": "', '"hash": "x'))
@@ -58,8 +58,7 @@ def test_every_pair_once_and_an_attack_with_eps_near_zero_has_no_success(profile
     success = rows[rows.metric == 'transfer_success']
     assert len(success) == len(success.drop_duplicates(['source', 'norm', 'target'])) == 4 * len(source_networks(Run(profile, 'transfer', 0, folder)))
     assert set(success.target) == {'vgg11-none', 'vgg11-bn'} and success.n.nunique() == 1
-    nothing = load_profile('tiny')
-    nothing['studies']['transfer'] |= dict(seeds=[0, 1], eps=1e-9)
+    nothing = load_profile('tiny').with_changes({'studies.transfer.seeds': [0, 1], 'studies.transfer.eps': 1e-9})
     still = frame(measure_transfer(Run(nothing, 'transfer', 0, folder, progress=False)))
     assert (still[still.metric.isin(['transfer_success', 'momentum_success', 'own_transfer_success'])].value == 0).all()
 

@@ -4,19 +4,24 @@ import shutil
 
 import pytest
 
-from nrf_repro.cli import main, publish
-from nrf_repro.experiment.runs import Cell, attack_cell, load_profile, planned, train_cell
+from nrf_repro.cli import main
+from nrf_repro.experiment.plan import plan
+from nrf_repro.experiment.profile import NetworkId, load_profile
+from nrf_repro.experiment.provenance import origin_of
+from nrf_repro.experiment.published import networks_in, publish
+from nrf_repro.experiment.run import measure_network, train_network
 from nrf_repro.results.rows import read_rows, write_rows
-from nrf_repro.experiment.verify import allowed, cells_of, drawn, origin_of, published, verify
+from nrf_repro.experiment.verify import published, sample_of, tolerance, verify
 
-CELLS = [Cell('digits', 'vgg11', .0625, norm, 'standard', 0) for norm in ('bn', 'none')]
+NETWORKS = [NetworkId('digits', 'vgg11', .0625, norm, 'standard', 0) for norm in ('bn', 'none')]
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "Two networks, as `make report` leaves them."
-    build, profile = tmp_path_factory.mktemp('build'), load_profile('tiny')
-    for cell in CELLS: train_cell(profile, cell, build, progress=False), attack_cell(profile, cell, planned(profile)[cell], build)
+    build = tmp_path_factory.mktemp('build')
+    for spec in plan(load_profile('tiny')):
+        if spec.network in NETWORKS: train_network(spec, build, progress=False), measure_network(spec, build)
     write_rows(build / 'rows.jsonl', read_rows(build / 'runs'))
     (build / 'report.html').write_text('<p>')
     (build / 'notebooks').mkdir()
@@ -56,7 +61,7 @@ def test_a_touched_row_is_caught(fields, word, folder, capsys):
 def test_elsewhere_a_rounding_passes_and_a_lie_does_not(folder, capsys, monkeypatch):
     origin = json.loads((folder / 'origin.json').read_text())
     (folder / 'origin.json').write_text(json.dumps(origin | dict(processors=['abacus'])))
-    monkeypatch.setattr('nrf_repro.experiment.verify.drawn', lambda cells, *a: cells[:1])
+    monkeypatch.setattr('nrf_repro.experiment.verify.sample_of', lambda networks, *a: networks[:1])
     change(folder, value=lambda v: v - 1e-3)
     status, out = said(folder, capsys)
     assert status == 0 and 'processor abacus then' in out.out and 'all within their limits' in out.out
@@ -71,7 +76,7 @@ def test_a_missing_row_is_caught(folder, capsys):
     assert status == 1 and 'not published' in out.out
 
 
-def test_what_cannot_be_checked_is_a_sentence(folder, run, tmp_path, capsys):
+def test_what_cannot_be_checked_is_an_error_of_one_line(folder, run, tmp_path, capsys):
     def error(*words):
         status, out = said(folder, capsys, *words)
         assert status == 2 and out.err.count('\n') == 1 and 'Traceback' not in out.err
@@ -115,13 +120,13 @@ def test_rows_of_studies_alone_are_nothing_to_train_again(folder):
 
 
 def test_limits_shrink_with_images_and_are_never_nothing():
-    widths = [allowed('robust_accuracy', .4, .4, n) for n in (10, 100, 1000)]
-    assert widths == sorted(widths, reverse=True) and allowed('clean_accuracy', 1., 1., 100) > 0 and allowed('ligs_plain', .9, .9, 100) == .05
+    widths = [tolerance('robust_accuracy', .4, .4, n) for n in (10, 100, 1000)]
+    assert widths == sorted(widths, reverse=True) and tolerance('clean_accuracy', 1., 1., 100) > 0 and tolerance('ligs_plain', .9, .9, 100) == .05
 
 
 def test_every_network_can_be_drawn(run):
-    cells = cells_of(read_rows(run / 'rows.jsonl'))
-    assert cells == CELLS and drawn(cells, 9) == cells and len(drawn(cells, 1)) == 1 and origin_of(load_profile('tiny'), run)['data']['digits']
+    networks = networks_in(read_rows(run / 'rows.jsonl'))
+    assert networks == NETWORKS and sample_of(networks, 9) == networks and len(sample_of(networks, 1)) == 1 and origin_of(load_profile('tiny'), run)['data']['digits']
 
 
 def test_an_interrupted_check_goes_on(folder, tmp_path):

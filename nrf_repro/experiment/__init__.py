@@ -2,5 +2,7 @@
 from nrf_repro._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, {
-    'experiment.runs': 'load_profile profiles plan_table',
+    'experiment.profile': 'load_profile profiles Profile',
+    'experiment.plan': 'RunSpec plan_table run_spec',
+    'experiment.run': 'train_network measure_network',
     'experiment.published': 'load_published published_networks published_rows leaderboard'})

@@ -6,12 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #260ac295
-import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 
@@ -21,7 +19,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..results.rows import write_atomically
+from .plan import resolve_device
+from .store import write_json
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #c15f1b4c
 class ProcessGroup:
@@ -71,27 +70,23 @@ def check_processes(
     if device == 'cpu' and sync_bn:
         raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU. Set it to false.')
 
-def needs_sync_bn(profile, cell):
-    "Does the profile ask for synchronised BN, and has the network BN? bool."
-    return profile['data'][cell.dataset].get('sync_bn', False) and cell.norm == 'bn'
+def needs_sync_bn(spec): # `RunSpec`
+    "Does the run ask for synchronised BN, and has the network BN? bool."
+    return spec.data.sync_bn and spec.network.norm == 'bn'
 
 def launch(
-    profile,    # of `load_profile`
-    cell,       # the network
-    run,        # its folder
-    processes,  # how many
-    batch_size, # images of all processes together
-    device,     # 'cuda' or 'cpu'
+    spec, # `RunSpec`; its data say how many processes
+    run,  # the network's own folder
 ):
     "Train a network by several processes on this machine; they log to run/processes.log. Raises RuntimeError if a process fails, and as `check_processes`."
-    check_processes(processes, batch_size, device, needs_sync_bn(profile, cell))
-    settings = run / 'together' / f'{profile["name"]}.yaml'
-    write_atomically(settings, json.dumps({k: v for k, v in profile.items() if k != 'name'}, default=str))  # JSON is YAML
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', processes, '-m', 'nrf_repro.experiment',
-               '--profile', settings, '--cell', json.dumps(asdict(cell)), '--into', run]
+    check_processes(spec.processes, spec.recipe.batch_size, resolve_device(spec), needs_sync_bn(spec))
+    settings = run / 'spec.json'
+    write_json(settings, spec.model_dump(mode='json', exclude_unset=True))
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', spec.processes, '-m', 'nrf_repro.experiment',
+               '--spec', settings, '--into', run]
     with open(run / 'processes.log', 'w', encoding='utf-8') as log:
         status = subprocess.run([str(w) for w in command], stdout=log, stderr=subprocess.STDOUT).returncode
-    if status: raise RuntimeError(f'{cell.id}: {failure_summary(log.name, processes)} Run again to resume after the last epoch; the log is {log.name}.')
+    if status: raise RuntimeError(f'{spec.id}: {failure_summary(log.name, spec.processes)} Run again to resume after the last epoch; the log is {log.name}.')
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #e2111229
 def failure_summary(log, processes): # path of the log; how many processes wrote it

@@ -5,15 +5,30 @@
 # %% auto #0
 __all__ = ['pack_runs', 'published_networks', 'load_published', 'leaderboard', 'published_rows']
 
-# %% ../../nbs/5_how_it_works/54_published.ipynb #d818c407
+# %% ../../nbs/5_how_it_works/54_published.ipynb #e82189b1
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from .runs import WEIGHTS, read_json, weights_file, write_json
+from .notebooks import portable
+from .profile import NetworkId
+from .provenance import origin_of
+from .store import WEIGHTS, read_json, weights_file, write_json
 from ..models import load_model, model_config, save_model
 from ..results.rows import resolve_repo_path, read_rows
+
+# %% ../../nbs/5_how_it_works/54_published.ipynb #2fdc7954
+NETWORK_FIELDS = tuple(NetworkId.__dataclass_fields__)
+
+def networks_in(rows):
+    "The networks that rows are about: a sorted list of `NetworkId`."
+    given = rows[list(NETWORK_FIELDS)].drop_duplicates()
+    return sorted(NetworkId(r.dataset, r.arch, float(r.width), r.norm, r.regime, int(r.seed)) for r in given.itertuples())
+
+def rows_of_network(rows, network):
+    "The rows of one network."
+    return rows[(rows[list(NETWORK_FIELDS)] == pd.Series(vars(network))).all(axis=1)]
 
 # %% ../../nbs/5_how_it_works/54_published.ipynb #b132be64
 def pack_runs(
@@ -34,7 +49,7 @@ def pack_runs(
     write_json(Path(out, 'networks.json'), listed)
     return listed
 
-# %% ../../nbs/5_how_it_works/54_published.ipynb #0a311957
+# %% ../../nbs/5_how_it_works/54_published.ipynb #a63d98d5
 KIND = ('dataset', 'arch', 'width', 'norm', 'regime')  # networks of one kind differ only in the seed
 FLOAT32_LIMIT = 1_000_000  # bytes: a larger network is published in eight bits
 
@@ -42,18 +57,31 @@ def _pack_run(run, out):
     "Write one network; its bits and kilobytes."
     stored = weights_file(run)
     file = Path(out, f'{run.name}.safetensors')
-    if stored.name == WEIGHTS:
-        model = load_model(stored)
-        bits = 32 if _float32_bytes(model) < FLOAT32_LIMIT else 8
-        save_model(model, file, bits)
-    else:
-        bits = 8
-        shutil.copyfile(stored, file)
+    bits = 32 if stored.name == WEIGHTS and stored.stat().st_size < FLOAT32_LIMIT else 8
+    if stored.name == WEIGHTS: save_model(load_model(stored), file, bits)
+    else: shutil.copyfile(stored, file)
     return dict(bits=bits, kilobytes=round(file.stat().st_size / 1e3))
 
-def _float32_bytes(model):
-    "About the bytes of its checkpoint in float32, with 20 kB for the header."
-    return 4 * sum(w.numel() for w in model.state_dict().values()) + 20_000
+# %% ../../nbs/5_how_it_works/54_published.ipynb #0f037279
+def publish(profile, # `Profile`
+            folder,  # the build folder
+            to):     # folder of the published profiles
+    "Publish a finished run; returns its folder. Raises FileNotFoundError if there is no report. Nothing is changed by an error."
+    if not Path(folder, 'report.html').is_file():
+        raise FileNotFoundError(f'{folder} has no report.html: run `nrf-repro report --profile {profile.name}` first.')
+    out = Path(to, profile.name)
+    new, old = (out.with_name(f'.{out.name}.{suffix}') for suffix in ('new', 'old'))
+    for left in (new, old): shutil.rmtree(left, ignore_errors=True)
+    (new / 'notebooks').mkdir(parents=True)
+    for name in ('report.html', 'rows.jsonl'): shutil.copyfile(Path(folder, name), new / name)
+    for notebook in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')):
+        (new / 'notebooks' / notebook.name).write_text(portable(notebook), encoding='utf-8')
+    pack_runs(folder, new / 'networks')
+    write_json(new / 'origin.json', origin_of(profile, folder))
+    if out.exists(): out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return out
 
 # %% ../../nbs/5_how_it_works/54_published.ipynb #30bc97fd
 def published_networks(

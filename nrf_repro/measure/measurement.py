@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..attacks import PAPER_ATTACKS, Attack
 from ..data import balanced
 from ..training.evaluation import check_classifier, evaluate
-from ..experiment.runs import OUTCOMES
+from ..experiment.run import OUTCOMES
 from ..results.intervals import t_interval, wilson
 from .checks import Probe, run_checks
 from .images import _whole_number, eval_images

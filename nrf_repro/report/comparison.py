@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiment.runs import read_json
+from ..experiment.store import read_json
 from .differences import difference, holm
 from .html import download, environment, template_text, to_markdown
 from .tables import OWN_NAMES, measurement_name

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ..experiment.runs import read_json
+from ..experiment.store import read_json
 from .curves import PANELS
 from .figures import caption
 from .html import data_uri, environment, template_text

@@ -16,7 +16,9 @@ import pandas as pd
 import torch
 
 from ..attacks import PERTURBATION_SETS, frozen, input_gradient
-from ..experiment.runs import attack_of, grid_cells, images_of, weights_file
+from ..experiment.plan import attack_of, images_of
+from ..experiment.profile import PARTS
+from ..experiment.store import weights_file
 from ..models import load_model
 from .interactive import epoch_curves
 from .text import arch_name
@@ -122,29 +124,31 @@ def record(models,  # norm -> network
                 shape=list(pixels.shape[1:]), unit=unit, magnify=magnification(change[:, -1]), shrunk=max(x.shape[2:]) > SIDE, items=items)
 
 # %% ../../nbs/5_how_it_works/80_recording.ipynb #079b1554
-def pair(profile): # of `load_profile`
+def pair(profile): # `Profile`
     "The first cells of a profile, without normalisation and with BN, that differ in nothing else; {} if it plans none."
-    cells = [c for grid in profile['grids'] for c in grid_cells(grid)]
-    for cell in (c for c in cells if c.norm == 'none'):
-        if (twin := replace(cell, norm='bn')) in cells: return dict(none=cell, bn=twin)
+    planned = profile.networks(PARTS)
+    for cell in planned:
+        twin = replace(cell, norm='bn')
+        if cell.norm == 'none' and twin in planned: return dict(none=cell, bn=twin)
     return {}
 
-def record_stored(profile, folder, most=8, device='cpu'): # of `load_profile`; the build folder
+def record_stored(profile, folder, most=8, device='cpu'): # `Profile`; the build folder
     """The recorded attack of a profile on its stored networks and on the held-out images of the training history.
 
     Raises ValueError if the profile plans no such pair, FileNotFoundError if its weights are not there.
     """
-    if not (cells := pair(profile)): raise ValueError(f'profile {profile["name"]} plans no network both without norm and with BN')
+    if not (cells := pair(profile)): raise ValueError(f'profile {profile.name} plans no network both without norm and with BN')
     files = {norm: weights_file(Path(folder, 'runs', cell.id)) for norm, cell in cells.items()}
     lost = [cells[norm].id for norm, path in files.items() if path is None]
     if lost: raise FileNotFoundError(f'no weights of {", ".join(lost)}')
     models, cell = {norm: load_model(path, device) for norm, path in files.items()}, cells['bn']
-    attack = attack_of(profile, cell.dataset, profile['data'][cell.dataset]['watch']['attack'])
-    found = record(models, images_of(profile, cell.dataset, 'watch'), attack, most=most, device=device)
+    data = profile.data[cell.dataset]
+    attack = attack_of(data, data.watch.attack)
+    found = record(models, images_of(cell.dataset, data, 'watch'), attack, most=most, device=device)
     return found | dict(source=f'{cell.dataset}, {arch_name(cell.arch)} at width {cell.width:g}, {cell.regime} training, seed {cell.seed}')
 
 # %% ../../nbs/5_how_it_works/80_recording.ipynb #28325d06
-def interactive_data(profile, folder, rows, most=8, device='cpu'): # of `load_profile`; the build folder; a frame of `read_rows`
+def interactive_data(profile, folder, rows, most=8, device='cpu'): # `Profile`; the build folder; a frame of `read_rows`
     "All that the interactive figures show; what cannot be shown is listed under `missing`."
     lost = []
     try: images = record_stored(profile, folder, most, device)

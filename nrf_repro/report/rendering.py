@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..experiment.runs import STUDIES
+from ..experiment.profile import STUDIES
 from .checks import doubts
 from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuracies, plane
 from .figures import caption, inline_svg

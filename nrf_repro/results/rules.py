@@ -7,9 +7,12 @@ __all__ = ['Part', 'Claim', 'load_claims']
 
 # %% ../../nbs/5_how_it_works/73_claim_rules.ipynb #73000003
 import dataclasses
+from typing import Annotated, Literal
+
+from pydantic import Field, create_model
 
 from .rows import IDENTITY, resolve_repo_path
-from .schema import COUNT, FLAG, NUMBER, TEXT, VALUE, closed, each, maybe, one_of, read_yaml
+from .schema import Count, Flag, Number, Settings, Text, read_yaml
 
 # %% ../../nbs/5_how_it_works/73_claim_rules.ipynb #a425e26b
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
 
     Raises `FileNotFoundError` without the file, and `ValueError` for a key or value that a rule cannot have; both name the place.
     """
-    claims, (text, place) = {}, read_yaml(resolve_repo_path(path), _CLAIMS)
+    claims, (text, place) = {}, read_yaml(resolve_repo_path(path), _ClaimsFile)
     for i, entry in enumerate(text['claims']):
         claim = _parse_claim(entry, text['rules'], f'{place / "claims" / i} {entry["id"]}')
         if claim.id in claims: raise ValueError(f'{place / "claims" / i} {entry["id"]}: this id is given twice')
@@ -92,17 +95,43 @@ def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file
     return claims
 
 # %% ../../nbs/5_how_it_works/73_claim_rules.ipynb #50af6218
-_LIMITS = dict(type='object', additionalProperties=NUMBER)
-_RULES = dict(level=NUMBER, min_seeds=COUNT, agree=NUMBER, learned_by=TEXT, undertrained=_LIMITS, not_learned=_LIMITS,
-              scales=each(TEXT))
-_FIELDS = dict(type='object', additionalProperties=dict(anyOf=[VALUE, each(VALUE)]))
-_PART = closed(name=TEXT, metric=TEXT, where=_FIELDS, each=_FIELDS | dict(maxProperties=1),
-               direction=one_of('higher', 'lower'), smallest_effect=NUMBER, compare=_FIELDS, threshold=maybe(NUMBER),
-               room=each(NUMBER, minItems=2, maxItems=2),
-               screen=FLAG, missing=one_of(*VERDICTS), paper=closed(table=TEXT, effect=NUMBER, source=TEXT,
-                                                                    optional=['table', 'effect', 'source']),
-               optional=['name', 'each', 'compare', 'threshold', 'room', 'screen', 'missing', 'paper'])
-_CLAIMS = closed(rules=closed(**_RULES), claims=each(closed(id=TEXT, title=TEXT, statement=TEXT, parts=each(_PART), **_RULES, optional=_RULES)))
+_RULES = dict(level=Number, min_seeds=Count, agree=Number, learned_by=Text, undertrained=dict[Text, Number],
+              not_learned=dict[Text, Number], scales=Annotated[tuple[Text, ...], Field(min_length=1)])
+_Value = Text | Number | None
+_RowFields = dict[Text, _Value | tuple[_Value, ...]]   # field -> value, or values
+
+class _PaperEntry(Settings):
+    table: Text = None
+    effect: Number = None
+    source: Text = None
+
+class _PartEntry(Settings):
+    "One entry under `parts`; the fields of `Part`."
+    metric: Text
+    where: _RowFields
+    direction: Literal['higher', 'lower']
+    smallest_effect: Number
+    name: Text = None
+    each: _RowFields = Field(None, max_length=1)
+    compare: _RowFields = None
+    threshold: Number | None = None
+    room: tuple[Number, ...] = Field(None, min_length=2, max_length=2)
+    screen: Flag = None
+    missing: Literal[VERDICTS] = None
+    paper: _PaperEntry = None
+
+_Rules = create_model('_Rules', __base__=Settings, **{name: (kind, ...) for name, kind in _RULES.items()})
+_RuleChanges = create_model('_RuleChanges', __base__=Settings, **{name: (kind, None) for name, kind in _RULES.items()})
+
+class _ClaimEntry(_RuleChanges):
+    id: Text
+    title: Text
+    statement: Text
+    parts: tuple[_PartEntry, ...] = Field(min_length=1)
+
+class _ClaimsFile(Settings):
+    rules: _Rules
+    claims: tuple[_ClaimEntry, ...] = Field(min_length=1)
 
 # %% ../../nbs/5_how_it_works/73_claim_rules.ipynb #9e2d4a70
 def by_scale(profiles, # names

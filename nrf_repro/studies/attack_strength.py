@@ -258,7 +258,7 @@ def attack_budget(given, study): # settings of a profile; name of the study
 
 def _attacks_to_check(run):
     "Name -> `Attack`. Raises ValueError for an attack that the profile does not have."
-    known = run.data['attacks']
+    known = run.data.attacks
     for name in run.settings['attacks']:
         if name not in known: raise ValueError(f'study adequacy: unknown attack {name!r}. {run.dataset} has {", ".join(known)}.')
     return {name: run.attack(name) for name in run.settings['attacks']}

@@ -15,8 +15,9 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
-from ..experiment.runs import (STUDIES, WEIGHTS, attack_fields, attack_of, device_of, images_of, network_of, precision_of, read_json,
-                                  recipe_of, study_cells, weights_file, write_json)
+from ..experiment.plan import attack_fields, attack_of, resolve_device, images_of, network_of, precision_of, recipe_of
+from ..experiment.profile import STUDIES, Profile
+from ..experiment.store import WEIGHTS, read_json, weights_file, write_json
 from ..models import load_model, save_model
 from ..results.rows import config_hash, make_row, tf32_set, write_rows
 from ..training.state import AnotherRun, check_key, run_key
@@ -26,31 +27,31 @@ from ..training.loop import fit
 @dataclass(frozen=True)
 class Run:
     "One study with one seed: its settings, data and networks, and the folder of its results."
-    profile: dict        # of `load_profile`
+    profile: Profile
     study: str           # a name in `STUDIES`
     seed: int
     folder: Path         # the build folder
     progress: bool = True
 
     @property
-    def settings(self): return self.profile['studies'][self.study]
+    def settings(self): return self.profile.studies[self.study].as_dict()   # plain values
     @property
-    def dataset(self): return self.settings['dataset']
+    def dataset(self): return self.profile.studies[self.study].dataset
     @property
-    def data(self): return self.profile['data'][self.dataset]
+    def data(self): return self.profile.data[self.dataset]
     @property
-    def device(self): return device_of(self.profile)
+    def device(self): return resolve_device(self.profile)
     @property
     def place(self): return Path(self.folder, 'studies', f'{self.study}-s{self.seed}')
 
-    def images(self, split): return images_of(self.profile, self.dataset, split)     # train | test | watch
-    def attack(self, name): return attack_of(self.profile, self.dataset, name)       # of the profile
-    def recipe(self, cell): return recipe_of(self.profile, cell)
+    def images(self, split): return images_of(self.dataset, self.data, split)     # train | test | watch
+    def attack(self, name): return attack_of(self.data, name)       # of the profile
+    def recipe(self, cell): return recipe_of(self.data, cell)
     def untrained(self, cell): return network_of(cell, self.images('train')).to(self.device)
 
     def cells(self, regime='standard', norms=None):
         "The networks of this seed: a list of cells, architectures x norms."
-        return [c for c in study_cells(self.profile, self.study, self.seed) if c.seed == self.seed and c.regime == regime
+        return [c for c in self.profile.study_networks(self.study, self.seed) if c.seed == self.seed and c.regime == regime
                 and (norms is None or c.norm in norms)]
 
 # %% ../../nbs/5_how_it_works/64_studies.ipynb #d0610e18
@@ -73,11 +74,11 @@ def hash(run:Run):
     return run.hash_with({k: v for k, v in run.settings.items() if k not in _NOT_HASHED})
 
 @patch
-def hash_with(run:Run, settings): # those settings of the study on which some rows depend
+def hash_with(run:Run, settings): # plain values: those settings of the study on which some rows depend
     "Hash of these settings, the networks and the data."
-    weights = {c.id: _weights_key(Path(run.folder, 'runs', c.id)) for c in study_cells(run.profile, run.study, run.seed)}
-    return config_hash(dict(study=run.study, seed=run.seed, settings=settings, data=run.data, weights=weights,
-                            threads=run.profile['threads'], device=run.profile['device'], **precision_of(run.profile)))
+    weights = {c.id: _weights_key(Path(run.folder, 'runs', c.id)) for c in run.profile.study_networks(run.study, run.seed)}
+    return config_hash(dict(study=run.study, seed=run.seed, settings=settings, data=run.data.as_dict(), weights=weights,
+                            threads=run.profile.threads, device=run.profile.device, **precision_of(run.profile)))
 
 def _weights_key(folder):
     "The hash of a network's settings, and whether its weights are stored in eight bits."
@@ -89,20 +90,20 @@ def _weights_key(folder):
 def row(run:Run, metric, value, cell=None, **more): # cell: whose arch, width, norm and regime the row carries
     "A complete row of the study; `more` are further fields."
     of = {k: v for k, v in asdict(cell).items() if k != 'seed'} if cell else dict(dataset=run.dataset)
-    common = dict(experiment=run.study, seed=run.seed, profile=run.profile['name'], config_hash=run.hash,
-                  device=run.device, threads=run.profile['threads'])
+    common = dict(experiment=run.study, seed=run.seed, profile=run.profile.name, config_hash=run.hash,
+                  device=run.device, threads=run.profile.threads)
     return make_row(**common | of | dict(metric=metric, value=value) | more)
 
 # %% ../../nbs/5_how_it_works/64_studies.ipynb #8b3582fb
 @patch
 def attacked(run:Run, name, reading='any'): # an attack of the profile
     "The fields of a row about its attack."
-    return attack_fields(run.profile, run.dataset, name, reading)
+    return attack_fields(run.data, name, reading)
 
 # %% ../../nbs/5_how_it_works/64_studies.ipynb #4f16bcdf
 def _own_key(run, model, images, recipe, monitor=None, loss=None, team=None, **_):
     "The key of a network that the study trains: everything that decides its weights and history."
-    return run_key(model, images, recipe, monitor, loss, team) | dict(threads=run.profile['threads'], device=run.profile['device'])
+    return run_key(model, images, recipe, monitor, loss, team) | dict(threads=run.profile.threads, device=run.profile.device)
 
 def _stored(run, path, key):
     "(network, history) with this key in a study's folder, or None. Raises `AnotherRun` for another key."
@@ -141,13 +142,13 @@ def run_study(
 ) -> str:          # 'measured' or 'kept'
     "Measure a study, unless its folder has rows with the same hash, and write its rows. Raises ValueError for a study that the profile does not have."
     import torch
-    if study not in profile.get('studies', {}):
-        raise ValueError(f'Profile {profile["name"]} has no study {study!r}. It has {", ".join(profile.get("studies", {})) or "none"}.')
+    if study not in profile.studies:
+        raise ValueError(f'Profile {profile.name} has no study {study!r}. It has {", ".join(profile.studies) or "none"}.')
     run = Run(profile, study, seed, Path(folder), progress)
     if read_json(run.place / 'study.json').get('hash') == run.hash: return 'kept'
-    torch.set_num_threads(profile['threads'])
+    torch.set_num_threads(profile.threads)
     run.place.mkdir(parents=True, exist_ok=True)
-    with tf32_set(profile.get('tf32')): write_rows(run.place / 'rows.jsonl', list(function_of(study, 'measure')(run)))
+    with tf32_set(profile.tf32): write_rows(run.place / 'rows.jsonl', list(function_of(study, 'measure')(run)))
     write_json(run.place / 'study.json', dict(hash=run.hash, settings=run.settings))
     return 'measured'
 

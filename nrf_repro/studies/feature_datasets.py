@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from ..attacks import Attack, robust_correct
-from ..experiment.runs import network_of
+from ..experiment.plan import network_of
 from ..features import FeatureSet, invert_representation, ligs, targeted_perturbation
 from ..features.datasets import SETS, next_labels, random_labels, target_mappings
 from ..models import save_tensors
@@ -118,7 +118,7 @@ def clean_accuracy_rows(run, net, cell, metric, source, **fields):
 
 def robustness_rows(run, net, cell, source, **fields):
     "Robust accuracy and LIGS for each target mapping."
-    test, sigma, attack = run.images('test'), run.data['sigma'], run.settings['attack']
+    test, sigma, attack = run.images('test'), run.data.sigma, run.settings['attack']
     x = test.pixels(run.device)
     for route, y in target_mappings(source, test.y.to(run.device), len(test.classes)).items():
         more = dict(source=source, label_route=route, n=len(y)) | fields

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..training.evaluation import check_classifier, evaluate
-from ..experiment.runs import PARTS, Cell, planned
+from ..experiment.profile import PARTS, NetworkId
 from ..results.intervals import wilson
 from ..results.rows import PACKAGE, config_hash
 from .base import part
@@ -87,7 +87,7 @@ _BATCH = 64  # images at once: affects memory, not the result
 def _networks(run): # `Run`
     "The networks of a study for which torchvision has weights, as cells."
     s = run.settings
-    return [Cell(run.dataset, arch, float(width), norm, 'standard', run.seed) for arch, width in s['archs'].items()
+    return [NetworkId(run.dataset, arch, float(width), norm, 'standard', run.seed) for arch, width in s['archs'].items()
             for norm in s['norms'] if (arch, norm) in TORCHVISION]
 
 # %% ../../nbs/5_how_it_works/65_imagenet.ipynb #b95d0943
@@ -101,9 +101,9 @@ def _rows(run, cell, net, images):
     "The rows of one network."
     attacks, source = {a: run.attack(a) for a in run.settings['attacks']}, run.settings['weights']
     hash = config_hash([run.hash, images.fingerprint, tensors_hash(net.state_dict().values())])
-    experiments = ['imagenet'] if cell in planned(run.profile, PARTS) else ['imagenet', 'final']
+    experiments = ['imagenet'] if cell in run.profile.networks(PARTS) else ['imagenet', 'final']
     common = dict(config_hash=hash, source=source, n=len(images))
-    found = evaluate(net, images, attacks, run.data['sigma'], device=run.device, batch_size=_BATCH, progress=run.progress)
+    found = evaluate(net, images, attacks, run.data.sigma, device=run.device, batch_size=_BATCH, progress=run.progress)
     for metric, fields, values, seconds in found:
         value = float(np.nanmean(values)) if np.isfinite(values).any() else None
         for experiment in experiments:

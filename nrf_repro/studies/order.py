@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..data import Synthetic, reliance, testbed
-from ..experiment.runs import Cell, network_of
+from ..experiment.plan import network_of
+from ..experiment.profile import NetworkId
 from ..report.figures import INK, LOOKS, band, styled
 from ..report.text import name_of, norm_name, number
 from ..report.tables import summary
@@ -34,7 +35,7 @@ TEST_SEED = 10**6  # of the test images; no run has this seed
 
 def testbed_images(run, split, kind='both'): # split: train | test; kind: a name in SOURCES
     "The testbed at the run's size: training images by the run's seed, the same test images for all seeds."
-    n, seed = run.data[split], run.seed if split == 'train' else TEST_SEED
+    n, seed = getattr(run.data, split), run.seed if split == 'train' else TEST_SEED
     return testbed(split, seed=seed, **({} if n is None else dict(n=n)), **SOURCES[kind])
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #9d3cae5b
@@ -60,10 +61,10 @@ class TestbedMonitor(Monitor):
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #0e1bd855
 def testbed_monitor(run, recipe, kind):
     "The monitor for a network that is trained on images of this kind; with an attack only where both features are present."
-    bed, watch = testbed_images(run, 'test', kind), run.data['watch']
+    bed, watch = testbed_images(run, 'test', kind), run.data.watch
     epochs = watch['epochs'] and tuple(sorted({e for e in watch['epochs'] if e < recipe.epochs} | {recipe.epochs}))
     attack = run.attack(watch['attack']) if kind == 'both' else None
-    return TestbedMonitor(bed.images[:watch['images']], attack, run.data['sigma'], epochs, bed=bed)
+    return TestbedMonitor(bed.images[:watch['images']], attack, run.data.sigma, epochs, bed=bed)
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #d37b7e5f
 def train_curriculum(run, cell, source): # source: a name in CURRICULA
@@ -85,9 +86,9 @@ def regime_of(source, epoch):
 
 def curriculum_rows(run, cell, source):
     "A row for each epoch and quantity of one curriculum."
-    n, few = len(testbed_images(run, 'test').y), dict(n=run.data['watch']['images'])
-    more = dict(clean_accuracy={}, rf_reliance={}, nrf_reliance={}, ligs=few | dict(sigma=run.data['sigma'], draws=1),
-                robust_accuracy=few | run.attacked(run.data['watch']['attack']))
+    n, few = len(testbed_images(run, 'test').y), dict(n=run.data.watch.images)
+    more = dict(clean_accuracy={}, rf_reliance={}, nrf_reliance={}, ligs=few | dict(sigma=run.data.sigma, draws=1),
+                robust_accuracy=few | run.attacked(run.data.watch.attack))
     for seen in train_curriculum(run, cell, source)[1].to_dict('records'):
         for metric in more.keys() & seen.keys():
             seconds = dict(seconds=seen.get('seconds')) if metric == 'clean_accuracy' else {}
@@ -101,7 +102,7 @@ def measure_testbed(run): # a `Run`
         if source not in CURRICULA: raise ValueError(f'Unknown source {source!r} in study testbed: choose among {", ".join(CURRICULA)}.')
         for arch, width in run.settings['archs'].items():
             for norm in run.settings['norms']:
-                yield from curriculum_rows(run, Cell(run.dataset, arch, float(width), norm, 'standard', run.seed), source)
+                yield from curriculum_rows(run, NetworkId(run.dataset, arch, float(width), norm, 'standard', run.seed), source)
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #243278db
 CURRICULUM_NAMES = dict(both='both features', rf_only='RF alone', nrf_only='NRF alone', warm_rf='RF alone, then both',

@@ -15,7 +15,7 @@ import torch
 
 from ..attacks import frozen, optimised_inference, robust_correct
 from ..data import balanced
-from ..experiment.runs import read_json, write_json
+from ..experiment.store import read_json, write_json
 from ..features import ligs
 from ..results.outcomes import outcome_fields
 from .attack_strength import after_each, gradient_attacks, square_attack
@@ -107,8 +107,8 @@ def _table_rows(run, cell):
         kept = outcome_fields(values, images.fingerprint)
         return run.row(metric, values.double().nanmean().item(), cell, source='table 1', **kept, **more)
     yield row('clean_accuracy', correct(net, x, y))
-    for name in run.data['attacks']: yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
-    yield row('ligs', ligs(net, x, y, sigma=run.data['sigma']), sigma=run.data['sigma'], draws=1)
+    for name in run.data.attacks: yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
+    yield row('ligs', ligs(net, x, y, sigma=run.data.sigma), sigma=run.data.sigma, draws=1)
 
 def _strength_rows(run, arch, name): # name: of an attack of the profile
     attack, (x, y) = run.attack(name), _pixels(run, _some_images(run, _sizes(run).strength))
@@ -171,13 +171,13 @@ def _transfer_rows(run):
 
 def _eight_bit_rows(run, arch):
     "Yields clean accuracy, PGD and LIGS of the stored weights on the monitored images; the float32 values are in the history."
-    (x, y), watch = _pixels(run, run.images('watch')), run.data['watch']
+    (x, y), watch = _pixels(run, run.images('watch')), run.data.watch
     for cell, net in _nets(run, arch).items():
         def row(metric, value, **more): return run.row(metric, value, cell, source='stored weights', n=len(y), **more)
         yield row('clean_accuracy', correct(net, x, y).double().mean().item())
         yield row('robust_accuracy', robust_correct(net, x, y, run.attack(watch['attack'])).double().mean().item(),
                   **run.attacked(watch['attack']))
-        yield row('ligs', ligs(net, x, y, sigma=run.data['sigma']).nanmean().item(), sigma=run.data['sigma'], draws=1)
+        yield row('ligs', ligs(net, x, y, sigma=run.data.sigma).nanmean().item(), sigma=run.data.sigma, draws=1)
 
 # %% ../../nbs/5_how_it_works/74_full_width_study.ipynb #c9ef8db7
 @dataclass(frozen=True)

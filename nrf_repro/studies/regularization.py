@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks import ce_gradient, gradient_underflows, image_keys, image_noise, l2_norm, robust_correct
-from ..experiment.runs import OUTCOMES
+from ..experiment.run import OUTCOMES
 from ..features import ligs, normalise_gradients
 from ..report.figures import LOOKS, styled
 from ..report.text import several
@@ -140,13 +140,13 @@ def lams_of(run):
 def regularized_network(run, cell, lam):
     "The profile's network for lam 0, else one that is trained with the term, with the same recipe and seed."
     if not lam: return run.network(cell)
-    loss = LigsLoss(lam, run.data['sigma'], cell.seed)
+    loss = LigsLoss(lam, run.data.sigma, cell.seed)
     return run.trained(f'{cell.arch}-{cell.norm}-lam{lam:g}', run.untrained(cell), run.images('train'), run.recipe(cell), loss=loss)[0]
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #62632190
 def network_rows(run, net, cell, lam): # lam: None for a network without the term in its training
     "Clean accuracy, robust accuracy by two losses, LIGS, and the share of images without a float32 gradient."
-    images, sigma = run.images('test'), run.data['sigma']
+    images, sigma = run.images('test'), run.data.sigma
     x, y = images.pixels(run.device), images.y.to(run.device)
     def row(metric, values, **more):
         kept = outcome_fields(values, images.fingerprint) if metric in OUTCOMES else dict(n=len(y))
@@ -177,7 +177,7 @@ def attack_check_rows(run, net, cell, lam):
 def cost_rows(run, cell, rounds=3):
     "Forward passes of a training step and seconds of an epoch: standard, with the term, adversarial."
     lam, other, images = run.settings['lams'][0], replace(cell, regime='adversarial'), run.images('train')
-    ways = [(cell, 0, cross_entropy), (cell, lam, LigsLoss(lam, run.data['sigma'])), (other, None, cross_entropy)]
+    ways = [(cell, 0, cross_entropy), (cell, lam, LigsLoss(lam, run.data.sigma)), (other, None, cross_entropy)]
     times = [[epoch_cost(run.untrained(cell), images, run.recipe(c), loss) for c, _, loss in ways] for _ in range(rounds)]
     for (c, lam, _), found in zip(ways, zip(*times)):
         yield run.row('forward_passes', found[0][0], c, lam=lam, n=len(images), seconds=min(s for _, s in found))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ..attacks import robust_correct
 from ..data import balanced
-from ..experiment.runs import Cell
+from ..experiment.profile import NetworkId
 from ..features import ligs
 from ..report.figures import LOOKS, styled
 from ..report.text import NETWORK, name_of, norm_name
@@ -63,7 +63,7 @@ def _planned(run):
     s = run.settings
     if lost := [n for n in s['norms'] if n not in s['batch_sizes']]:
         raise ValueError(f'study medical: batch_sizes has no batch size for {lost[0]!r}. Add one, or leave this norm out of norms.')
-    return [(Cell(run.dataset, arch, float(width), norm, 'standard', run.seed), b)
+    return [(NetworkId(run.dataset, arch, float(width), norm, 'standard', run.seed), b)
             for arch, width in s['archs'].items() for norm in s['norms'] for b in s['batch_sizes'][norm]]
 
 def _trained_at(run, cell, batch_size):
@@ -85,7 +85,7 @@ def _clean_rows(row, run, net, norm): # row: makes a row of the network
 
 def _robust_rows(row, run, net, some):
     "Balanced accuracy under attack and LIGS, on some of the test images."
-    x, y, attack, sigma = some.pixels(run.device), some.y.to(run.device), run.settings['attack'], run.data['sigma']
+    x, y, attack, sigma = some.pixels(run.device), some.y.to(run.device), run.settings['attack'], run.data.sigma
     value = balanced_mean(robust_correct(net, x, y, run.attack(attack)), y)
     yield row('robust_balanced_accuracy', value, n=len(y), **run.attacked(attack))
     yield row('ligs', ligs(net, x, y, sigma=sigma).nanmean().item(), n=len(y), sigma=sigma, draws=1)

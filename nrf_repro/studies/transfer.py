@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from ..attacks import input_gradient
-from ..experiment.runs import next_seed
+from ..experiment.profile import next_seed
 from ..features import normalise_gradients
 from ..report.figures import INK, LOOKS, styled
 from ..report.text import several
@@ -102,12 +102,12 @@ def source_networks(run):
     "Name -> cell -> network: all norms fully trained and early, none and BN at the other kept epochs."
     early = run.settings['early']
     found = {'final': {c: run.network(c) for c in run.cells()}, 'early': {c: run.network(c, early) for c in run.cells()}}
-    for epoch in sorted(set(run.data['watch']['keep']) - {early}):
+    for epoch in sorted(set(run.data.watch.keep) - {early}):
         found[f'epoch {epoch}'] = {c: run.network(c, epoch) for c in run.cells(norms=('none', 'bn'))}
     return found
 
 def target_networks(run):
-    "Cell -> network: the fully trained networks of the next seed, with other initial weights. With one seed: those of the same seed."
+    "NetworkId -> network: the fully trained networks of the next seed, with other initial weights. With one seed: those of the same seed."
     seed = next_seed(run.settings['seeds'], run.seed)
     return {c: run.network(c) for c in (replace(c, seed=seed) for c in run.cells())}
 
