@@ -13,7 +13,9 @@ from nrf_repro.report.rendering import render
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import frame, make_row, read_rows
 from nrf_repro.studies.base import run_study
-from nrf_repro.report.tables import COLUMNS, made_up_rows, table_1, to_html, wide
+from made_up import made_up_rows
+from nrf_repro.report.tables import table_1, to_html, wide
+from nrf_repro.report.text import COLUMNS
 
 BUDGET = A.AttackBudget(times=5, restarts=2, draws=2, curve=(.1, .5, 4), few=12, steps=10, fab=3, queries=20)
 

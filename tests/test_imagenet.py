@@ -1,4 +1,4 @@
-"""Published weights meet a folder of images: the right class, the right scale, nothing executed, rows where the tables look."""
+"""Published weights on a folder of images: class order, pixel scale, file safety, and the rows of the tables."""
 import copy
 
 import numpy as np
@@ -10,7 +10,7 @@ from torchvision.models import get_model, get_model_weights
 from nrf_repro.studies import imagenet
 from nrf_repro.data import STATS, load
 from nrf_repro.experiment.runs import PARTS, Cell, load_profile, planned
-from nrf_repro.studies.imagenet import TORCHVISION, class_index, class_names, _networks, in_order, pretrained, wnids
+from nrf_repro.studies.imagenet import TORCHVISION, class_index, class_names, _networks, labelled_by_output, pretrained, wnids
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.paired import pairs, select
 from nrf_repro.results.rows import frame, paper_rows, read_rows
@@ -71,26 +71,26 @@ def profile_with(place, **changes):
     return p | dict(data=p['data'] | dict(imagenet=data), studies=dict(imagenet=settings | changes))
 
 
-def test_a_folder_is_its_class_whatever_else_is_there(place):
+def test_the_class_of_a_folder_does_not_depend_on_the_other_folders(place):
     assert {f: class_index(f) for f in FOLDERS} == FOLDERS and len(set(wnids())) == 1000 == len(set(class_names()))
-    images = in_order(load('imagenet', 'test', root=place))
+    images = labelled_by_output(load('imagenet', 'test', root=place))
     assert images.y.tolist() == [0, 0, 340, 340, 999, 999] and images.classes == wnids()
 
 
 @pytest.mark.parametrize('names', [('0', '340', '999'), ('0000', '0340', '0999'), ('tench', 'zebra', 'toilet tissue')])
 def test_numbers_and_names_mean_the_same_classes(tmp_path, names):
     a_folder(tmp_path, names, each=1)
-    assert sorted(in_order(load('imagenet', 'test', root=tmp_path)).y.tolist()) == list(CLASSES)
+    assert sorted(labelled_by_output(load('imagenet', 'test', root=tmp_path)).y.tolist()) == list(CLASSES)
 
 
-@pytest.mark.parametrize('names, sentence', [(('cats', 'dogs'), "class folder 'cats': which of the 1,000 outputs it is about is not known"),
-                                             (('1000',), "class folder '1000'"), (('tench', 'n01440764'), 'two class folders are about one class')])
-def test_a_folder_of_another_name_is_not_guessed_at(tmp_path, names, sentence):
+@pytest.mark.parametrize('names, message', [(('cats', 'dogs'), "class folder 'cats': its output among the 1,000 is not known"),
+                                             (('1000',), "class folder '1000'"), (('tench', 'n01440764'), 'two class folders have one class')])
+def test_a_folder_with_an_unknown_name_is_an_error(tmp_path, names, message):
     a_folder(tmp_path, names, each=1)
-    with pytest.raises(ValueError, match=sentence): in_order(load('imagenet', 'test', root=tmp_path))
+    with pytest.raises(ValueError, match=message): labelled_by_output(load('imagenet', 'test', root=tmp_path))
 
 
-def test_every_name_is_one_of_torchvisions_with_the_norm_it_says():
+def test_every_name_is_a_torchvision_network_with_this_norm():
     from nrf_repro.measure.subject import _norm_kind
     for (arch, norm), name in TORCHVISION.items():
         with torch.device('meta'): net = get_model(name)
@@ -107,9 +107,9 @@ def test_standardisation_is_in_the_network(place, small):
     assert not net.training and not torch.allclose(net(x), plain(x))
 
 
-def test_missing_foreign_and_hostile_files_are_one_sentence(tmp_path, small):
+def test_missing_other_and_harmful_files_are_one_line_errors(tmp_path, small):
     def load_it(): return pretrained('vgg16', 'bn', str(tmp_path))
-    with pytest.raises(FileNotFoundError, match='no weights of shufflenet_v2_x0_5 in it; fetch https://.*put them there as shufflenet_v2_x0_5.pth'): load_it()
+    with pytest.raises(FileNotFoundError, match='no weights of shufflenet_v2_x0_5 in it. Download https://.*put them there as shufflenet_v2_x0_5.pth'): load_it()
 
     class Trap:
         def __reduce__(self): return (tmp_path / 'ran').write_text, ('x',)
@@ -122,13 +122,13 @@ def test_missing_foreign_and_hostile_files_are_one_sentence(tmp_path, small):
     with pytest.raises(ValueError, match="resnet18 with norm 'none': torchvision has no such weights"): pretrained('resnet18', 'none', 'IMAGENET1K_V1')
 
 
-def test_a_network_of_other_classes_is_refused(place, small, tmp_path):
+def test_a_network_with_other_outputs_is_an_error(place, small, tmp_path):
     torch.save(get_model('shufflenet_v2_x0_5', weights=None, num_classes=10).state_dict(), tmp_path / 'shufflenet_v2_x0_5.pth')
     run = Run(profile_with(tmp_path, norms=['bn']), 'imagenet', 0, tmp_path, progress=False)
     with pytest.raises(ValueError, match='vgg16 bn: its weights have 10 outputs, ImageNet has 1,000 classes'): list(imagenet.measure_imagenet(run))
 
 
-def test_rows_stand_where_tables_1_and_2_look(measured):
+def test_tables_1_and_2_show_the_rows(measured):
     rows = read_rows(measured[0])
     final = rows[rows.experiment == 'final']
     assert set(final.norm) == {'none', 'bn'} and final.n.eq(3).all() and final.regime.eq('standard').all() and final.width.eq(1).all()
@@ -152,7 +152,7 @@ def test_the_rows_make_pairs_for_the_claims(measured):
             assert len(pairs(chosen, **p.compare)) == 1, (claim, p.name)
 
 
-def test_what_a_grid_trains_keeps_its_place_in_the_tables(small, tmp_path):
+def test_a_network_of_a_grid_takes_precedence_in_the_tables(small, tmp_path):
     trained = dict(small['grids'][0], dataset='imagenet', archs={'vgg16': 1}, norms=['bn'], regimes=['standard'], seeds=[0])
     profile = profile_with(small['studies']['imagenet']['weights'], attacks=['pgd_l2'])
     profile['grids'] = [*profile['grids'], trained]

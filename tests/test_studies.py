@@ -1,4 +1,4 @@
-"""Networks of a study's own: one key decides what is kept, and an interrupted run goes on."""
+"""Networks that a study trains: one key decides what is kept, and an interrupted training resumes."""
 import json
 import os
 import signal
@@ -115,7 +115,7 @@ run.trained('net', *ready(run))
 
 
 @pytest.mark.parametrize('at', ['epoch', 'save_model', 'write_json'])
-def test_killed_and_run_again_it_is_undisturbed(tmp_path, at):
+def test_a_killed_training_resumes_with_the_same_result(tmp_path, at):
     whole = run_in(tmp_path / 'whole')
     torch.set_num_threads(1)
     expected, past = whole.trained('net', *ready(whole))

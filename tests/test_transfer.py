@@ -1,4 +1,4 @@
-"Transfer: targets began elsewhere, nothing counts twice, and odd rows."
+"Transfer: targets have other initial weights, no pair counts twice, and incomplete rows."
 import pandas as pd
 import pytest
 import torch
@@ -7,7 +7,7 @@ from nrf_repro.experiment.runs import load_profile, next_seed, study_cells, stud
 from nrf_repro.models import load_model
 from nrf_repro.results.rows import frame
 from nrf_repro.studies.base import Run, run_study
-from nrf_repro.studies.transfer import judges_of, measure_transfer, show_transfer, sources_of, target_name
+from nrf_repro.studies.transfer import _target_name, measure_transfer, show_transfer, source_networks, target_networks
 
 
 @pytest.fixture(scope='module')
@@ -24,13 +24,13 @@ def folder(profile, tmp_path_factory):
     return folder
 
 
-def test_the_targets_began_elsewhere(profile, folder):
+def test_the_targets_have_other_initial_weights(profile, folder):
     run = Run(profile, 'transfer', 1, folder, progress=False)
-    judges = judges_of(run)
-    assert {c.seed for c in judges} == {0} and {c.seed for c in run.cells()} == {1}
-    assert [target_name(c) for c in judges] == [target_name(c) for c in run.cells()]
-    first = load_model(folder / 'runs' / f'{next(iter(judges)).id}' / 'weights.safetensors')
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), next(iter(judges.values())).state_dict().values()))
+    targets = target_networks(run)
+    assert {c.seed for c in targets} == {0} and {c.seed for c in run.cells()} == {1}
+    assert [_target_name(c) for c in targets] == [_target_name(c) for c in run.cells()]
+    first = load_model(folder / 'runs' / f'{next(iter(targets)).id}' / 'weights.safetensors')
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), next(iter(targets.values())).state_dict().values()))
 
 
 def test_a_job_waits_for_the_networks_of_the_next_seed(profile):
@@ -53,10 +53,10 @@ def test_a_new_weight_of_the_next_seed_is_a_new_study(profile, folder):
     assert run.hash == before
 
 
-def test_every_pair_once_and_an_attack_of_size_zero_fools_none(profile, folder):
+def test_every_pair_once_and_an_attack_with_eps_near_zero_has_no_success(profile, folder):
     rows = frame(measure_transfer(Run(profile, 'transfer', 0, folder, progress=False)))
     success = rows[rows.metric == 'transfer_success']
-    assert len(success) == len(success.drop_duplicates(['source', 'norm', 'target'])) == 4 * len(sources_of(Run(profile, 'transfer', 0, folder)))
+    assert len(success) == len(success.drop_duplicates(['source', 'norm', 'target'])) == 4 * len(source_networks(Run(profile, 'transfer', 0, folder)))
     assert set(success.target) == {'vgg11-none', 'vgg11-bn'} and success.n.nunique() == 1
     nothing = load_profile('tiny')
     nothing['studies']['transfer'] |= dict(seeds=[0, 1], eps=1e-9)
@@ -64,12 +64,12 @@ def test_every_pair_once_and_an_attack_of_size_zero_fools_none(profile, folder):
     assert (still[still.metric.isin(['transfer_success', 'momentum_success', 'own_transfer_success'])].value == 0).all()
 
 
-def test_one_seed_leaves_out_the_network_itself_and_says_so(profile, folder):
+def test_one_seed_leaves_out_the_network_itself_and_the_caption_states_it(profile, folder):
     one = load_profile('tiny')
     rows = frame(measure_transfer(Run(one, 'transfer', 0, folder, progress=False)))
     success = rows[rows.metric == 'transfer_success']
     assert all(f'-{n}' not in t for n, t in zip(success.norm, success.target))
-    assert 'began alike' in list(show_transfer(rows))[0]['caption']
+    assert 'with the same initial weights' in list(show_transfer(rows))[0]['caption']
 
 
 def test_it_is_kept_and_shown(profile, folder):

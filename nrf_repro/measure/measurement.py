@@ -24,9 +24,9 @@ from .images import _whole_number, eval_images
 from .page import html, markdown
 from .subject import _default_device, _default_name, _norm_kind, _on_device, find_model, with_standardize
 from ..results.outcomes import outcome_fields
-from ..report.rendering import duration
+from ..report.text import duration
 from ..results.rows import FIELDS, config_hash, frame, make_row, tf32_set
-from ..report.tables import norm_name
+from ..report.text import norm_name
 from ..models.weights import tensors_hash
 
 # %% ../../nbs/5_how_it_works/66_measure.ipynb #de3c8778

@@ -9,9 +9,10 @@ __all__ = ['markdown', 'html']
 import pandas as pd
 
 from .checks import _display_name, _percent
-from ..report.rendering import download, jsonl
+from ..report.html import download, jsonl
 from ..results.rows import write_atomically
-from ..report.tables import environment, eps_text, number, to_markdown
+from ..report.html import environment, to_markdown
+from ..report.text import eps_text, number
 
 # %% ../../nbs/5_how_it_works/70_measure_page.ipynb #4dbe499c
 _SIGNS = dict(passed='✓ passed', flagged='✗ flagged', open='? open')

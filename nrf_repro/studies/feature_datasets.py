@@ -23,7 +23,7 @@ from ..features import FeatureSet, invert_representation, ligs, targeted_perturb
 from ..features.datasets import SETS, next_labels, random_labels, target_mappings
 from ..models import save_tensors
 from ..report.figures import LOOKS, styled
-from ..report.tables import NETWORK, name_of, norm_name
+from ..report.text import NETWORK, name_of, norm_name
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields

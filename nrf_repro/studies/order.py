@@ -17,7 +17,8 @@ from matplotlib.lines import Line2D
 from ..data import Synthetic, reliance, testbed
 from ..experiment.runs import Cell, network_of
 from ..report.figures import INK, LOOKS, band, styled
-from ..report.tables import name_of, norm_name, number, summary
+from ..report.text import name_of, norm_name, number
+from ..report.tables import summary
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part

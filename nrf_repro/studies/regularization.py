@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..attacks import ce_gradient, gradient_underflows, image_keys, image_noise, l2_norm, robust_correct
 from ..experiment.runs import OUTCOMES
 from ..features import ligs, normalise_gradients
-from ..report.figures import LOOKS, several, styled
-from ..report.tables import NETWORK, name_of, norm_name
+from ..report.figures import LOOKS, styled
+from ..report.text import NETWORK, name_of, norm_name, several
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from ..results.paired import paired_effect

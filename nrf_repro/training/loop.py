@@ -23,7 +23,7 @@ from .recipe import Recipe, batches, check_recipe, cross_entropy, lr_at, sgd, wr
 from .state import load_state, run_key, save_state
 
 # %% ../../nbs/5_how_it_works/42_training.ipynb #c1d04b31
-def device_of(model):
+def model_device(model):
     "The device of a model's parameters. The CPU for a model without any."
     return next(iter(model.parameters()), torch.zeros(0)).device
 
@@ -52,7 +52,7 @@ class Monitor:
 
     def __call__(self, model):
         "A dict with `clean_accuracy`, `robust_accuracy` and `ligs`, as fractions, and with `outcomes` also `ligs_outcomes`."
-        device = device_of(model)
+        device = model_device(model)
         x, y = self.images.pixels(device), self.images.y.to(device)
         measured = dict(clean_accuracy=correct(model, x, y).float().mean().item())
         if self.attack: measured['robust_accuracy'] = robust_correct(model, x, y, self.attack).float().mean().item()
@@ -81,7 +81,7 @@ def train_epoch(model, opt, train, recipe, epoch, loss,
                 bar,     # tqdm, moved by one for each batch
                 team=SINGLE_PROCESS):
     "Train on every batch once, and return the mean loss. Raises `ValueError` for a loss without a gradient."
-    device, total, steps = device_of(model), 0., len(train) // min(recipe.batch_size, len(train))
+    device, total, steps = model_device(model), 0., len(train) // min(recipe.batch_size, len(train))
     for step, (x, y, target) in enumerate(batches(train, recipe, epoch, device, team.rank, team.size)):
         if recipe.attack: x = recipe.attack(model, x, y if target is None else target)
         for group in opt.param_groups: group['lr'] = lr_at(recipe, epoch + (step + .5) / steps)
@@ -125,7 +125,7 @@ def _check_task(model, train, loss, targeted=False): # raises ValueError for wha
     if targeted: wrong_classes(train.y[:1], len(train.classes), torch.Generator())
     if loss is not cross_entropy or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()): return  # hooks may count
     model.eval()
-    with torch.enable_grad(): z = model(train.x[torch.arange(min(2, len(train)))].to(device_of(model)).float() / 255)
+    with torch.enable_grad(): z = model(train.x[torch.arange(min(2, len(train)))].to(model_device(model)).float() / 255)
     if not torch.is_tensor(z) or z.ndim != 2:
         kind = f'a tensor of shape {tuple(z.shape)}' if torch.is_tensor(z) else f'a {type(z).__name__}'
         raise ValueError(f'the model returns {kind}. It must return logits, n x k, or give a loss= of your own.')
