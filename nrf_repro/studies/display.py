@@ -10,9 +10,8 @@ import math
 
 import pandas as pd
 
-from ..report.figures import LOOKS
-from ..report.text import several
-from ..report.text import norm_name, number
+from ..report.figures import LOOKS, legend_below
+from ..report.text import norm_name, number, several
 from ..results.intervals import t_interval
 
 # %% ../../nbs/5_how_it_works/73_display.ipynb #73000005
@@ -79,8 +78,3 @@ def draw_band(
     ax.plot(points.x, scale * points['mean'], label=name, **look)
     low, high = ((scale * points[end]).clip(*limits) for end in ('low', 'high'))
     ax.fill_between(points.x, low, high, color=look['color'], alpha=.15, linewidth=0)
-
-def legend_below(fig):
-    "Put one legend with the entries of all panels below the figure."
-    entries = {name: handle for ax in fig.axes for handle, name in zip(*ax.get_legend_handles_labels())}
-    fig.legend(entries.values(), entries.keys(), loc='outside lower center', ncols=min(len(entries), 4))

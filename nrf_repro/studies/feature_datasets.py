@@ -240,7 +240,7 @@ def show_sets(rows): # of the sets, one architecture
 
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #713682e9
 def rand_readings(rows): # of one architecture
-    "Results on D_rand as text: the difference, with recomputed statistics, by generator, and over learning rates."
+    "Results on D_rand as text: the difference, with recomputed statistics, and by generator."
     rows = rows[rows.source == 'd_rand']
     clean = rows[rows.metric == 'clean_accuracy']
     if not {'none', 'bn'} <= set(clean.norm): return
@@ -256,32 +256,16 @@ def rand_readings(rows): # of one architecture
     same = fair.assign(same=fair.norm == fair.target).groupby(['same', 'seed']).value.mean().unstack('same')
     if same.shape[1] == 2:
         yield f'The same, student with the generator\'s normalisation − student with another: {difference_text(t_interval((same[True] - same[False]).dropna()))} points.'
-    yield from rate_readings(rows[rows.metric == 'swept_accuracy'])
-
-def rate_readings(swept):
-    "The best clean accuracy over the learning rates, as text."
-    if swept.lr.nunique() < 2 or not {'none', 'bn'} <= set(swept.norm): return
-    mean = swept.groupby(['norm', 'target', 'lr']).value.mean().unstack('lr')
-    ahead = mean.xs('bn') > mean.xs('none')
-    best = ', '.join(f'{norm_name(n)} {100 * mean.xs(n).max(axis=None):.1f} %' for n in norms_of(swept))
-    yield (f'Best clean accuracy over {swept.lr.nunique()} learning rates from {swept.lr.min():g} to {swept.lr.max():g}: {best}. '
-           f'BN is higher in {int(ahead.values.sum())} of {ahead.size} pairs of generator and rate.')
 
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #642304b3
 def conflict_readings(rows): # of one architecture
-    "Results on conflicting data as text: which feature each network follows, and at the largest radius."
+    "Results on conflicting data as text: which feature each network follows."
     rows = rows[rows.source == 'conflicting']
     clean = rows[rows.metric == 'clean_accuracy']
     for norm in norms_of(clean):
         iv = paired_effect(clean[clean.norm == norm], 'label_route', 'nrf', 'rf')
         side = direction_text(iv, 'follows the non-robust feature', 'follows the robust feature')
         yield f'Conflicting, {norm_name(norm)}: NRF − RF predictions {difference_text(iv)} points ({side}).'
-    swept = rows[rows.metric.str.startswith('swept_accuracy')]
-    if swept.eps.nunique() < 2: return
-    mean = swept[swept.eps == swept.eps.max()].groupby(['norm', 'metric', 'label_route']).value.mean().unstack('label_route')
-    shares = [f'{norm_name(norm)}{", recomputed statistics," if metric.endswith("recomputed") else ""} {100 * v.nrf:.1f} % NRF and {100 * v.rf:.1f} % RF'
-              for (norm, metric), v in mean.iterrows()]
-    yield f'At the largest radius, eps {swept.eps.max():g}: {"; ".join(shares)}.'
 
 # %% ../../nbs/3_trade_off/17_feature_datasets.ipynb #4b9ee1fe
 def draw_swept(ax, rows, by):

@@ -7,7 +7,7 @@ __all__ = ['LigsLoss', 'measure_regularization']
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #625a828a
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral, Real
 
 import pandas as pd
@@ -21,15 +21,14 @@ from ..attacks import ce_gradient, gradient_underflows, image_keys, image_noise,
 from ..experiment.run import OUTCOMES
 from ..features import ligs, normalise_gradients
 from ..report.figures import LOOKS, styled
-from ..report.text import several
-from ..report.text import NETWORK, name_of, norm_name
+from ..report.text import NETWORK, name_of, norm_name, several
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from ..results.paired import paired_effect
 from .attack_strength import attack_budget, autoattack
 from .base import part
 from .display import difference_text, direction_text, legend_below, mean_text, norms_of, seeds_text
-from ..training.loop import correct, fit
+from ..training.loop import correct
 from ..training.recipe import cross_entropy
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #fe492706
@@ -115,22 +114,6 @@ class LigsLoss:
         z = model(x.clone())    # a forward pass may change its images in place
         return F.cross_entropy(z, y) + self.lam * ligs_penalty(model, z, x, y, self.sigma, self.seed)
 
-# %% ../../nbs/3_trade_off/18_regularization.ipynb #a8a403d6
-def epoch_cost(
-    model,
-    images,     # of the training split
-    recipe,
-    loss,       # of `fit`
-    batches=3,  # how many are timed
-):              # forward passes of a step, seconds of an epoch
-    "The cost of an epoch, estimated from its first batches."
-    size, passes = min(recipe.batch_size, len(images)), []
-    steps = min(batches, len(images) // size)
-    hook = model.register_forward_hook(lambda *_: passes.append(1))
-    try: seconds = fit(model, images[:steps * size], replace(recipe, epochs=1), loss=loss, progress=False).seconds[0]
-    finally: hook.remove()
-    return len(passes) / steps, seconds / steps * (len(images) // size)
-
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #11131824
 def lams_of(run):
     "The values of lambda for this seed, with 0; one seed also has the sweep."
@@ -190,7 +173,6 @@ def measure_regularization(run): # a `Run`
             net = regularized_network(run, cell, lam)
             yield from network_rows(run, net, cell, lam)
             yield from attack_check_rows(run, net, cell, lam)
-        yield from cost_rows(run, cell)
     for cell in run.cells('adversarial'): yield from network_rows(run, run.network(cell), cell, None)
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #82f278b2
@@ -201,11 +183,6 @@ def kind_rows(rows, kind): # kind: a name in PANELS, or 'autoattack'
     if kind == 'autoattack': return rows[rows.attack.str.startswith('autoattack', na=False)]
     if kind == 'robust': return rows[(rows.metric == 'robust_accuracy') & (rows.reading == 'any') & rows.attack.str.startswith('pgd', na=False)]
     return rows[rows.metric == dict(clean='clean_accuracy', ligs='ligs')[kind]]
-
-def training_name(lam):
-    "How a network was trained, as text."
-    if pd.isna(lam): return 'adversarial'
-    return f'lambda\N{NO-BREAK SPACE}{lam:g}' if lam else 'standard'
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #0e2cd22a
 def draw_lambdas(ax, rows, ticks, norm, shift, scale): # rows: of one quantity and normalisation
@@ -261,16 +238,6 @@ def autoattack_readings(rows): # of one architecture
         effect, direction = effect_of_lam(mine, 'autoattack', lam)
         yield f'{norm_name(norm)} under AutoAttack: {mean_text(hard[hard.lam == lam].value)} % correct at lambda {lam:g}, {effect} against 0 ({direction}).'
 
-def adversarial_readings(rows): # of one architecture
-    "Adversarial training beside the lambda of claim C8, as text."
-    lam = rows.lam[rows.lam > 0].mode().max()
-    for norm in norms_of(rows):
-        mine = rows[rows.norm == norm]
-        (robust, local), (other, other_ligs) = ([mean_text(kind_rows(of, kind).value, kind) for kind in ('robust', 'ligs')]
-                                                for of in (mine[mine.lam == lam], mine[mine.lam.isna()]))
-        if other: yield (f'{norm_name(norm)}, adversarial training: robust accuracy {other} % at LIGS {other_ligs}; '
-                         f'lambda {lam:g}: {robust} % at LIGS {local}.')
-
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #459aacec
 def check_readings(rows): # of one architecture
     "The results of the checks, as text."
@@ -294,24 +261,11 @@ def show_checks(rows): # of one architecture
     lines = []
     rows = rows[rows.lam.notna()].assign(norm=lambda d: pd.Categorical(d.norm, list(LOOKS)))
     for (norm, lam), mine in rows.groupby(['norm', 'lam'], observed=True):
-        line = {'Network': norm_name(norm), 'Training': training_name(lam)}
+        line = {'Network': norm_name(norm), 'Training': f'lambda\N{NO-BREAK SPACE}{lam:g}' if lam else 'standard'}
         for column, pattern in CHECK_COLUMNS.items():
             of = mine[mine.reading == 'last'] if 'PGD' in column else mine
             line[column] = mean_text(of[of.attack.str.contains(pattern, na=False)].value)
         lines.append(line | {column: mean_text(mine[mine.metric == m].value, m[:4]) for column, m in OTHER_COLUMNS.items()})
-    return pd.DataFrame(lines)
-
-# %% ../../nbs/3_trade_off/18_regularization.ipynb #6c9e2590
-def show_costs(rows): # of one architecture
-    "A table with a line for each kind of training: forward passes of a step, seconds of an epoch."
-    lines = []
-    rows = rows[rows.metric == 'forward_passes'].assign(norm=lambda d: pd.Categorical(d.norm, list(LOOKS)), lam=lambda d: d.lam.fillna(float('inf')))
-    for norm, mine in rows.groupby('norm', observed=True):
-        seconds = mine.groupby('lam').seconds.median()
-        for lam, passes in mine.groupby('lam').value.first().items():
-            training = 'adversarial' if lam == float('inf') else training_name(lam)
-            lines.append({'Network': norm_name(norm), 'Training': training, 'Forward passes of a step': f'{passes:g}',
-                          'Seconds of an epoch': f'{seconds[lam]:.3g}', 'Times standard': f'{seconds[lam] / seconds[0]:.1f}'})
     return pd.DataFrame(lines)
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #7ad82090
@@ -325,16 +279,14 @@ def without_constant_networks(rows): # of one architecture
 
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #db70a9e6
 def show_regularization(rows): # of one profile
-    "The parts of the report for each architecture: figure 4, the checks, the cost."
+    "The parts of the report for each architecture: figure 4 and the checks."
     for _, of in rows.groupby([n for n in NETWORK if n != 'regime'], dropna=False):
         (alive, remarks), name = without_constant_networks(of), name_of(of, regime=False)
         n, few = int(of[of.metric == 'clean_accuracy'].n.max()), int(of[of.reading == 'last'].n.max())
         attack, seeds = kind_rows(of, 'robust').iloc[0], seeds_text(of, 'bars')
         yield part(f'Figure 4: LIGS regularised, {name}',
                    f'{n} test images; {seeds}; hollow markers: one seed. Robust accuracy: {attack.attack} with eps {attack.eps:g} in {attack.steps} steps. '
-                   'adv.: adversarial training without the term.', [*gain_readings(alive), *adversarial_readings(alive), *remarks], fig=draw_figure_4(of))
+                   'adv.: adversarial training without the term.', [*gain_readings(alive), *remarks], fig=draw_figure_4(of))
         yield part(f'Checks of the gain: {name}',
                    f'Per cent correct, mean over seed{"s" * (of.seed.nunique() > 1)} {several(sorted(of.seed.unique()))}. Both PGD (last step), Square and AutoAttack: {few} images; '
                    f'the rest: {n}. No gradient: in float32.', list(check_readings(alive)), table=show_checks(of))
-        yield part(f'Cost of the term: {name}',
-                   'One training epoch, estimated from its first batches: the best of three, median over seeds.', table=show_costs(of))

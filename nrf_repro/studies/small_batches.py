@@ -6,7 +6,6 @@
 __all__ = ['measure_medical']
 
 # %% ../../nbs/4_consequences/22_small_batches.ipynb #e0bcce4b
-from copy import deepcopy
 from dataclasses import replace
 
 import pandas as pd
@@ -23,19 +22,8 @@ from ..results.paired import paired_effect, pairs
 from .base import part
 from .corruptions import BATCH_LOOK, CORRUPTIONS, LABELS, _effect_text, corrupted
 from .display import difference_text, legend_below, mean_text, norms_of, over_seeds, seeds_text
+from .feature_datasets import with_recomputed_statistics
 from ..training.loop import correct
-
-# %% ../../nbs/4_consequences/22_small_batches.ipynb #0bbc521d
-def with_recomputed_statistics(
-    net,
-    images,         # training images
-    batch_size=128,
-):                  # a copy, in evaluation mode
-    "A copy of the network whose BN statistics are averages over all the images."
-    from torch.optim.swa_utils import update_bn
-    copy, device = deepcopy(net), next(net.parameters()).device
-    update_bn([images[i:i + batch_size].pixels(device) for i in range(0, len(images), batch_size)], copy)
-    return copy.eval()
 
 # %% ../../nbs/4_consequences/22_small_batches.ipynb #18e630ac
 def at_batch_size(
