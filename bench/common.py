@@ -18,7 +18,8 @@ import torch
 
 from nrf_repro.data import load
 from nrf_repro.models import build_model, load_model, save_model
-from nrf_repro.training.loop import RECIPES, fit
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 EPS = {'digits': dict(l2=1., linf=8 / 255),      # ours

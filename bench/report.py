@@ -20,7 +20,8 @@ from common import ROOT, markdown, options, parser, publish, spread, turns, wall
 from nrf_repro.attacks import Attack, robust_correct
 from nrf_repro.data import load
 from nrf_repro.models import build_model
-from nrf_repro.training.loop import RECIPES, fit
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES
 
 KINDS = dict(train_cell='training', attack_cell='attacks', run_studies='studies')  # a word of the cell -> kind
 WORK = 'training', 'attacks', 'studies'
@@ -168,7 +169,8 @@ from dataclasses import replace
 from nrf_repro.attacks import Attack, robust_correct
 from nrf_repro.data import Images
 from nrf_repro.models import build_model
-from nrf_repro.training.loop import Recipe, fit
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import Recipe
 arch, width, n, test, c, side, bs = sys.argv[1], float(sys.argv[2]), *map(int, sys.argv[3:])
 g = torch.Generator().manual_seed(0)
 x = torch.randint(256, (n, c, side, side), generator=g, dtype=torch.uint8)

@@ -19,7 +19,8 @@ from common import EPS, held_out, markdown, options, parser, publish, ratios, re
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model
-from nrf_repro.training.loop import Monitor, correct, fit, lr_at, sgd
+from nrf_repro.training.loop import Monitor, correct, fit
+from nrf_repro.training.recipe import lr_at, sgd
 
 FULL = dict(archs=['vgg11', 'resnet18'], train_images=10000, epochs=5, images=2000)
 

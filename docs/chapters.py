@@ -4,6 +4,8 @@ import json
 import re
 from hashlib import md5
 
+from chapter_links import LINKS
+
 NUMERALS = ('', 'I', 'II', 'III', 'IV', 'V')
 PARTS = dict(normalisation='Normalisation', robustness='Measuring robustness', trade_off='Does BN trade robustness for accuracy?',
              consequences='Consequences', how_it_works='How it works')
@@ -105,7 +107,7 @@ def convert(nb):
         source = text_of(cell['source'])
         if cell['cell_type'] != 'code':
             words, text = split_directives(source) if source.startswith('#|') else ({}, source)
-            if 'hide' in words: continue
+            if 'hide' in words or LINKS.match(text): continue      # the theme links to the neighbours itself
             heading = (re.findall(r'^#+ (.+)$', text, re.M) or [heading])[-1]
             if text.strip(): yield new_cell('markdown', text)
             continue
@@ -220,7 +222,7 @@ def home(nb, book, cfg, modules, reference, parts=None):
                        [f'{number_of(n)}  {t} <{n}>' for n, t in titles.items() if folders[n] == folder])
                for folder in dict.fromkeys(folders.values())),
              toctree('Using it', ['reports', 'benchmarks', 'robustness', 'add', 'cite', 'bibliography']),
-             toctree('Reference', [f'{m} <api/{m}>' for m in reference])]
+             toctree('Reference', ['tasks', *(f'{m} <api/{m}>' for m in reference)])]
     return notebook([*cells, new_cell('markdown', '\n\n'.join(trees))])
 
 

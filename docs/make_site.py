@@ -39,6 +39,7 @@ def sources(root, notebooks, modules):
     parts = {p.stem: p.parent.name for p in notebooks}
     found = reference.modules(modules)
     site = {f'api/{m.name}.md': reference.page(m, cfg) for m in found}
+    site['tasks.md'] = pages.api(found)
     site['api/cli.md'] = reference.command_line(site.get('api/cli.md'))
     site |= {f'{name}.md': text for name, text in pages.all_pages(root, cfg).items()}
     home = book.pop('index', None) or pages.home(cfg)

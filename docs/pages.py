@@ -1,4 +1,5 @@
-"""The pages that are not chapters: published reports, benchmarks, robustness, how to add, how to cite, bibliography."""
+"""The pages that are not chapters: the API by task, published reports, benchmarks, robustness, how to add, how to cite, bibliography."""
+import ast
 import re
 import shutil
 import sys
@@ -24,6 +25,11 @@ Their rules are in [claims.yaml]({url}/reports/claims.yaml), fixed beforehand; w
 | no. | claim | in a sentence |
 | --- | --- | --- |
 {claims}
+"""
+API = """# API by task
+
+These names are imported from `nrf_repro`, for example `from nrf_repro import robust_correct`. Importing the package loads none of
+its modules: a name is loaded when it is first used. Each name links to its signature, its parameters and its source.
 """
 CITE = """# How to cite
 
@@ -52,6 +58,34 @@ def all_pages(root, cfg):
     url = f'{cfg["git_url"]}/blob/{cfg["branch"]}'
     return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=page('add'), cite=cite(cff, cfg, url),
                 bibliography=bibliography(cff))
+
+
+def api(found):
+    "The public names of the package by task, each with the first line of its docstring. `found`: of `reference.modules`."
+    sys.path.insert(0, str(HERE.parent))
+    from nrf_repro import TASKS
+    there = {(m.name, o.name): o for m in found for o in m.objects}
+    parts = []
+    for task, packages in TASKS.items():
+        lines = [line_of(there, package, name) for package, names in packages.items() for name in names.split()]
+        parts += [f'## {task}', '\n'.join(['| name | what it is or returns |', '| --- | --- |', *lines])]
+    return '\n\n'.join([API, *parts, ''])
+
+
+def line_of(there, package, name):
+    "A line of the table for a name of a package. Raises KeyError if no exported module of the package defines it."
+    module = next((m for m, n in there if n == name and (m == package or m.startswith(f'{package}.'))), None)
+    if module is None: raise KeyError(f'{name} is public in nrf_repro but no module of nrf_repro.{package} exports it.')
+    node = there[module, name].node
+    text = ast.get_docstring(node) if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else entries_text(name)
+    first = re.split(r'(?<=[.])(?<!al\.)\s', ' '.join(text.split()), maxsplit=1)[0].replace('|', r'\|')
+    return f'| {{py:obj}}`{name} <nrf_repro.{module}.{name}>` | {first} |'
+
+
+def entries_text(name):
+    "The entries of a public constant."
+    import nrf_repro
+    return 'Constant with the entries ' + ', '.join(f'`{key}`' for key in getattr(nrf_repro, name)) + '.'
 
 
 def home(cfg):

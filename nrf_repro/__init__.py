@@ -3,13 +3,44 @@ from nrf_repro._lazy import lazy
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy(__name__, {
-    'measure': 'Measurement attacks_at',
-    'attacks': 'Attack PAPER_ATTACKS robust_correct input_gradient gradient_underflows',
-    'features': 'ligs usefulness robust_usefulness',
-    'data': 'Images load synthetic',
-    'models': 'build_model load_model save_model',
-    'training': 'Recipe RECIPES Monitor fit',
-    'experiment': 'load_profile load_published leaderboard',
-    'results': 'read_rows write_rows load_claims decide',
-    'report': 'render compare'})
+# The public names, by what one does with them: task -> package -> names. The site has a page that is made from this.
+TASKS = {
+    'Measure a classifier': {
+        'measure': 'measure Measurement attacks_at',
+        'attacks': 'robust_correct',
+        'features': 'ligs',
+        'training': 'correct'},
+    'Attack a classifier': {
+        'attacks': 'Attack PAPER_ATTACKS LOSSES PERTURBATION_SETS PerturbationSet input_gradient margin gradient_underflows '
+                   'optimised_inference'},
+    'Compute usefulness of features': {
+        'features': 'usefulness robust_usefulness'},
+    'Get images': {
+        'data': 'Images load class_images balanced synthetic testbed reliance'},
+    'Build, save and load networks': {
+        'models': 'build_model ARCHS CONTROLS Standardize load_model save_model',
+        'models.norms': 'normalize make_norm'},
+    'Train networks': {
+        'training': 'Recipe RECIPES Monitor fit'},
+    'Use what is published': {
+        'experiment': 'load_published published_networks leaderboard load_profile profiles',
+        'results': 'read_published paper_rows'},
+    'Decide claims from rows of results': {
+        'results': 'read_rows write_rows Claim load_claims effects decide decide_published headline '
+                   'Interval wilson t_interval two_way'},
+    'Make tables, figures and reports': {
+        'report': 'render compare render_compare table_1 table_2'},
+    'Compute the theory of normalisation': {
+        'theory': 'invariance_error fit_whitening whiten bound_terms landscape layer_gradients'}}
+
+
+def _by_package():
+    "Package -> its public names in one string."
+    found = {}
+    for packages in TASKS.values():
+        for package, names in packages.items():
+            found[package] = f'{found.get(package, "")} {names}'
+    return found
+
+
+__getattr__, __dir__, __all__ = lazy(__name__, _by_package())

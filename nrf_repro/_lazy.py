@@ -6,13 +6,15 @@ from importlib import import_module
 def lazy(package, modules):
     """For a package's `__init__`: (`__getattr__`, `__dir__`, `__all__`), from module -> names that it defines.
 
-    Importing the package then imports none of its modules. Raises AttributeError for another name, as modules do.
+    Importing the package then imports none of its modules. A name that is a module itself gives the module.
+    Raises AttributeError for another name, as modules do.
     """
     where = {name: module for module, names in modules.items() for name in names.split()}
 
     def __getattr__(name):
         if name not in where: raise AttributeError(f'module {package!r} has no attribute {name!r}')
-        return getattr(import_module(f'nrf_repro.{where[name]}'), name)
+        module = import_module(f'nrf_repro.{where[name]}')
+        return module if where[name] == name else getattr(module, name)
 
     def __dir__(): return sorted(where)
 

@@ -101,7 +101,7 @@ def run_notebook(
 ):
     "Execute a template; a failing cell is one sentence here and a traceback in the executed notebook."
     check_template(template, parameters)
-    from nrf_repro.results.rows import write_whole
+    from nrf_repro.results.rows import write_atomically
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f'.{out.stem}.{secrets.token_hex(4)}.ipynb')  # two processes never write the same one
@@ -113,7 +113,7 @@ def run_notebook(
         if draft.is_file(): draft.replace(out)
     if done:  # Snakemake compares contents, not only times: a marker that says when is another marker
         finished = datetime.now(timezone.utc).isoformat(timespec='milliseconds')
-        write_whole(done, json.dumps(dict(notebook=Path(template).name, parameters=parameters, finished=finished)) + '\n')
+        write_atomically(done, json.dumps(dict(notebook=Path(template).name, parameters=parameters, finished=finished)) + '\n')
 
 # %% ../nbs/5_how_it_works/72_command_line.ipynb #2f3ad121
 def _line_handler(name):
@@ -146,8 +146,8 @@ def collect(
 def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_fds: locks that it holds as long as it lives
     "Run the DAG up to a target; returns the exit status."
     import snakemake  # noqa: F401  (said here, in words, if it is not installed)
-    from nrf_repro.results.rows import in_checkout
-    words = [sys.executable, '-m', 'snakemake', target, '--snakefile', in_checkout('reports/Snakefile'), '--directory', folder,
+    from nrf_repro.results.rows import resolve_repo_path
+    words = [sys.executable, '-m', 'snakemake', target, '--snakefile', resolve_repo_path('reports/Snakefile'), '--directory', folder,
              '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={jobs}', '--scheduler', 'greedy',
              '--nolock', '--rerun-incomplete',
              '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
@@ -172,14 +172,14 @@ def report(
 ) -> int:            # exit status
     "Run what is missing and render the report of what is there."
     from nrf_repro.experiment.runs import alone, build_folder, load_profile
-    from nrf_repro.results.rows import in_checkout
+    from nrf_repro.results.rows import resolve_repo_path
     if cores is not None and cores < 1: raise ValueError(f'--cores {cores}: give at least 1, or leave it out.')
     settings = load_profile(profile)
     folder = build_folder(settings)
     check_jobs(settings, parts, jobs)
     name = Path(profile).resolve() if profile.endswith('.yaml') else profile
     how = ['--cores', settings.get('cores', 2) if cores is None else cores]
-    if cluster: how = ['--workflow-profile', in_checkout(cluster).resolve(), *(['--jobs', cores] if cores else [])]
+    if cluster: how = ['--workflow-profile', resolve_repo_path(cluster).resolve(), *(['--jobs', cores] if cores else [])]
     with alone(folder, wait=False) as lock:
         print(plan_text(settings, parts), flush=True)
         for draft in (folder / 'notebooks').glob('.*.ipynb'): draft.unlink()    # of notebooks that were killed
@@ -372,9 +372,9 @@ def run(a):
     from nrf_repro.experiment.runs import PARTS, build_folder, check_name, load_profile
     if not getattr(a, 'folder', None): check_name(a.profile)
     if a.command == 'publish':
-        from nrf_repro.results.rows import in_checkout
+        from nrf_repro.results.rows import resolve_repo_path
         profile = load_profile(a.profile)
-        print(publish(profile, build_folder(profile), in_checkout('reports') / 'published'))
+        print(publish(profile, build_folder(profile), resolve_repo_path('reports') / 'published'))
         return 0
     parts = PARTS if a.all else ('core',)
     if a.command == 'plan': return plan(a, parts)

@@ -1,5 +1,4 @@
 """Checks of an attack: one that was too weak is detected, a strong one passes, and the network is unchanged."""
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +9,12 @@ from nrf_repro.attacks import Attack
 from nrf_repro.report.checks import CHECKS, doubts, judged
 from nrf_repro.experiment.runs import Cell, load_profile, train_cell
 from nrf_repro.report.rendering import render
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import frame, make_row, read_rows
 from nrf_repro.studies.base import run_study
-from nrf_repro.report.tables import COLUMNS, made_up_rows, table_1, to_html, wide
+from made_up import made_up_rows
+from nrf_repro.report.tables import table_1, to_html, wide
+from nrf_repro.report.text import COLUMNS
 
 BUDGET = A.AttackBudget(times=5, restarts=2, draws=2, curve=(.1, .5, 4), few=12, steps=10, fab=3, queries=20)
 

@@ -18,7 +18,7 @@ from nrf_repro.experiment.runs import WEIGHTS_8BIT, attack_cell, load_profile, p
 from nrf_repro.models import load_model, save_tensors
 from nrf_repro.models.checkpoint import quantize
 from nrf_repro.report.rendering import render
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import read_rows, source_hash
 
 TINY = load_profile('tiny')

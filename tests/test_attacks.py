@@ -6,6 +6,7 @@ import warnings
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from nrf_repro.attacks import (
 from nrf_repro.attacks import PERTURBATION_SETS as BALLS
 from nrf_repro.attacks import inference
 from nrf_repro.attacks.pgd import project_l2, start_l2, steepest_l2
+from nrf_repro.attacks.search import Evaluation, _Best, _report_gradients, _search
 from nrf_repro.features import ligs
 
 ORDER = dict(l2=2, linf=torch.inf)
@@ -1036,3 +1038,37 @@ def test_bf16_falls_back_to_float32_with_a_warning(x):
     y, a = answers(net, x), ATTACKS['l2', 'ce']
     with pytest.warns(RuntimeWarning, match='float32 is used'): ok = robust_correct(net, x, y, a, bf16=True)
     assert torch.equal(ok, robust_correct(net, x, y, a))
+
+
+# --- the search ---
+
+@pytest.mark.parametrize('batch_size', [1, 2, 5])
+def test_the_search_finds_a_known_maximum_and_stops_at_the_goal(batch_size):
+    "The value is minus the distance to .7; a step moves by .1 along the sign of the gradient."
+    ascent = SimpleNamespace(steps=9, restarts=1, random_start=False, _start=lambda x, restart, box: x,
+                             _step=lambda x, points, g, box: points + .1 * g.sign())
+
+    def distance(goal):
+        def evaluate(points, i, step):
+            value = -(points[:, 0] - .7).abs()
+            return Evaluation(value, value > goal, (.7 - points).sign())
+        return evaluate
+    x = torch.zeros(5, 1)
+    torch.testing.assert_close(_search(ascent, distance(1.), x, batch_size, stop=False).points, x + .7)
+    best = _search(ascent, distance(-.45), x - .1 * torch.arange(5)[:, None], batch_size, stop=True)
+    assert best.done_at.tolist() == [3, 4, 5, 6, 7]
+    torch.testing.assert_close(best.points, x + .3)
+
+
+def test_the_search_keeps_the_first_point_at_the_goal_and_counts_gradients_that_are_not_finite():
+    best, i = _Best(torch.zeros(3, 1)), torch.arange(3)
+    best.note(i, torch.full((3, 1), .1), torch.tensor([1., 1., 1.]), torch.tensor([False, True, False]), 0)
+    best.note(i, torch.full((3, 1), .2), torch.tensor([2., 2., 0.]), torch.tensor([False, False, True]), 1)
+    assert torch.equal(best.points.flatten(), torch.tensor([.2, .1, .2])) and best.done_at.tolist() == [-1, 0, 1]
+    g = best.finite_part(i, torch.tensor([[torch.nan, 1.], [1., 2.], [torch.inf, torch.nan]]))
+    assert torch.equal(g, torch.tensor([[0., 1.], [1., 2.], [0., 0.]])) and best.lost.tolist() == [False, False, True]
+    best.finite[:] = False
+    best.done_at[:] = -1
+    with pytest.warns(RuntimeWarning, match='for 3 of 3 images'): _report_gradients(best, 1)
+    best.lost[:] = True
+    with pytest.raises(ValueError, match='the attack can do nothing'): _report_gradients(best, 1)

@@ -10,7 +10,8 @@ import torch
 
 from nrf_repro.data import load
 from nrf_repro.models import build_model
-from nrf_repro.training.loop import RECIPES, fit
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES
 
 BENCH = Path(__file__).parents[1] / 'bench'
 

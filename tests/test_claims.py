@@ -9,11 +9,13 @@ import yaml
 from scipy import stats
 
 from nrf_repro.results import claims as C
+from nrf_repro.results import paired as E
 from nrf_repro.results import rows as R
+from nrf_repro.results import rules as U
 from nrf_repro.results.intervals import t_interval, two_way
 from nrf_repro.results.outcomes import outcome_fields, outcomes_of
 
-CLAIMS, PAPER = C.load_claims(), R.paper_rows()
+CLAIMS, PAPER = U.load_claims(), R.paper_rows()
 ATTACKS = ('pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf')
 BASE = dict(experiment='final', dataset='digits', arch='vgg11', regime='standard', n=400, profile='test')
 
@@ -50,21 +52,21 @@ def measured(**fields): return R.make_row(**BASE | dict(metric='clean_accuracy',
 def test_pairs_match_everything_but_the_field():
     rows = R.frame([measured(norm=m, seed=s, epoch=e, value=v) for m, s, e, v in (
         ('bn', 0, 1, .5), ('none', 0, 1, .6), ('bn', 0, 2, .7), ('none', 1, 1, .9), ('in', 0, 2, .1))])
-    got = C.pairs(rows, 'norm', 'bn', 'none')
+    got = E.pairs(rows, 'norm', 'bn', 'none')
     assert got[['seed', 'epoch', 'value', 'value_control']].values.tolist() == [[0, 1, .5, .6]]
-    assert C.pairs(rows, 'norm', 'bn', 'gn').empty
+    assert E.pairs(rows, 'norm', 'bn', 'gn').empty
 
 
 def test_first_and_last_are_of_each_run():
     rows = R.frame([measured(seed=s, epoch=e, value=v) for s, e, v in ((0, 3, .9), (0, 1, .2), (1, 2, .5), (1, 7, .4), (2, 1, .3))])
-    assert C.pairs(rows, 'epoch', 'last', 'first').difference.tolist() == pytest.approx([.7, -.1])  # seed 2 has one epoch
+    assert E.pairs(rows, 'epoch', 'last', 'first').difference.tolist() == pytest.approx([.7, -.1])  # seed 2 has one epoch
 
 
 def test_each_cell_has_its_own_seeds():
     rows = R.frame([measured(norm=m, arch=a, seed=s, value=v) for a, s, bn, none in (
         ('vgg11', 0, .9, .8), ('vgg11', 1, .8, .8), ('vgg11', 2, .7, .2), ('vgg16', 0, .6, .7), ('vgg16', 1, .8, .6))
         for m, v in (('bn', bn), ('none', none))])
-    got = C.paired_effect(rows)         # vgg11: .1 0 .5, mean .2; vgg16: -.1 .2, mean .05
+    got = E.paired_effect(rows)         # vgg11: .1 0 .5, mean .2; vgg16: -.1 .2, mean .05
     assert got.mean == pytest.approx(.125) and got.seeds == (3, 2)
     terms = .25 * np.var([.1, 0, .5], ddof=1) / 3, .25 * .045 / 2
     df = sum(terms)**2 / (terms[0]**2 / 2 + terms[1]**2)
@@ -73,8 +75,8 @@ def test_each_cell_has_its_own_seeds():
 
 def test_select_lists_and_nulls():
     rows = R.frame([measured(epoch=e, seed=s) for e in (None, 1, 2) for s in (0, 1)])
-    assert len(C.select(rows, dict(epoch=1))) == 2 and len(C.select(rows, dict(epoch=[None, 1], seed=0))) == 2
-    assert len(C.select(rows, dict(epoch=None))) == 2 and len(C.select(rows, {})) == 6
+    assert len(E.select(rows, dict(epoch=1))) == 2 and len(E.select(rows, dict(epoch=[None, 1], seed=0))) == 2
+    assert len(E.select(rows, dict(epoch=None))) == 2 and len(E.select(rows, {})) == 6
 
 
 # C1: one comparison
@@ -117,7 +119,7 @@ def test_room_does_not_depend_on_the_difference():
     # the same two cells with the sides exchanged are left out alike: the rule cannot select by the sign of the difference
     part = CLAIMS['C2'].parts[0]
     for one, other in (((.001, .002, .003), (.04, .03, .035)), ((.001, .002, .003), (.06, .07, .05)), ((.02, .03, .01), (.03, .03, .04))):
-        found = [C.effects(CLAIMS['C2'], R.frame(unique(c2(a, b, attacks=['pgd_l2'])))).room.tolist() for a, b in ((one, other), (other, one))]
+        found = [E.effects(CLAIMS['C2'], R.frame(unique(c2(a, b, attacks=['pgd_l2'])))).room.tolist() for a, b in ((one, other), (other, one))]
         assert found[0] == found[1] == [np.mean([*one, *other]) >= part.room[0]]
 
 
@@ -254,7 +256,7 @@ def test_with_outcomes_the_interval_counts_seeds_and_images():
     def of(norm, seed): return outcomes_of(rows[(rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2') & (rows.norm == norm) & (rows.seed == seed)])[0]
     D = [of('bn', s) - of('none', s) for s in range(3)]
     assert (part.low, part.high) == pytest.approx(two_way([D])[1:3], abs=1e-12)
-    cells = C.effects(CLAIMS['C2'], rows)
+    cells = E.effects(CLAIMS['C2'], rows)
     assert set(cells.interval) == {'seeds and images'} and cells.low.iloc[0] == pytest.approx(part.low)
 
 
@@ -322,7 +324,7 @@ def test_transfer_is_averaged_within_a_seed():
     rows = [R.make_row(**BASE | dict(experiment='transfer', metric='transfer_success', norm=m, source='final', target=f'vgg16-{t}', seed=s,
                                      value=.3 + .2 * (m == 'none') + (m == 'none') * (.05 * s + .01 * k)))
             for m in ('none', 'bn') for s in range(3) for k, t in enumerate(('bn', 'in', 'ln'))]
-    got = C.paired_effect(R.frame(rows), 'norm', 'none', 'bn')
+    got = E.paired_effect(R.frame(rows), 'norm', 'none', 'bn')
     assert got.seeds == (3,) and got[:3] == pytest.approx(t_interval([.21, .26, .31])[:3])
 
 
@@ -434,7 +436,7 @@ def test_c4_needs_the_testbed_to_be_decided():
 def test_c4_starts_when_something_was_learned():
     # LIGS falls from 1 to .7 while the network learns anything at all, and stays there: that is no trend
     rows = history((1., .7, .7), (.1, .9, .97))
-    cells = C.effects(CLAIMS['C4'], R.frame(rows))
+    cells = E.effects(CLAIMS['C4'], R.frame(rows))
     assert cells.control.tolist() == pytest.approx([.69, .69]) and cells.effect.tolist() == pytest.approx([0, 0])
 
 
@@ -513,10 +515,10 @@ def test_the_paper_is_averaged_over_what_it_has():
 
 
 def test_effects_for_a_forest_plot():
-    cells = C.effects(CLAIMS['C2'], R.frame(unique(c2() + c2((.70, .66, .71), (.74, .75, .76), arch='resnet18'))))
-    assert list(cells) == C.EFFECT_COLUMNS and len(cells) == 8 and cells.part.nunique() == 4
+    cells = E.effects(CLAIMS['C2'], R.frame(unique(c2() + c2((.70, .66, .71), (.74, .75, .76), arch='resnet18'))))
+    assert list(cells) == E.EFFECT_COLUMNS and len(cells) == 8 and cells.part.nunique() == 4
     assert sorted(cells.effect.round(9).unique()) == [-.2, -.06] and set(cells.control.round(9)) == {.8, .75}
-    assert C.effects(CLAIMS['C2'], R.frame([])).empty
+    assert E.effects(CLAIMS['C2'], R.frame([])).empty
 
 
 # several scales, one headline
@@ -598,16 +600,16 @@ def changed(**changes):
     (GOOD | dict(claims=['C1']), "claims[0]: expected keys and values, got 'C1'")])
 def test_a_bad_claims_file_is_one_sentence(tmp_path, text, words):
     (tmp_path/'claims.yaml').write_text(yaml.safe_dump(text))
-    with pytest.raises(ValueError) as e: C.load_claims(tmp_path/'claims.yaml')
+    with pytest.raises(ValueError) as e: U.load_claims(tmp_path/'claims.yaml')
     assert words in str(e.value) and 'claims.yaml' in str(e.value) and '\n' not in str(e.value)
 
 
 def test_other_bad_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match='claims.yaml: not there'): C.load_claims(tmp_path/'claims.yaml')
+    with pytest.raises(FileNotFoundError, match='claims.yaml: not there'): U.load_claims(tmp_path/'claims.yaml')
     (tmp_path/'claims.yaml').write_text('rules: {a: [}\n')
-    with pytest.raises(ValueError, match='is not YAML'): C.load_claims(tmp_path/'claims.yaml')
+    with pytest.raises(ValueError, match='is not YAML'): U.load_claims(tmp_path/'claims.yaml')
 
 
 def test_a_good_file_works(tmp_path):
     (tmp_path/'claims.yaml').write_text(yaml.safe_dump(GOOD))
-    assert C.load_claims(tmp_path/'claims.yaml')['X'].parts[0].name == 'ligs'
+    assert U.load_claims(tmp_path/'claims.yaml')['X'].parts[0].name == 'ligs'

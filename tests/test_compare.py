@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 
 from nrf_repro.report import comparison as c
+from nrf_repro.report import differences
 from nrf_repro.results import rows as results
 from nrf_repro.cli import main
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.intervals import two_way
 from nrf_repro.results.outcomes import outcome_fields
 from nrf_repro.results.rows import frame, make_row, write_rows
-from nrf_repro.report.tables import made_up_rows
+from made_up import made_up_rows
 
 CLAIMS = {id: claim for id, claim in load_claims().items() if id == 'C2'}
 
@@ -34,7 +35,7 @@ def only_line(a, b, **more): return next(c.compare(frame(a), frame(b), **more).i
 
 @pytest.mark.parametrize('p, n, q, m, low, high', [  # Newcombe 1998, Statistics in Medicine 17, table II, method 10, signs changed
     (56 / 70, 70, 48 / 80, 80, -.3339, -.0524), (9 / 10, 10, 3 / 10, 10, -.8090, -.1705), (10 / 10, 10, 0, 20, -1, -.6791), (0, 10, 0, 10, -.2775, .2775)])
-def test_newcombe_as_printed(p, n, q, m, low, high): np.testing.assert_allclose(c.newcombe(p, n, q, m), (low, high), atol=1e-4)
+def test_newcombe_as_printed(p, n, q, m, low, high): np.testing.assert_allclose(differences.newcombe(p, n, q, m)[1:3], (low, high), atol=1e-4)
 
 
 def test_seeds_are_paired_whatever_their_order():
@@ -126,7 +127,7 @@ def test_sides_with_nothing_in_common_say_what_keeps_them_apart(rows, tmp_path):
 
 def test_words_are_whole_and_hashes_short(rows):
     a, b = (c.side(rows.assign(arch=f'digits-vgg11-{k}', experiment=f'regularization-{k}', git_commit=k * 40, source_hash=k * 20)) for k in 'ab')
-    said = c.apart(a, b)
+    said = c.nothing_in_common(a, b)
     assert 'arch is digits-vgg11-a in A and digits-vgg11-b in B' in said and 'regularization-b in B' in said
     told = c.origins(a, b).set_index('What differs').B
     assert told['commit'] == told['code (hash)'] == 'b' * 12
@@ -245,17 +246,17 @@ def test_ligs_without_a_value_leaves_the_image_out():
     assert math.isclose((line.low + line.high) / 2, d.mean(), abs_tol=1e-3)
 
 def test_holm_as_in_a_worked_example():   # by hand: 4, 3, 2 and 1 times, never falling
-    np.testing.assert_allclose(c.holm([.01, .04, math.nan, .03, .005]), [.03, .06, math.nan, .06, .02])
+    np.testing.assert_allclose(differences.holm([.01, .04, math.nan, .03, .005]), [.03, .06, math.nan, .06, .02])
 
 def test_many_comparisons_without_a_difference_are_rarely_called_clear():
     "Under the hypothesis that nothing differs, the chance that any of 20 is called clear stays near 5 %; without the correction it is 64 %."
     rng, clear, plain = np.random.default_rng(5), 0, 0
     for _ in range(150):
         p = rng.uniform(size=20)
-        clear, plain = clear + (c.holm(p) < .05).any(), plain + (p < .05).any()
+        clear, plain = clear + (differences.holm(p) < .05).any(), plain + (p < .05).any()
     assert clear / 150 < .12 and plain / 150 > .5
 
 def test_the_summary_states_the_correction():
     a = [one(.5, s, metric='robust_accuracy', attack=x, eps=1., steps=1, step_size=1., reading='any') for x in 'pqr' for s in range(3)]
     b = [r | dict(value=r['value'] + .1 + .001 * i) for i, r in enumerate(a)]
-    assert 'Holm for 3 comparisons' in c.summary(c.compare(frame(a), frame(b)))
+    assert 'Holm for 3 comparisons' in c.conclusion(c.compare(frame(a), frame(b)))

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +21,8 @@ from nrf_repro.experiment.distributed import ProcessGroup, check_processes, fail
 from nrf_repro.experiment.runs import Cell, load_profile, run_config, train_cell
 from nrf_repro.models import build_model, load_model
 from nrf_repro.results.rows import read_rows
-from nrf_repro.training.loop import RECIPES, batches, cross_entropy, fit
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES, batches, cross_entropy
 
 RECIPE = replace(RECIPES['digits'], epochs=2, batch_size=32, augment='crop-flip', seed=0)
 

@@ -6,7 +6,7 @@ import yaml
 
 from nrf_repro.experiment import runs as experiment
 from nrf_repro.experiment.runs import PARTS, Cell, attack_cell, attack_settings, jobs, load_profile, plan_table, planned, profiles, train_cell, train_settings
-from nrf_repro.results.rows import in_checkout, read_rows
+from nrf_repro.results.rows import resolve_repo_path, read_rows
 
 TINY = load_profile('tiny')
 CELL = Cell('digits', 'vgg11', .0625, 'bn', 'standard', 0)
@@ -54,7 +54,7 @@ def test_missing_key_unknown_profile_and_broken_yaml(tmp_path):
 
 
 def test_a_copy_may_not_go_by_the_name_of_a_profile_that_is_there(tmp_path):
-    ours, copy_ = in_checkout('reports/profiles/demo.yaml'), tmp_path / 'demo.yaml'
+    ours, copy_ = resolve_repo_path('reports/profiles/demo.yaml'), tmp_path / 'demo.yaml'
     copy_.write_text(ours.read_text())
     with pytest.raises(ValueError, match="'demo' is a profile of reports/profiles.*give the file another name"): experiment.check_name(str(copy_))
     (tmp_path / 'link').mkdir()

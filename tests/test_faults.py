@@ -25,7 +25,7 @@ from nrf_repro.training import loop as training
 from nrf_repro.data import decoding, loading
 from nrf_repro.experiment.runs import Cell, alone, attack_cell, load_profile, run_cells, train_cell
 from nrf_repro.models import build_model, save_model
-from nrf_repro.results.rows import git_commit, read_rows, source_hash, write_rows, write_whole
+from nrf_repro.results.rows import git_commit, read_rows, source_hash, write_rows, write_atomically
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get('NRF_KILLS', 0))
@@ -116,7 +116,7 @@ def test_what_a_kill_leaves_half_written_is_never_read(tmp_path):
     "A writer that is killed again and again: whoever reads finds nothing, or one whole version."
     model = build_model('vgg11', 'bn', in_channels=1, width=1/16, seed=0)
     def write(i):
-        write_whole(tmp_path / 'text', f'{i}\n' * 200_000)
+        write_atomically(tmp_path / 'text', f'{i}\n' * 200_000)
         save_model(model, tmp_path / 'weights.safetensors')
     rng, kills = random.Random(0), 30 + 10 * KILLS
     from nrf_repro.models import load_model

@@ -29,6 +29,7 @@ from torch import nn
 from counted import count
 from nrf_repro.results import rows as results
 from nrf_repro.training import loop as training
+from nrf_repro.training import recipe as recipes
 from nrf_repro.attacks import LOSSES, PERTURBATION_SETS, Attack, l2_norm, robust_correct
 from nrf_repro.data import Images, load, readers
 from nrf_repro.data.images import CLASSES
@@ -36,10 +37,12 @@ from nrf_repro.features import NOISES, ligs
 from nrf_repro.measure.images import _class_folders
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
 from nrf_repro.models.norms import NORMS, count_norms, make_norm, moments, normalize
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.intervals import t_interval, two_way, wilson
 from nrf_repro.results.rows import FIELDS, REAL, SPARSE, WHOLE, make_row, read_rows, write_rows
-from nrf_repro.training.loop import RECIPES, Recipe, fit, load_state, save_state, sgd
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES, Recipe, sgd
+from nrf_repro.training.state import load_state, save_state
 from nrf_repro.models.weights import read_weights
 
 ROOT = Path(__file__).parent.parent
@@ -460,7 +463,7 @@ def toy(n, k=3): return Images(torch.arange(n * 64, dtype=torch.int64).remainder
 
 @noted('recipes: batch sizes that do not divide, lr, schedule, augmentation', 80)
 @given(n=st.integers(1, 9), bs=st.integers(-1, 12), epochs=st.integers(-1, 2), lr=st.sampled_from([-1., 0., 1e-3, .1]), schedule=st.sampled_from(['multistep', 'onecycle', 'step']),
-       how=st.sampled_from([*training.AUGMENTS, 'mixup']), last=st.booleans())
+       how=st.sampled_from([*recipes.AUGMENTS, 'mixup']), last=st.booleans())
 def test_a_recipe_trains_or_says_what_is_wrong(n, bs, epochs, lr, schedule, how, last):
     recipe = Recipe(epochs=epochs, batch_size=bs, lr=lr, schedule=schedule, augment=how, channels_last=last, seed=0)
     torch.manual_seed(0)
@@ -544,12 +547,12 @@ def test_text_stays_text_on_every_page(evil, tmp_path):
     from nrf_repro.report import comparison as compare
     from nrf_repro.report import rendering as report
     from nrf_repro.results.rows import frame
-    from nrf_repro.report.tables import made_up_rows
+    from made_up import made_up_rows
     claims = load_claims()
     def page(word, name):
         rows = frame(made_up_rows(['none', 'bn'], seeds=(0, 1), dataset=word, arch=word, regime='standard'))
         rows = rows.assign(device=word, torch=word, git_commit=word, source_hash=word, config_hash=word)
-        meta = dict(about=word, machine=word, missing=[word], data=[dict(name=word, note=word, fingerprint=word)], figures=[dict(title=word, svg='<svg xmlns="http://www.w3.org/2000/svg"/>', caption=word)])
+        meta = dict(about=word, machine=word, missing=[word], data=[dict(name=word, note=word, fingerprint=word)])
         return report.render(rows, claims, tmp_path / name, profile='made-up', **meta).read_text()
     plain, html = page('plain', 'a.html'), page(evil, 'b.html')
     assert Tags(html).seen == Tags(plain).seen and escape(evil.split()[0], quote=False)[:4] in html

@@ -8,13 +8,16 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from nrf_repro.report import figures as F
+from nrf_repro.report import headline as F
 from nrf_repro.report import rendering as report
-from nrf_repro.report import tables
-from nrf_repro.results.claims import decide_published, headline, load_claims
+from nrf_repro.report.figures import CONTROL, LOOKS
+from nrf_repro.report.text import SIGNS
+from nrf_repro.report.verdict_table import headline_table
+from nrf_repro.results.claims import decide_published, headline
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.outcomes import outcome_fields
 from nrf_repro.results.rows import frame, make_row, paper_rows, read_published
-from nrf_repro.report.tables import made_up_rows
+from made_up import made_up_rows
 
 CLAIMS, PAPER = load_claims(), paper_rows()
 C2 = CLAIMS['C2']
@@ -120,7 +123,7 @@ def test_the_band_is_the_smallest_effect_of_the_rules():
 def test_a_control_has_an_open_mark_in_its_own_colour():
     fig = F.draw_headline(F.headline_effects(scaled(), C2, PAPER), C2)
     marks = {line.get_marker(): (line.get_color(), line.get_markerfacecolor()) for line in fig.axes[0].lines if line.get_marker() in 'sP'}
-    assert marks['s'] == (F.LOOKS['bn']['color'],) * 2 and marks['P'] == (F.CONTROL, 'white') and F.CONTROL not in {look['color'] for look in F.LOOKS.values()}
+    assert marks['s'] == (LOOKS['bn']['color'],) * 2 and marks['P'] == (CONTROL, 'white') and CONTROL not in {look['color'] for look in LOOKS.values()}
 
 
 @pytest.mark.parametrize('bn, said', [((.30, .28, .32), '1 of 1'), ((.39, .40, .38), '0 of 1'), ((.50, .52, .48), '0 of 1')])
@@ -140,7 +143,7 @@ def test_without_a_pair_there_is_no_plot():
 def test_the_table_across_scales():
     found = {'demo': frame(made_up_rows()), 'cifar': frame(made_up_rows()).query("attack != 'cw_linf'")}
     decided, parts = decide_published(CLAIMS, found, PAPER)
-    lines = tables.headline_table(decided, parts, CLAIMS).set_index('Claim (effect shown)')
+    lines = headline_table(decided, parts, CLAIMS).set_index('Claim (effect shown)')
     c2 = lines.loc['C2 BN lowers robust accuracy (PGD ℓ2, points)']
     assert list(lines) == ['Headline verdict', '`cifar`', '`demo`'] and c2['Headline verdict'] == '✓ reproduced (`demo`)'
     assert c2['`demo`'] == '✓ −24.0 [−26.0, −22.0]' and c2['`cifar`'].endswith('(parts are missing)')
@@ -156,7 +159,7 @@ def test_the_readme_says_what_the_published_rows_say(id):
     assert {'demo', 'cifar-small'} <= named
     decided, _ = decide_published({id: CLAIMS[id]}, {name: found[name] for name in named}, PAPER)
     line = next(line for line in text.splitlines() if line.startswith(f'| {id} '))
-    for name in named: assert tables.SIGNS[decided[decided.profile == name].verdict.iloc[0]] in line
+    for name in named: assert SIGNS[decided[decided.profile == name].verdict.iloc[0]] in line
     if len(named) < len(set(re.findall(r'`([\w-]+)` \(\[rows\]', text))): return       # the README names a profile that is not here
     top = headline(decided, CLAIMS).iloc[0]
     effects = F.headline_effects(found[top.profile], CLAIMS[id], PAPER)
@@ -165,7 +168,8 @@ def test_the_readme_says_what_the_published_rows_say(id):
 
 def test_the_readme_shows_the_plot_and_it_is_there():
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    assert text.index('docs/figures/headline.svg') < text.index('## Two commands') < text.index('## The ten claims')
+    assert text.index('docs/figures/headline.svg') < text.index('## Nine claims of the paper') < text.index('## Two commands')
+    assert len(text.splitlines()) <= 130
     svg = (ROOT / 'docs/figures/headline.svg').read_text(encoding='utf-8')
     assert '(cifar-small)' in svg and '(demo)' in svg and 'control without normalisation' in svg
 

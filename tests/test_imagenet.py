@@ -11,7 +11,8 @@ from nrf_repro.studies import imagenet
 from nrf_repro.data import STATS, load
 from nrf_repro.experiment.runs import PARTS, Cell, load_profile, planned
 from nrf_repro.studies.imagenet import TORCHVISION, class_index, class_names, _networks, labelled_by_output, pretrained, wnids
-from nrf_repro.results.claims import load_claims, pairs, select
+from nrf_repro.results.rules import load_claims
+from nrf_repro.results.paired import pairs, select
 from nrf_repro.results.rows import frame, paper_rows, read_rows
 from nrf_repro.studies.base import Run, run_study
 from nrf_repro.report.tables import table_1, table_2

@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nrf_repro.results import claims as C
 from nrf_repro.results import power as P
 from nrf_repro.results import rows as R
+from nrf_repro.results.paired import _seeds_text
+from nrf_repro.results.rules import load_claims
 
-CLAIMS = C.load_claims()
+CLAIMS = load_claims()
 C2, C6 = CLAIMS['C2'].parts[0], CLAIMS['C6'].parts[0]
 
 
@@ -71,7 +72,7 @@ def test_a_second_look_follows_only_an_inconclusive_one(monkeypatch):
 def test_the_deciding_code_is_that_of_the_claims(monkeypatch):
     values = P.simulate(design(), -.2, P._Normals(np.random.default_rng(0)))
     assert P.decide_simulated(design(), values, CLAIMS['C2']) == 'reproduced'
-    monkeypatch.setattr(P, 'agreed', lambda *a: ('not run', None))
+    monkeypatch.setattr(P, 'verdict_over_cells', lambda *a: ('not run', None))
     assert P.decide_simulated(design(), values, CLAIMS['C2']) == 'not run'
 
 
@@ -91,7 +92,7 @@ def test_the_table_that_is_committed_is_of_the_published_profiles():
     assert (rates.false_reproduced <= .08).all() and (rates.false_reproduced_zero <= rates.false_reproduced + .05).all()
     for r in rates.itertuples():      # the table is made from the rows that are published
         designs = [P.design_of(CLAIMS[r.id], p, found[r.profile]) for p in CLAIMS[r.id].parts]
-        assert (len(designs), C._seeds_text([s for d in designs for s in d.seeds]), min(d.images for d in designs)) == (r.parts, r.seeds, r.images)
+        assert (len(designs), _seeds_text([s for d in designs for s in d.seeds]), min(d.images for d in designs)) == (r.parts, r.seeds, r.images)
 
 
 def test_the_table_is_written_whole(tmp_path, monkeypatch):

@@ -8,12 +8,15 @@ import sys
 import pandas as pd
 import pytest
 
+from nrf_repro.report import html as writers
 from nrf_repro.report import rendering as report
 from nrf_repro.report import tables
+from nrf_repro.report.readings import reading_1
 from nrf_repro.experiment.runs import STUDIES
-from nrf_repro.results.claims import load_claims
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import FIELDS, frame, make_row, paper_rows
-from nrf_repro.report.tables import made_up_rows
+from nrf_repro.studies.base import shown
+from made_up import made_up_rows
 
 
 def history(norms=('none', 'bn'), seeds=(0, 1), epochs=(1, 2)):
@@ -34,7 +37,7 @@ def claims(): return load_claims()
 def rows(): return frame([*made_up_rows(), *history()])
 
 
-def render(rows, claims, folder, **meta): return report.render(rows, claims, folder / 'report.html', profile='made-up', **meta)
+def render(rows, claims, folder, **meta): return report.render(rows, claims, folder / 'report.html', profile='made-up', studies=shown, **meta)
 
 
 def test_differences_are_paired_by_seed():
@@ -49,7 +52,7 @@ def test_differences_are_paired_by_seed():
 
 def test_a_missing_attack_stays_in_the_table_and_in_the_list(rows, claims, tmp_path):
     holed = rows[~((rows.norm == 'bn') & (rows.attack == 'cw_l2') & (rows.experiment == 'final'))]
-    text = tables.to_markdown(tables.wide(tables.table_1(holed)))
+    text = writers.to_markdown(tables.wide(tables.table_1(holed)))
     assert next(line for line in text.splitlines() if '| BN |' in line).count('missing') == 1
     html = render(holed, claims, tmp_path).read_text()
     assert 'BN: CW ℓ2 (all seeds)' in html and html.count('nrf-missing"><b>missing') == 2  # BN and BN - None
@@ -60,7 +63,7 @@ def test_undertrained_networks_are_marked_where_they_stand(claims):
     cells = tables.table_1(poor, rule=claims['C1'])
     assert set(cells[cells.norm == 'bn'].flag) == {'undertrained'} and set(cells[cells.norm == 'none'].flag) == {''}
     assert tables.to_html(cells, 'caption').count('⚠ undertrained') == 2
-    assert 'no effect of BN' in next(report.reading_1(cells))
+    assert 'no effect of BN' in next(reading_1(cells))
 
 
 @pytest.mark.parametrize('odd', [
@@ -73,8 +76,7 @@ def test_odd_rows_still_give_a_report(odd, claims, tmp_path):
 
 def test_everything_is_escaped(claims, tmp_path):
     evil = '<img src=x onerror=alert(1)>'
-    html = render(frame(made_up_rows(dataset=evil, arch='a|b"&')), claims, tmp_path, machine=evil, about=evil, missing=[evil],
-                  figures=[dict(title=evil, svg='<svg xmlns="http://www.w3.org/2000/svg"/>', caption=evil)]).read_text()
+    html = render(frame(made_up_rows(dataset=evil, arch='a|b"&')), claims, tmp_path, machine=evil, about=evil, missing=[evil]).read_text()
     assert '<img src=x' not in html and '&lt;img src=x' in html
 
 
@@ -111,15 +113,17 @@ def test_downloads_hold_the_rows(rows, claims, tmp_path):
 
 
 def test_latex_compiles_in_the_head(rows):
-    text = tables.to_latex(tables.wide(tables.table_1(rows, paper_rows())), '100 % of 5_norms & more', 'tab:x')
+    text = writers.to_latex(tables.wide(tables.table_1(rows, paper_rows())), '100 % of 5_norms & more', 'tab:x')
     body = text.split(r'\midrule')[1].split(r'\bottomrule')[0]
     assert text.isascii() and r'100 \% of 5\_norms \& more' in text
     assert {line.count(' & ') for line in body.strip().splitlines()} == {text.split(r'\toprule')[1].split(r'\midrule')[0].count(' & ')}
 
 
 def test_imports_are_light():
-    code = 'import sys, nrf_repro.report.rendering; print([m for m in ("torch", "matplotlib", "seaborn", "jinja2") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+    heavy = dict(rendering='torch', comparison='torch matplotlib jinja2', html='torch matplotlib jinja2', tables='torch matplotlib jinja2')
+    for module, names in heavy.items():
+        code = f'import sys, nrf_repro.report.{module}; print([m for m in "{names}".split() if m in sys.modules])'
+        assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
 
 
 # --- in a browser ---

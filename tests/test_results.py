@@ -194,7 +194,7 @@ def test_a_link_stays_a_link_and_its_file_is_replaced_whole(tmp_path):
     for target in (tmp_path / 'far/rows', tmp_path / 'far/new'):
         link = tmp_path / f'link-{target.name}'
         link.symlink_to(target)
-        for text in ('one', 'two'): assert R.write_whole(link, text) == link
+        for text in ('one', 'two'): assert R.write_atomically(link, text) == link
         assert link.is_symlink() and target.read_text() == 'two' and not target.is_symlink()
     assert sorted(p.name for p in (tmp_path / 'far').iterdir()) == ['new', 'rows']
 
@@ -209,7 +209,7 @@ def test_a_pipe_is_written_into(tmp_path, through_a_link):
     text = 'row\n' * 50_000   # more than a pipe holds
     reader = subprocess.Popen(['cat', str(pipe)], stdout=subprocess.PIPE, text=True)
     import threading
-    writer = threading.Thread(target=R.write_whole, args=(name, text))
+    writer = threading.Thread(target=R.write_atomically, args=(name, text))
     writer.start()
     assert reader.communicate()[0] == text
     writer.join()
@@ -220,7 +220,7 @@ def test_a_pipe_that_nobody_reads_is_an_error_and_stays(tmp_path, monkeypatch):
     import os
     os.mkfifo(tmp_path / 'pipe')
     monkeypatch.setattr(R.time, 'monotonic', iter(range(0, 100, 4)).__next__)
-    with pytest.raises(OSError, match=r'pipe cannot be written \(nobody reads from it\)'): R.write_whole(tmp_path / 'pipe', 'x')
+    with pytest.raises(OSError, match=r'pipe cannot be written \(nobody reads from it\)'): R.write_atomically(tmp_path / 'pipe', 'x')
     assert (tmp_path / 'pipe').is_fifo() and len(list(tmp_path.iterdir())) == 1
 
 
@@ -230,11 +230,11 @@ def test_devices_and_streams_are_special(path): assert R.is_special(path)
 
 def test_dev_null_is_still_a_device():
     from pathlib import Path
-    R.write_whole('/dev/null', 'x')
+    R.write_atomically('/dev/null', 'x')
     assert Path('/dev/null').is_char_device()
 
 
 def test_a_stream_that_is_a_file_is_continued(tmp_path):
-    code = 'from nrf_repro.results.rows import write_whole; print("before"); write_whole("/dev/stdout", "rows\\n"); print("after")'
+    code = 'from nrf_repro.results.rows import write_atomically; print("before"); write_atomically("/dev/stdout", "rows\\n"); print("after")'
     with open(tmp_path / 'log', 'w') as log: subprocess.run([sys.executable, '-c', code], stdout=log, check=True)
     assert (tmp_path / 'log').read_text() == 'before\nrows\nafter\n'

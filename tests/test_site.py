@@ -18,6 +18,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / 'docs'))
+import chapter_links
 import chapters
 import make_site
 import pages
@@ -118,6 +119,21 @@ def test_the_order_is_that_of_the_files():
     assert re.findall(r'^\d+  \w <(\w+)>$', text, re.M) == ['02_b', '03_a', '10_c']
 
 
+def test_chapters_link_to_their_neighbours_by_title(tmp_path):
+    for path, title in {'1_a/01_x': 'First', '1_a/02_y': 'Second', '2_b/03_z': 'Third'}.items():
+        file = tmp_path / f'nbs/{path}.ipynb'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(notebook(('markdown', f'# {title}'), ('code', 'nbdev.nbdev_export()'))))
+    def links(): return [json.loads(p.read_text())['cells'][1]['source'] for p in sorted(tmp_path.glob('nbs/*/*'), key=lambda p: p.stem)]
+    for _ in range(2): chapter_links.write_links(tmp_path)
+    assert links() == [['Next: [Second](02_y.ipynb)'], ['Previous: [First](01_x.ipynb) · Next: [Third](../2_b/03_z.ipynb)'],
+                       ['Previous: [Second](../1_a/02_y.ipynb)']]
+    (tmp_path / 'nbs/1_a/02_y.ipynb').unlink()
+    chapter_links.write_links(tmp_path)
+    assert links() == [['Next: [Third](../2_b/03_z.ipynb)'], ['Previous: [First](../1_a/01_x.ipynb)']]
+    assert not [c for c in chapters.convert(json.loads(file.read_text())) if 'Previous' in c['source']]
+
+
 # Reference
 
 def test_reference_has_signature_sentence_comments_and_links():
@@ -164,7 +180,7 @@ def test_how_to_add_works_as_written(tmp_path, monkeypatch, capsys):
 
 
 def test_the_claim_in_how_to_add_is_one_that_the_rules_know(tmp_path):
-    from nrf_repro.results.claims import load_claims
+    from nrf_repro.results.rules import load_claims
     claims = yaml.safe_load((ROOT / 'reports/claims.yaml').read_text(encoding='utf-8'))
     text = (ROOT / 'docs/pages/add.md').read_text(encoding='utf-8')
     claims['claims'] += yaml.safe_load(re.search(r'```yaml\n(.*?)```', text, re.S)[1])

@@ -9,9 +9,10 @@ import torch
 from nrf_repro.studies import base as studies
 from nrf_repro.studies import small_batches as c
 from nrf_repro.experiment.runs import PARTS, absent, load_profile, study_jobs
-from nrf_repro.results.claims import decide, decide_parts, load_claims
+from nrf_repro.results.claims import decide, decide_parts
+from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import read_rows
-from nrf_repro.training.loop import RECIPES
+from nrf_repro.training.recipe import RECIPES
 from test_corruptions import check_parts, images, net
 
 

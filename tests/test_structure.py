@@ -1,5 +1,7 @@
 "Packages import one way, and no two modules import each other."
 import ast
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -41,5 +43,19 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_the_reader_of_imports_finds_them():
-    assert {'results.intervals', 'results.rows'} <= imports_of('results.claims') and 'attacks' in {i.partition('.')[0] for i in imports_of('features.linearity')}
+    assert {'results.paired', 'results.rows'} <= imports_of('results.claims') and 'attacks' in {i.partition('.')[0] for i in imports_of('features.linearity')}
     assert len(MODULES) > 50
+
+
+def test_public_names_are_few_and_each_is_there_and_documented():
+    import nrf_repro
+    names = nrf_repro.__all__
+    assert 40 < len(names) < 80 and names == sorted({n for packages in nrf_repro.TASKS.values() for text in packages.values() for n in text.split()})
+    for name in names:
+        thing = getattr(nrf_repro, name)
+        assert not callable(thing) or thing.__doc__, name
+
+
+def test_importing_the_package_loads_neither_torch_nor_pandas():
+    code = "import sys, nrf_repro; print([m for m in ('torch', 'pandas', 'matplotlib', 'scipy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'

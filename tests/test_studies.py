@@ -12,9 +12,11 @@ import torch
 
 from nrf_repro.studies import base as studies
 from nrf_repro.experiment.runs import load_profile
-from nrf_repro.studies.regularization import regularized
+from nrf_repro.studies.regularization import LigsLoss
 from nrf_repro.studies.base import Run
-from nrf_repro.training.loop import AnotherRun, Monitor, cross_entropy
+from nrf_repro.training.loop import Monitor
+from nrf_repro.training.recipe import cross_entropy
+from nrf_repro.training.state import AnotherRun
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,16 +43,16 @@ def squares(model, x, y): return cross_entropy(model, x, y) ** 2
 def stored(tmp_path_factory):
     "A study's folder with one network in it."
     run = run_in(tmp_path_factory.mktemp('studies'))
-    return run, run.trained('net', *ready(run), loss=regularized(1., .05))[0]
+    return run, run.trained('net', *ready(run), loss=LigsLoss(1., .05))[0]
 
 
 @pytest.mark.parametrize('change, named', [
-    (dict(loss=cross_entropy), 'loss'), (dict(loss=squares), 'loss'), (dict(loss=regularized(2., .05)), r'loss\.lam \(1\.0 there, 2\.0 now\)'),
-    (dict(loss=regularized(1., .06)), r'loss\.sigma'), (dict(loss=regularized(1., .05, 3)), r'loss\.seed'), (dict(seed=9), 'initial weights'),
+    (dict(loss=cross_entropy), 'loss'), (dict(loss=squares), 'loss'), (dict(loss=LigsLoss(2., .05)), r'loss\.lam \(1\.0 there, 2\.0 now\)'),
+    (dict(loss=LigsLoss(1., .06)), r'loss\.sigma'), (dict(loss=LigsLoss(1., .05, 3)), r'loss\.seed'), (dict(seed=9), 'initial weights'),
     (dict(lr=.01), r'recipe\.lr'), (dict(limit=64), 'images'), (dict(source='0123'), r'source \(".*" there, "0123" now\)'),
     (dict(monitor=True), 'monitor'), (dict(threads=7), 'threads')])
 def test_another_network_under_a_label_is_an_error_that_names_the_difference(stored, monkeypatch, change, named):
-    (run, net), how = stored, dict(loss=regularized(1., .05))
+    (run, net), how = stored, dict(loss=LigsLoss(1., .05))
     model, images, recipe = ready(run, change.get('seed', 0))
     if 'lr' in change: recipe = replace(recipe, lr=change['lr'])
     if 'limit' in change: images = images[:64]
@@ -63,13 +65,13 @@ def test_another_network_under_a_label_is_an_error_that_names_the_difference(sto
         run.trained('net', model, images, recipe, **how)
     assert files(run.place) == there
     monkeypatch.undo()
-    assert equal(stored[0].trained('net', *ready(stored[0]), loss=regularized(1., .05))[0], net)
+    assert equal(stored[0].trained('net', *ready(stored[0]), loss=LigsLoss(1., .05))[0], net)
 
 
 def test_a_stored_network_is_read_and_not_trained_again(stored, monkeypatch):
     run, net = stored
     monkeypatch.setattr(studies, 'fit', None)
-    assert equal(run.trained('net', *ready(run), loss=regularized(1, .05))[0], net)
+    assert equal(run.trained('net', *ready(run), loss=LigsLoss(1, .05))[0], net)
 
 
 def test_a_network_of_an_earlier_version_is_named(tmp_path):

@@ -14,9 +14,10 @@ from torch import nn
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_tensors
-from nrf_repro.studies.regularization import regularized
-from nrf_repro.training.loop import (RECIPES, AnotherRun, Monitor, Recipe, batches, correct, cross_entropy, fit, key_difference, lr_at, random_crop,
-                                random_flip, run_key)
+from nrf_repro.studies.regularization import LigsLoss
+from nrf_repro.training.loop import Monitor, correct, fit
+from nrf_repro.training.recipe import RECIPES, Recipe, batches, cross_entropy, lr_at, random_crop, random_flip
+from nrf_repro.training.state import AnotherRun, key_difference, run_key
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,7 +77,7 @@ def closure(factor):
 @pytest.mark.parametrize('change, named', [
     (dict(recipe=replace(RECIPE, lr=.01)), r'recipe\.lr \(0\.05 there, 0\.01 now\)'), (dict(recipe=replace(RECIPE, seed=5)), r'recipe\.seed'),
     (dict(recipe=replace(RECIPE, attack=Attack('l2', .5, 'ce', 1, .5))), r'recipe\.attack'),
-    (dict(loss=squares), r'loss \("nrf_repro\.training\.loop\.cross_entropy" there, "squares" now\)'), (dict(loss=Times(2.)), 'loss'),
+    (dict(loss=squares), r'loss \("nrf_repro\.training\.recipe\.cross_entropy" there, "squares" now\)'), (dict(loss=Times(2.)), 'loss'),
     (dict(loss=closure(2.)), 'loss'), (dict(seed=7), 'initial weights'), (dict(limit=96), 'images'),
     (dict(monitor=True), 'monitor'), (dict(frozen=True), 'frozen')])
 def test_another_run_in_the_same_folder_is_an_error_that_names_the_difference(train, tmp_path, change, named):
@@ -119,7 +120,7 @@ def test_a_key_is_the_same_in_another_process(tmp_path):
     (tmp_path / 'own_loss.py').write_text('from dataclasses import dataclass\nimport torch.nn.functional as F\nNAMES = {"a", "b", "c"}\nWEIGHT = 2.\n'
         '@dataclass(frozen=True)\nclass Loss:\n    power: int = 2\n    def __call__(self, model, x, y):\n'
         '        return WEIGHT * F.cross_entropy(model(x), y) ** self.power * (len(NAMES) in {"x", "y", 3})\n')
-    code = 'import json; from own_loss import Loss; from nrf_repro.training.loop import described; print(json.dumps(described(Loss())))'
+    code = 'import json; from own_loss import Loss; from nrf_repro.training.state import described; print(json.dumps(described(Loss())))'
     def said(seed, code=code):
         path = os.pathsep.join([str(tmp_path), str(ROOT)])
         return subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=path, PYTHONHASHSEED=seed), capture_output=True, text=True, check=True).stdout
@@ -188,7 +189,7 @@ class Changed(nn.Module):
     def forward(self, x): return self.net(self.change(x))
 
 
-@pytest.mark.parametrize('loss', [cross_entropy, regularized(1., .05)])
+@pytest.mark.parametrize('loss', [cross_entropy, LigsLoss(1., .05)])
 @pytest.mark.parametrize('attack', [None, Attack('l2', .5, 'ce', 1, .5, targeted=True)])
 @pytest.mark.parametrize('in_place, apart', [(lambda x: x.mul_(2), lambda x: x * 2), (lambda x: x.clamp_(.2, .7), lambda x: x.clamp(.2, .7))])
 def test_a_forward_that_overwrites_its_images_trains_the_same_network(train, in_place, apart, attack, loss):

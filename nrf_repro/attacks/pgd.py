@@ -28,7 +28,7 @@ def l2_norm(
 # %% ../../nbs/2_robustness/08_attacks.ipynb #20d20ef5
 def project_l2(delta, eps):
     "Scale each perturbation that is longer than `eps` to that length."
-    shortest = max(eps, torch.finfo(delta.dtype).tiny)   # not 0, which eps may be
+    shortest = max(eps, torch.finfo(delta.dtype).tiny)   # lengths below eps count as eps, so delta stays; tiny avoids 0/0 at eps = 0
     return delta * (eps / l2_norm(delta).clamp_min(shortest))
 
 def project_linf(delta, eps):
@@ -226,6 +226,7 @@ def _step(self:Attack, x, points, g, box=True):
     return points.clamp(0, 1) if box else points
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #89f3f334
+#| code-fold: true
 class _Goal(NamedTuple):
     "What an attack on a classifier should reach, image by image."
     y: Any          # n labels
@@ -241,6 +242,7 @@ def _recompute(model, z, points, y, where):
     return z
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #abe11404
+#| code-fold: true
 class _Evaluator:
     "`evaluate` of `_search` for a classifier."
     def __init__(self, attack, goal,

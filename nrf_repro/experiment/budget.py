@@ -26,7 +26,7 @@ from .archive import Packed, finished, write_archive
 from .costs import kind_of, multiply_adds, passes
 from .runs import (PARTS, Cell, alone, attack_cell, attack_config, build_folder, device_of, images_of, load_profile,
                                   planned, read_json, run_config, train_cell)
-from ..results.rows import config_hash, write_whole
+from ..results.rows import config_hash, write_atomically
 
 # %% ../../nbs/5_how_it_works/52_budget.ipynb #627a79e4
 DURATION = re.compile(r'(?:(\d{1,4})h)?(?:(\d{1,6})m)?(?:(\d{1,8})s)?', re.ASCII)
@@ -317,7 +317,7 @@ def _schedule(profile, folder, budget, units, plan, end, pack):
     "The schedule of these units; settings and logs of its processes lie in budget/ of the build folder."
     settings = folder / 'budget' / f'{profile["name"]}.yaml'
     values = json.loads(json.dumps({k: v for k, v in profile.items() if k != 'name'}))   # without references
-    write_whole(settings, yaml.safe_dump(values))
+    write_atomically(settings, yaml.safe_dump(values))
     pace = Pace({cell: work_of(profile, cell, plan[cell]) for unit in units for cell in unit})
     def start(cell): return Process(settings, cell, folder, profile['threads'])
     def is_fresh(cell): return not any((folder / 'runs' / cell.id / f'{name}.safetensors').is_file() for name in ('state', 'weights', 'attack'))

@@ -16,7 +16,7 @@ from torch import nn
 from ..data import SIZES
 from .runs import PARTS, Cell, attack_of, device_of, grid_cells, jobs, load_profile, recipe_of
 from ..models import build_model
-from ..results.rows import in_checkout, read_rows
+from ..results.rows import resolve_repo_path, read_rows
 
 # %% ../../nbs/5_how_it_works/51_costs.ipynb #8fc5769f
 SHAPES = dict(imagenet=(3, 224, 1000), pneumoniamnist=(1, 32, 2), digits=(1, 32, 10), synthetic=(3, 32, 2))   # channels, side, classes
@@ -81,7 +81,7 @@ def speed_of(profile, cell, seconds=.5):
 # %% ../../nbs/5_how_it_works/51_costs.ipynb #41cf18c1
 def speed_like(file):
     "The speed at which rows that are there were made, all networks and their measurement together."
-    rows = read_rows(in_checkout(file))
+    rows = read_rows(resolve_repo_path(file))
     rows = rows[rows.experiment.isin(['final', 'history'])]
     if rows.empty or not rows.seconds.sum() > 0:
         raise ValueError(f'{file} has no rows of networks with their seconds: name the rows.jsonl of a run.')

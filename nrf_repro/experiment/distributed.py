@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..results.rows import write_whole
+from ..results.rows import write_atomically
 
 # %% ../../nbs/4_consequences/23_data_parallel.ipynb #c15f1b4c
 class ProcessGroup:
@@ -86,7 +86,7 @@ def launch(
     "Train a network by several processes on this machine; they log to run/processes.log. Raises RuntimeError if a process fails, and as `check_processes`."
     check_processes(processes, batch_size, device, needs_sync_bn(profile, cell))
     settings = run / 'together' / f'{profile["name"]}.yaml'
-    write_whole(settings, json.dumps({k: v for k, v in profile.items() if k != 'name'}, default=str))  # JSON is YAML
+    write_atomically(settings, json.dumps({k: v for k, v in profile.items() if k != 'name'}, default=str))  # JSON is YAML
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', processes, '-m', 'nrf_repro.experiment',
                '--profile', settings, '--cell', json.dumps(asdict(cell)), '--into', run]
     with open(run / 'processes.log', 'w', encoding='utf-8') as log:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .runs import WEIGHTS, read_json, weights_file, write_json
 from ..models import load_model, model_config, save_model
-from ..results.rows import in_checkout, read_rows
+from ..results.rows import resolve_repo_path, read_rows
 
 # %% ../../nbs/5_how_it_works/54_published.ipynb #b132be64
 def pack_runs(
@@ -61,7 +61,7 @@ def published_networks(
     folder='reports/published', # in the checkout, or an absolute path
 ):                              # a frame: one line for each network, with the arguments of `build_model`, its name, path, bits, ...
     "The networks that are published with a profile. Raises FileNotFoundError if there are none."
-    place = in_checkout(folder) / profile / 'networks'
+    place = resolve_repo_path(folder) / profile / 'networks'
     if not (place / 'networks.json').is_file():
         raise FileNotFoundError(f'Profile {profile!r} has no published networks: look for networks/ below {folder}.')
     found = []
@@ -110,4 +110,4 @@ def leaderboard(
 # %% ../../nbs/5_how_it_works/54_published.ipynb #6d41e33d
 def published_rows(folder='reports/published'):
     "The rows of all published profiles."
-    return read_rows(*sorted(in_checkout(folder).glob('*/rows.jsonl')))
+    return read_rows(*sorted(resolve_repo_path(folder).glob('*/rows.jsonl')))

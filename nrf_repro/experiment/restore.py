@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from .runs import PARTS, WEIGHTS_8BIT, alone, build_folder, load_profile, planned, read_json, run_config, write_json
-from ..results.rows import config_hash, in_checkout, read_rows, write_rows
+from ..results.rows import config_hash, resolve_repo_path, read_rows, write_rows
 
 # %% ../../nbs/5_how_it_works/55_restore.ipynb #77e2c4ed
 STUDY = ('experiment', 'seed')
@@ -64,6 +64,6 @@ def run(a) -> int:  # of `add_arguments`; the exit status
     "Restore a published profile into its build folder."
     profile = load_profile(a.profile)
     folder = build_folder(profile)
-    with alone(folder, wait=False): count = restore(profile, in_checkout('reports/published') / profile['name'], folder)
+    with alone(folder, wait=False): count = restore(profile, resolve_repo_path('reports/published') / profile['name'], folder)
     print(f'{count} rows are in {folder}. Render the report: nrf-repro report --profile {profile["name"]} --all --render')
     return 0

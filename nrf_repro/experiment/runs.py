@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..results.outcomes import count_outcomes, outcome_fields
-from ..results.rows import CONTROLS, config_hash, in_checkout, make_row, read_rows, tf32_set, write_rows, write_whole
+from ..results.rows import CONTROLS, config_hash, resolve_repo_path, make_row, read_rows, tf32_set, write_rows, write_atomically
 from ..results.schema import COUNT, FLAG, POSITIVE, NUMBER, TEXT, NATURAL, Place, check, closed, each, maybe, one_of, read_yaml, table
 
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #b5c46da8
@@ -163,7 +163,7 @@ def check_grid(profile, grid, where):
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #2cff5abd
 def profiles(folder='reports/profiles'):
     "Names of the profiles that there are."
-    return sorted(p.stem for p in in_checkout(folder).glob('*.yaml'))
+    return sorted(p.stem for p in resolve_repo_path(folder).glob('*.yaml'))
 
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #4d5370c9
 def load_profile(
@@ -171,7 +171,7 @@ def load_profile(
     folder='reports/profiles',
 ) -> dict:                     # the checked settings, with the `name` added
     "Read and check a profile."
-    path = Path(name) if str(name).endswith('.yaml') else in_checkout(folder) / f'{name}.yaml'
+    path = Path(name) if str(name).endswith('.yaml') else resolve_repo_path(folder) / f'{name}.yaml'
     if not path.is_file():
         raise ValueError(f'Unknown profile {str(name)!r}: choose one of {", ".join(profiles(folder))}, or give the path of a .yaml file.')
     profile, place = read_yaml(path)
@@ -252,7 +252,7 @@ def attack_of(profile, dataset, name):
 def recipe_of(profile, cell):
     "The `Recipe` of a cell: the profile's settings, and those of its arch, over a named base, with the cell's seed."
     from nrf_repro.attacks import Attack
-    from nrf_repro.training.loop import RECIPES, Recipe, checked
+    from nrf_repro.training.recipe import RECIPES, Recipe, check_recipe
     given = dict(profile['data'][cell.dataset]['recipes'][cell.regime])
     given |= given.pop('archs', {}).get(cell.arch, {})
     base, attack = given.pop('base', 'paper'), given.pop('attack', None)
@@ -260,7 +260,7 @@ def recipe_of(profile, cell):
     if unknown := set(given) - {f.name for f in fields(Recipe)}:
         raise ValueError(f'Unknown key {min(unknown)!r} in recipe {cell.regime!r} of profile {profile["name"]}.')
     if 'milestones' in given: given['milestones'] = tuple(given['milestones'])
-    return checked(replace(RECIPES[base], seed=cell.seed, attack=Attack(**attack) if attack else None, **given))
+    return check_recipe(replace(RECIPES[base], seed=cell.seed, attack=Attack(**attack) if attack else None, **given))
 
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #457fe733
 def device_of(profile):
@@ -291,7 +291,7 @@ def network_of(cell, train):
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #099703be
 def build_folder(profile, folder=None):
     "Where a profile's runs, rows and report go."
-    return Path(folder) if folder else in_checkout('reports') / 'build' / profile['name']
+    return Path(folder) if folder else resolve_repo_path('reports') / 'build' / profile['name']
 
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #db5b0444
 def check_name(
@@ -301,7 +301,7 @@ def check_name(
     "A file of one's own may not go by the name of a profile that is there."
     own = Path(profile)
     with suppress(FileNotFoundError):   # no such folder: nothing to be taken for
-        ours = in_checkout(folder) / own.name
+        ours = resolve_repo_path(folder) / own.name
         if own.is_file() and ours.is_file() and not ours.samefile(own):
             raise ValueError(f'{own}: {own.stem!r} is a profile of {folder}, over whose runs and report this one would be written: give the file another name.')
 
@@ -380,7 +380,7 @@ def _kept(record, metric, images):
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #50de2af0
 def write_json(path, value):
     "A JSON file, whole or not at all."
-    write_whole(path, json.dumps(value, indent=1, sort_keys=True, default=str) + '\n')
+    write_atomically(path, json.dumps(value, indent=1, sort_keys=True, default=str) + '\n')
 
 def read_json(path):
     "What a JSON file holds, or {} where there is none."
@@ -469,9 +469,9 @@ def train_run(
     "Train a network, or go on where it was interrupted."
     import torch
     from nrf_repro.models import save_model
-    from nrf_repro.training.loop import ALONE, fit
+    from nrf_repro.training.loop import SINGLE_PROCESS, fit
     torch.set_num_threads(profile['threads'])
-    team, config = team or ALONE, run_config(profile, cell)
+    team, config = team or SINGLE_PROCESS, run_config(profile, cell)
     device, train, recipe = getattr(team, 'device', device_of(profile)), images_of(profile, cell.dataset, 'train'), recipe_of(profile, cell)
     monitor = monitor_of(profile, cell, recipe)
     model = network_of(cell, train).to(device)
@@ -663,7 +663,7 @@ def off_the_lock(text): # of a lock file
 # %% ../../nbs/5_how_it_works/50_experiment.ipynb #2b67ff6d
 def lock_text(name='requirements.lock'):
     "The hash of the lock file, and whether it is what is installed."
-    try: text = in_checkout(name).read_text(encoding='utf-8')
+    try: text = resolve_repo_path(name).read_text(encoding='utf-8')
     except FileNotFoundError: return f'no {name} at hand'
     off = list(off_the_lock(text))
     others = f'{", ".join(off[:3])}{f" and {len(off) - 3} more" if len(off) > 3 else ""}'

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .runs import (PARTS, Cell, attack_cell, check_profile, images_of, load_profile, machine, planned, read_json,
                                   run_config, train_cell)
-from ..results.rows import IDENTITY, config_hash, in_checkout, read_rows, source_hash, torch_version, write_rows
+from ..results.rows import IDENTITY, config_hash, resolve_repo_path, read_rows, source_hash, torch_version, write_rows
 from ..results.schema import Place
 
 # %% ../../nbs/5_how_it_works/56_verify.ipynb #ca2a2196
@@ -38,7 +38,7 @@ def folder_of(name): # of a published profile, or a path
     "The published folder that is meant: one at hand, else one of the checkout."
     if Path(name).is_dir(): return Path(name)
     for path in (name, f'reports/published/{name}'):
-        with suppress(FileNotFoundError): return in_checkout(path)
+        with suppress(FileNotFoundError): return resolve_repo_path(path)
     raise FileNotFoundError(f'{str(name)!r} is not there: name a published profile, such as demo, or a folder of reports/published.')
 
 # %% ../../nbs/5_how_it_works/56_verify.ipynb #de628711

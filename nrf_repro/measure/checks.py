@@ -13,11 +13,11 @@ import torch
 
 from ..attacks import PERTURBATION_SETS, frozen, gradient_underflows, input_gradient, robust_correct
 from ..data import STATS
-from ..training.evaluation import attack_settings
+from ..training.evaluation import attack_row_fields
 from ..results.intervals import wilson
 from .images import EvalImages
 from ..attacks.noise import image_noise
-from ..report.tables import COLUMNS, eps_text
+from ..report.text import COLUMNS, eps_text
 
 # %% ../../nbs/5_how_it_works/69_measure_checks.ipynb #6313f3e2
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _check_steps(p, name):
     more = replace(a, steps=5 * a.steps)
     ok = _under_attack(p, more)
     yield _check('more steps', f'{_percent(before)} in {a.steps}, {_percent(ok.mean())} in {more.steps}', f'falls by less than {_percent(limit)}',
-                 before - ok.mean() > limit, attack=_display_name(name), rows=(('robust_accuracy', ok, attack_settings(name, more)),))
+                 before - ok.mean() > limit, attack=_display_name(name), rows=(('robust_accuracy', ok, attack_row_fields(name, more)),))
 
 # %% ../../nbs/5_how_it_works/69_measure_checks.ipynb #34453682
 def _random_step(x, ball, eps, seed, draw):
@@ -180,7 +180,7 @@ def _check_large(p, name):
     large = replace(a, eps=eps, step_size=eps / 10, steps=max(20, a.steps), random_start=False, restarts=1)
     ok = _under_attack(p, large)
     yield _check('large ball', f'{_percent(ok.mean())} at eps {eps_text(eps)}', f'below {_percent(limit)}', ok.mean() > limit,
-                 attack=_display_name(name), rows=(('robust_accuracy', ok, attack_settings(name, large)),))
+                 attack=_display_name(name), rows=(('robust_accuracy', ok, attack_row_fields(name, large)),))
 
 # %% ../../nbs/5_how_it_works/69_measure_checks.ipynb #f73ec80b
 def _check_losses(p):

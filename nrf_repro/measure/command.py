@@ -8,14 +8,12 @@ __all__ = ['add_arguments', 'run']
 # %% ../../nbs/5_how_it_works/71_measure_command.ipynb #e23f023b
 import errno
 import os
-import sys
 import tempfile
-import warnings
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from fractions import Fraction
 from pathlib import Path
 
-from .measurement import LargeEps, attacks_at, measure
+from .measurement import attacks_at, measure
 from ..results.rows import is_special, write_rows
 
 # %% ../../nbs/5_how_it_works/71_measure_command.ipynb #18892f01
@@ -76,22 +74,12 @@ def _write(m, rows, out):
         except OSError as e: failed.append(e)
     return written, failed
 
-def _print_warnings_of_eps():
-    "Within `warnings.catch_warnings`: print a `LargeEps` as a line of the command."
-    usual = warnings.showwarning
-    def show(message, category, *where, **how):
-        if issubclass(category, LargeEps): print(f'nrf-repro: {message}', file=sys.stderr)
-        else: usual(message, category, *where, **how)
-    warnings.showwarning = show
-
 # %% ../../nbs/5_how_it_works/71_measure_command.ipynb #584e9639
 def run(a) -> int: # of `add_arguments`
     "Measure, write and print; return the exit status. Raises the errors of `measure`, and `OSError` where a file cannot be written."
     for option, path in {'--out': a.out, '--rows': a.rows}.items(): _check_writable(option, path)
     passed = 'weights entry standardize sigma limit size checks name device tf32 batch_size seed'.split()
-    with warnings.catch_warnings():
-        _print_warnings_of_eps()
-        m = measure(a.model, a.images, attacks=attacks_at(a.l2, a.linf, a.steps), **{k: getattr(a, k) for k in passed})
+    m = measure(a.model, a.images, attacks=attacks_at(a.l2, a.linf, a.steps), **{k: getattr(a, k) for k in passed})
     written, failed = _write(m, a.rows, a.out)
     print(m.to_markdown())
     for path in written: print(path)

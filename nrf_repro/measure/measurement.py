@@ -6,7 +6,6 @@
 __all__ = ['attacks_at', 'Measurement', 'measure']
 
 # %% ../../nbs/5_how_it_works/66_measure.ipynb #3d686ae6
-import warnings
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
 
@@ -25,9 +24,9 @@ from .images import _whole_number, eval_images
 from .page import html, markdown
 from .subject import _default_device, _default_name, _norm_kind, _on_device, find_model, with_standardize
 from ..results.outcomes import outcome_fields
-from ..report.rendering import duration
+from ..report.text import duration
 from ..results.rows import FIELDS, config_hash, frame, make_row, tf32_set
-from ..report.tables import norm_name
+from ..report.text import norm_name
 from ..models.weights import tensors_hash
 
 # %% ../../nbs/5_how_it_works/66_measure.ipynb #de3c8778
@@ -40,18 +39,14 @@ def attacks_at(l2=.25,      # eps in l2, in pixels of [0, 1]; the paper's
     return {name: replace(a, eps=eps[a.ball], step_size=a.step_size * eps[a.ball] / a.eps, steps=steps) for name, a in PAPER_ATTACKS.items()}
 
 # %% ../../nbs/5_how_it_works/66_measure.ipynb #81ecd265
-class LargeEps(UserWarning): "An eps with which an attack can reach every image."
-
-def _large_eps(attacks, shape): # shape: c h w
-    "A warning for an eps that was probably meant on the scale from 0 to 255; None where there is none."
+def _check_reach(attacks, shape): # shape: c h w; raises ValueError for an eps with which every image can become every other one
     reach = dict(linf=1., l2=float(np.prod(shape)) ** .5)
     for name, a in attacks.items():
         if a.eps >= reach.get(a.ball, float('inf')):
-            return (f'attack {name!r} has eps {a.eps:g} in {a.ball}, which holds every image: eps is in pixels of [0, 1]. '
-                    f'Write {a.eps:g}/255 if {a.eps:g} grey levels are meant.')
+            raise ValueError(f'attack {name!r} has eps {a.eps:g} in {a.ball}, which holds every image: eps is in pixels of [0, 1]. '
+                             f'Write {a.eps:g}/255 if {a.eps:g} grey levels are meant.')
 
-def _check_attacks(attacks): # None: the paper's
-    "The attacks to run. Raises `TypeError` or `ValueError` for anything but untargeted attacks by name."
+def _check_attacks(attacks): # None: the paper's; -> name -> Attack; raises TypeError or ValueError for anything but untargeted attacks
     attacks = PAPER_ATTACKS if attacks is None else attacks
     if not isinstance(attacks, dict): raise TypeError(f'attacks is a {type(attacks).__name__}: pass name -> Attack.')
     for name, a in attacks.items():
@@ -59,9 +54,7 @@ def _check_attacks(attacks): # None: the paper's
         if a.targeted: raise ValueError(f'attack {name!r} is targeted: robust accuracy needs one that leaves the true label.')
     return attacks
 
-# %% ../../nbs/5_how_it_works/66_measure.ipynb #4dbb6c3d
-def _check_numbers(sigma, **numbers): # name -> value, of batch_size, checks, seed, limit, size
-    "The whole numbers as ints. Raises `ValueError` for a number that makes no measurement."
+def _check_numbers(sigma, **numbers): # name -> value, of batch_size, checks, seed, limit, size; -> ints; raises ValueError
     found = {name: _whole_number(name, value) for name, value in numbers.items()}
     if not isinstance(sigma, Real) or not 0 < sigma < float('inf'): raise ValueError(f'sigma={sigma!r} moves nothing: pass a standard deviation above 0.')
     return found
@@ -88,8 +81,7 @@ class Measurement:
     _repr_markdown_ = to_markdown
 
 # %% ../../nbs/5_how_it_works/66_measure.ipynb #c9050ea4
-def _row(metric, values, **fields): # values: one for each image, NaN where not defined
-    "A row with the bounds of its interval."
+def _row(metric, values, **fields): # values: one for each image, NaN where not defined; -> a row with low and high
     there = values[~np.isnan(values)]
     interval = t_interval(there) if 'ligs' in metric else wilson(int(there.sum()), len(there))
     return make_row(**dict(n=len(there)) | fields, metric=metric, value=interval.mean) | dict(low=interval.low, high=interval.high)
@@ -114,8 +106,7 @@ def _check_rows(net, data, attacks, seen, checks, common, *, device, dtype, seed
     return [_row(metric, values, experiment='adequacy', **fields, **common) for c in found for metric, values, fields in c.rows], found
 
 # %% ../../nbs/5_how_it_works/66_measure.ipynb #8d827999
-def _classes_text(names, most=20):
-    "The classes in the order of their labels."
+def _classes_text(names, most=20): # the classes in the order of their labels
     first = ', '.join(f'{i} {name}' if name != str(i) else name for i, name in enumerate(names[:most]))
     more = f' and {len(names) - most:,} more, to {len(names) - 1} {names[-1]}' if len(names) > most else ''
     numbered = any(c.isdigit() for name in names for c in name) and list(names) != sorted(names)
@@ -165,14 +156,14 @@ def measure(
     checks=200,      # images for the checks, 0: no checks
     progress=True,   # show a bar
 ) -> Measurement:
-    """Clean and robust accuracy and LIGS of any classifier, with checks that detect gradient masking.
+    """Clean and robust accuracy and LIGS of any classifier, with checks that detect gradient masking: a `Measurement`.
 
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for a model, images or numbers that cannot be measured, before the first attack.
     """
     numbers = _check_numbers(sigma, batch_size=batch_size, checks=checks, seed=seed, limit=limit, size=size)
     attacks, found = _check_attacks(attacks), find_model(model, weights, entry)
     data = eval_images(images, numbers['limit'], numbers['size'])
-    if text := _large_eps(attacks, data.x.shape[1:]): warnings.warn(text, LargeEps, stacklevel=2)
+    _check_reach(attacks, data.x.shape[1:])
     net = with_standardize(found.model, standardize, found.stats, data)
     with tf32_set(tf32), _on_device(net, device or _default_device(model)) as (net, device, dtype):
         outputs = check_classifier(net, data[:2].pixels(device, dtype), data.y.to(device))

@@ -9,9 +9,10 @@ __all__ = ['markdown', 'html']
 import pandas as pd
 
 from .checks import _display_name, _percent
-from ..report.rendering import download, jsonl
-from ..results.rows import write_whole
-from ..report.tables import environment, eps_text, number, to_markdown
+from ..report.html import download, jsonl
+from ..results.rows import write_atomically
+from ..report.html import environment, to_markdown
+from ..report.text import eps_text, number
 
 # %% ../../nbs/5_how_it_works/70_measure_page.ipynb #4dbe499c
 _SIGNS = dict(passed='✓ passed', flagged='✗ flagged', open='? open')
@@ -74,4 +75,4 @@ def html(m,     # `Measurement`
                   files=[download(file, *text) for file, text in texts.items()],
                   checks=[c | dict(sign=_SIGNS[c['verdict']]) for c in m.checks.to_dict('records')],
                   lines=[d for d in lines if not d['check']], extra=[d for d in lines if d['check']])
-    return write_whole(path, env.get_template('measure.html.j2').render(values, style=style + more, script=script))
+    return write_atomically(path, env.get_template('measure.html.j2').render(values, style=style + more, script=script))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compare', 'render_compare']
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #22ca9651
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #64ceddf0
 import json
 import math
 from dataclasses import dataclass
@@ -13,263 +13,95 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from . import tables
 from ..experiment.runs import read_json
-from .rendering import download
-from ..results.claims import decide, load_claims
-from ..results.intervals import Interval, paired_interval, t_interval, two_way, wilson
-from ..results.outcomes import unpack_outcomes
-from ..results.rows import IDENTITY, NAMED_NORMS, in_checkout, read_rows, paper_rows, write_whole
-from .tables import COLUMNS, environment, arch_name, eps_text, norm_name, number, verdict_lines
+from .differences import difference, holm
+from .html import download, environment, template_text, to_markdown
+from .tables import OWN_NAMES, measurement_name
+from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, is_share, norm_name, number
+from .verdict_table import verdict_lines
+from ..results.claims import decide
+from ..results.rules import load_claims
+from ..results.rows import IDENTITY, NAMED_NORMS, resolve_repo_path, paper_rows, read_rows, write_atomically
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #643f09d7
-def newcombe(p, n,        # a share, and of how many images
-             q, m,        # another
-             level=.95):
-    "The interval of q - p for two independent shares: low and high."
-    a, b = wilson(round(p * n), n, level), wilson(round(q * m), m, level)
-    d = b.mean - a.mean
-    low = d - math.hypot(b.mean - b.low, a.high - a.mean)
-    return low, d + math.hypot(b.high - b.mean, a.mean - a.low)
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #0fac835d
-def paired(a, b, level=.95):  # one value per seed, the same seeds
-    "The t interval of the differences of the pairs; a difference without spread has no interval, unless it is zero."
-    d = np.asarray(b, float) - np.asarray(a, float)
-    iv = t_interval(d, level)
-    if len(d) < 2 or np.ptp(d) > 1e-12: return iv
-    bound = 0. if abs(d[0]) < 1e-12 else math.nan
-    return iv._replace(low=bound, high=bound)
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #96befdea
-def welch(a, b, level=.95):
-    "Welch's t interval of the difference of two means."
-    d, n = float(np.mean(b) - np.mean(a)), min(len(a), len(b))
-    if np.ptp(a) == 0 == np.ptp(b): return Interval(d, math.nan, math.nan, n)
-    ci = stats.ttest_ind(b, a, equal_var=False).confidence_interval(level)
-    return Interval(d, float(ci.low), float(ci.high), n)
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #4f8c664a
-def is_share(metric):
-    "Is it a count of images over n?"
-    return bool(set(metric.split('_')) & {'accuracy', 'success', 'vanished'})
-
-def single(a, b, level=.95):  # a row each
-    "Newcombe's interval of b - a where both are shares of a known number of images; else None."
-    if not is_share(a.metric) or pd.isna(a.n) or pd.isna(b.n): return None
-    return Interval(b.value - a.value, *newcombe(a.value, int(a.n), b.value, int(b.n), level), 1)
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #d3054c33
-def outcome_table(rows): # rows of one measurement
-    "The hash of the test images, and the outcomes: seeds x images; None unless each row has outcomes of the same images."
-    if 'outcomes' not in rows or not rows.outcomes.map(lambda o: isinstance(o, str)).all() or rows.images.nunique() != 1: return None
-    return rows.images.iloc[0], np.stack([unpack_outcomes(o, int(n)) for o, n in zip(rows.outcomes, rows.n)])
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #a7db653f
-def over_images(a, b,        # outcomes of the two sides, one number for each image; NaN: no value
-                level=.95):  # confidence
-    "The interval of the mean of b - a over images, for one seed on each side."
-    d = (b - a)[~np.isnan(b - a)]
-    bits = np.isin(d, (-1, 0, 1)).all()
-    return paired_interval((d > 0).mean(), (d < 0).mean(), len(d), level) if bits else t_interval(d, level)
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #c325472d
-def over_seeds_and_images(a, b,        # outcomes of the two sides: seeds x images
-                          paired,      # whether row i of both has the same seed
-                          level=.95):  # confidence
-    "The interval of the mean of b - a over seeds and images."
-    if paired: return Interval(*two_way([b - a], level=level)[:3], len(a))
-    half = two_way([b, -a], level=level)               # equal weights: half of the difference
-    return Interval(2 * half.mean, 2 * half.low, 2 * half.high, min(len(a), len(b)))
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #89986c57
-@dataclass(frozen=True)
-class Estimate:
-    "A difference of two measurements: `at(level)` gives its `Interval`, `how` says how it is formed."
-    at: object
-    how: str
-
-def estimate_of(a, b):  # rows of one measurement, by seed
-    "The `Estimate` of b - a: over seeds and images where both sides have outcomes of the same images, else over seeds, else of shares."
-    common = sorted(set(a.index) & set(b.index))
-    if len(common) > 1: a, b = a.loc[common], b.loc[common]
-    return _by_outcomes(a, b, len(common) > 1) or _by_values(a, b, len(common) > 1)
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #fa54dab2
-def _by_outcomes(a, b, same): # same: the seeds of both sides are the same, in order
-    one, other = outcome_table(a), outcome_table(b)
-    if one is None or other is None or one[0] != other[0]: return None
-    x, y = one[1], other[1]
-    images = f'{x.shape[1]:,} images'
-    if same: return Estimate(lambda level: over_seeds_and_images(x, y, True, level), f'paired, {len(a)} seeds and {images}')
-    if min(len(a), len(b)) > 1: return Estimate(lambda level: over_seeds_and_images(x, y, False, level), f'{len(a)} and {len(b)} seeds, the same {images}')
-    if len(a) == len(b) == 1: return Estimate(lambda level: over_images(x[0], y[0], level), f'one seed, the same {images}')
-    return None
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #75a2f88c
-def _by_values(a, b, same): # as above
-    if same: return Estimate(lambda level: paired(a.value, b.value, level), f'paired, {len(a)} seeds')
-    if min(len(a), len(b)) > 1: return Estimate(lambda level: welch(a.value, b.value, level), f'Welch, {len(a)} and {len(b)} seeds')
-    if len(a) == len(b) == 1 and single(a.iloc[0], b.iloc[0]): return Estimate(lambda level: single(a.iloc[0], b.iloc[0], level), 'Newcombe, one seed')
-    nothing = Interval(b.value.mean() - a.value.mean(), math.nan, math.nan, 1)
-    return Estimate(lambda level: nothing, f'{len(a)} and {len(b)} seeds')
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #f5e2a4b9
-def p_value(at):  # level -> Interval
-    "The smallest significance level at which the interval excludes zero, up to 1e-6; NaN where there is no interval."
-    if math.isnan(at(.95).low): return math.nan
-    def excludes(p):
-        iv = at(1 - p)
-        return iv.low > 0 or iv.high < 0
-    low, high = 0., 1.
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (low, middle) if excludes(middle) else (middle, high)
-    return high
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #182a6bb9
-def difference(a, b):  # the rows of one measurement, one per seed
-    "Means, b - a with its 95 % interval, its p-value, and how they were formed."
-    a, b = a.set_index('seed'), b.set_index('seed')
-    estimate = estimate_of(a, b)
-    iv, how = estimate.at(.95), estimate.how
-    if how.startswith('paired'): a, b = (side[side.index.isin(set(a.index) & set(b.index))] for side in (a, b))
-    how += ', no interval' if math.isnan(iv.low) else ''
-    return dict(a=a.value.mean(), b=b.value.mean(), difference=iv.mean, low=iv.low, high=iv.high, p=p_value(estimate.at), how=how)
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #5d7e9966
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #5f7fa1e1
 KEY = tuple(f for f in IDENTITY if f not in ('seed', 'profile'))
 SETTINGS = ('width', 'eps', 'steps', 'step_size', 'reading', 'sigma', 'draws', 'batch_size', 'epoch')
 
 def measurements(rows,      # a frame of rows; undefined values are left out
-                 ignore=()): # fields that should not tell measurements apart
-    "What was measured (a tuple of KEY, None for null or ignored) -> its rows, one per seed."
+                 ignore=()): # fields that should not distinguish measurements
+    """What was measured (a tuple of KEY, None for null or ignored) -> its rows, one per seed.
+
+    Raises ValueError if a seed has two values.
+    """
     found = {}
     for key, part in rows.dropna(subset='value').groupby(list(KEY), dropna=False, sort=False):
         key = tuple(None if pd.isna(v) or f in ignore else v for f, v in zip(KEY, key))
         found.setdefault(key, []).append(part)
-    return {key: one_per_seed(key, pd.concat(parts)) for key, parts in found.items()}
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #16f653ce
-def one_per_seed(key, part):
-    "The rows, if no seed has two."
-    if not part.seed.duplicated().any(): return part
-    words = ', '.join(f'{f} {v}' for f, v in zip(KEY, key) if v is not None)
-    raise ValueError(f'two values for one seed of {words}: select rows first, or ignore fewer fields.')
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #b4b90344
-def essence(key):
-    "The question without the settings; an epoch of a history is no setting."
-    named = dict(zip(KEY, key))
-    settings = set(SETTINGS) - ({'epoch'} if named['experiment'] == 'history' else set())
-    return tuple(v for f, v in named.items() if f not in settings)
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #64748232
-def leftover(mine, theirs):
-    "Essence -> the keys that the other side does not have."
-    found = {}
-    for key in mine:
-        if key not in theirs: found.setdefault(essence(key), []).append(key)
+    found = {key: pd.concat(parts) for key, parts in found.items()}
+    for key, part in found.items():
+        words = ', '.join(f'{f} {v}' for f, v in zip(KEY, key) if v is not None)
+        if part.seed.duplicated().any(): raise ValueError(f'two values for one seed of {words}: select rows first, or ignore fewer fields.')
     return found
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #22ba9201
+def match_key(key): # of `measurements`
+    "The key without its settings; an epoch of a history is no setting."
+    fields = dict(zip(KEY, key))
+    settings = set(SETTINGS) - ({'epoch'} if fields['experiment'] == 'history' else set())
+    return tuple(v for f, v in fields.items() if f not in settings)
+
+def unmatched(mine, theirs): # of `measurements`
+    "match_key -> the keys that the other side does not have."
+    found = {}
+    for key in mine:
+        if key not in theirs: found.setdefault(match_key(key), []).append(key)
+    return found
+
 def matched(a, b):  # of `measurements`
     "Pairs of keys: alike in everything, then in all but settings, then on one side only (the other is None)."
-    one, other = leftover(a, b), leftover(b, a)
+    one, other = unmatched(a, b), unmatched(b, a)
     near = [(one[e][0], other[e][0]) for e in one if len(one[e]) == len(other.get(e, ())) == 1]
     paired_a, paired_b = ({pair[i] for pair in near} for i in (0, 1))
     alone = [(k, None) for keys in one.values() for k in keys if k not in paired_a]
     alone += [(None, k) for keys in other.values() for k in keys if k not in paired_b]
     return [(k, k) for k in a if k in b] + near + alone
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #5d48584c
-def setting(field, rows):
-    "The values of a field, in words."
+def _setting(field, rows): # the values of a field, in words
     def word(v):
         if field in ('eps', 'step_size'): return eps_text(v)
         return f'{v:g}' if isinstance(v, (int, float)) else str(v)
     return ' and '.join(sorted({word(v) for v in rows[field].dropna()})) or 'none'
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #08c38601
 def differing(a, b):  # the rows of one measurement on both sides
     "Settings and number of images that are not the same, in words."
-    both = ((f.replace('_', ' '), setting(f, a), setting(f, b)) for f in (*SETTINGS, 'n'))
+    both = ((f.replace('_', ' '), _setting(f, a), _setting(f, b)) for f in (*SETTINGS, 'n'))
     return '; '.join(f'{f} {x} against {y}' for f, x, y in both if x != y)
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #f159e428
-PAIR = (*KEY, 'a', 'b', 'difference', 'low', 'high', 'p', 'p_holm', 'moved', 'how', 'seeds_a', 'seeds_b', 'only', 'settings')
-MORE = dict(ligs_plain='LIGS, plain gradients', vanished='Plain gradient vanished')
-NAMES = dict(clean_accuracy='Clean') | COLUMNS | MORE
-
-def moved(found):
-    "'up', 'down', 'same' or 'open': by the corrected p-value of a difference, at 5 %."
-    if pd.isna(found['p_holm']): return 'open'
-    return 'same' if found['p_holm'] >= .05 else 'up' if found['difference'] > 0 else 'down'
-
-def holm(p):  # p-values; NaN: no comparison
-    "The p-values, corrected for their number by the method of Holm (1979); NaN stays."
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p)[:np.isfinite(p).sum()]
-    corrected = np.full(len(p), math.nan)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return corrected
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #93d74c2a
-def line_of(ka, kb, a, b):  # keys, one of which may be None, and `measurements` they are of
-    "One line of a comparison, as a dict of PAIR."
-    one, other = a.get(ka), b.get(kb)
-    seeds = [() if part is None else tuple(sorted(part.seed)) for part in (one, other)]
-    line = dict.fromkeys(PAIR, '') | dict(zip(KEY, ka or kb)) | dict(zip(('seeds_a', 'seeds_b'), seeds))
-    if one is not None and other is not None:
-        return line | difference(one, other) | dict(settings=differing(one, other))
-    means = {k: math.nan if part is None else part.value.mean() for k, part in dict(a=one, b=other).items()}
-    return line | dict.fromkeys(('difference', 'low', 'high', 'p'), math.nan) | means | dict(only='A' if ka else 'B')
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #5ccc9d43
-def place(line):
-    "Where a line stands in the table, as something to sort by."
-    def rank(known, value): return list(known).index(value) if value in known else len(known)
-    what = line['attack'] or line['metric']
-    network = [str(line[f]) for f in ('experiment', 'dataset', 'arch', 'width')]
-    return (line['experiment'] != 'final', *network, line['regime'] != 'standard', rank(NAMED_NORMS, line['norm']),
-            rank(NAMES, what), what, line['epoch'] or 0, line['eps'] or 0, line['only'])
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #baf57326
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #9bdb556b
 @dataclass(frozen=True, eq=False)
 class Side:
     "One half of a comparison."
     name: str
     rows: pd.DataFrame
-    data: dict   # data set -> fingerprints of the training images, where a run's folder tells
+    data: dict   # data set -> fingerprints of the training images, where a run's folder holds them
 
-def folder_of(name):
-    "The folder of a profile's rows: of a run of one's own, or as published."
+def _folder_of(name): # of a profile's rows: of a run of one's own, or as published
     for base in ('reports/build', 'reports/published'):
-        try: folder = in_checkout(f'{base}/{name}')
+        try: folder = resolve_repo_path(f'{base}/{name}')
         except FileNotFoundError: continue
         if (folder / 'rows.jsonl').is_file(): return folder
     raise FileNotFoundError(f'{name!r} is no file, no folder with rows, and no profile that was run: '
                             'run `nrf-repro report --profile NAME` first.')
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #1d4d1a6f
-def prints(folder):
-    "Data set -> fingerprints that the runs in a folder noted."
+def fingerprints(folder):
+    "Data set -> fingerprints of the images that the runs in a folder noted."
     found = {}
     for path in sorted(Path(folder).glob('runs/*/config.json')):
         config = read_json(path)
         if 'data' in config: found.setdefault(config.get('dataset'), set()).add(config['data'])
     return {k: ', '.join(sorted(v)) for k, v in found.items()}
 
-def name_of(path):
-    "A file's own name, or its folder's where all are called alike."
-    path = path.resolve()
-    return path.parent.name if path.name == 'rows.jsonl' else path.stem if path.is_file() else path.name
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #79a6ef6f
-def rows_at(path):  # a file, or a folder of such
-    "Its rows, or a sentence if it holds none or something else."
+def _rows_at(path):  # a file, or a folder of such
     try: rows = read_rows(path)
     except ValueError as e:
         if not isinstance(e.__context__, (json.JSONDecodeError, UnicodeDecodeError)): raise
@@ -278,54 +110,94 @@ def rows_at(path):  # a file, or a folder of such
     if rows.empty: raise ValueError(f'{path} holds no rows: name a run that has some, or run it first.')
     return rows
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #6e30b2b8
 def side(what,        # a frame of rows, something with `.rows`, a file, a folder, or the name of a profile
          name=None):  # None: where it came from
-    "One half of a comparison, read."
+    """One half of a comparison, read: a `Side`.
+
+    Raises TypeError for another type, FileNotFoundError for a name without rows, ValueError for a file without rows.
+    """
     if isinstance(what, Side): return what
     if isinstance(what, pd.DataFrame): return Side(name or 'rows', what, {})
     if isinstance(getattr(what, 'rows', None), pd.DataFrame): return Side(name or what.name, what.rows, {})
     if not isinstance(what, (str, Path)):
         raise TypeError(f'cannot compare a {type(what).__name__}: give rows, a file, a folder or a profile.')
-    path = Path(what) if Path(what).exists() else folder_of(what)
+    path = Path(what) if Path(what).exists() else _folder_of(what)
     whole = path / 'rows.jsonl'
-    rows = rows_at(whole if whole.is_file() else path)
-    return Side(name or name_of(path), rows, {} if path.is_file() else prints(path))
+    rows, own = _rows_at(whole if whole.is_file() else path), path.resolve()
+    named = own.parent.name if own.name == 'rows.jsonl' else own.stem if own.is_file() else own.name
+    return Side(name or named, rows, {} if path.is_file() else fingerprints(path))
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #300933ca
-def compare(a, b,       # as for `side`: what it was, and what it is
-            ignore=()): # fields that may differ, e.g. ('norm',) to set one norm against another
-    "A line per measurement: means, b - a with interval, settings that differ, or on which side alone it is."
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #444b8ddf
+PAIR = (*KEY, 'a', 'b', 'difference', 'low', 'high', 'p', 'p_holm', 'moved', 'how', 'seeds_a', 'seeds_b', 'only', 'settings')
+
+def _line(ka, kb, a, b):  # keys, one of which may be None, and `measurements` they are of -> a dict of PAIR
+    one, other = a.get(ka), b.get(kb)
+    seeds = [() if part is None else tuple(sorted(part.seed)) for part in (one, other)]
+    line = dict.fromkeys(PAIR, '') | dict(zip(KEY, ka or kb)) | dict(zip(('seeds_a', 'seeds_b'), seeds))
+    if one is not None and other is not None:
+        return line | difference(one, other) | dict(settings=differing(one, other))
+    means = {k: math.nan if part is None else part.value.mean() for k, part in dict(a=one, b=other).items()}
+    return line | dict.fromkeys(('difference', 'low', 'high', 'p'), math.nan) | means | dict(only='A' if ka else 'B')
+
+def _column(line): return line['attack'] if isinstance(line['attack'], str) else line['metric'].replace('clean_accuracy', 'clean')
+
+def _rank(known, value): return list(known).index(value) if value in known else len(known)
+
+def _sort_key(line): # final before training, the norms as everywhere, clean before attacked
+    network = [str(line[f]) for f in ('experiment', 'dataset', 'arch', 'width')]
+    what = _column(line)
+    return (line['experiment'] != 'final', *network, line['regime'] != 'standard', _rank(NAMED_NORMS, line['norm']),
+            _rank(OWN_NAMES, what), what, line['epoch'] or 0, line['eps'] or 0, line['only'])
+
+def _moved(line):
+    if line['only']: return ''
+    if pd.isna(line['p_holm']): return 'open'
+    return 'same' if line['p_holm'] >= .05 else 'up' if line['difference'] > 0 else 'down'
+
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #89994eab
+def compare(a, b,       # as for `side`: before, and after
+            ignore=()): # fields that may differ, e.g. ('norm',) to compare one norm with another
+    """A line per measurement: means, b - a with interval, settings that differ, or on which side alone it is.
+
+    Raises ValueError for an unknown field in `ignore`, and if a seed of a measurement has two values.
+    """
     if unknown := sorted(set(ignore) - set(KEY)):
         raise ValueError(f'cannot ignore {unknown[0]!r}: the fields are {", ".join(KEY)}.')
     a, b = (measurements(side(s).rows, ignore) for s in (a, b))
-    lines = pd.DataFrame(sorted((line_of(ka, kb, a, b) for ka, kb in matched(a, b)), key=place), columns=PAIR)
+    lines = pd.DataFrame(sorted((_line(ka, kb, a, b) for ka, kb in matched(a, b)), key=_sort_key), columns=PAIR)
     lines['p_holm'] = holm(lines.p)
-    lines['moved'] = [moved(line) if not line['only'] else '' for line in lines.to_dict('records')]
+    lines['moved'] = [_moved(line) for line in lines.to_dict('records')]
     return lines
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #a65c68f9
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #94d4fd24
 ORIGIN = dict(profile='profile', source_hash='code (hash)', git_commit='commit', torch='torch', device='device',
               threads='threads', seed='seeds', n='images behind a number')
 
-def listed(values):  # a column of rows
-    "The values of a column, in words; a hash of 40 digits is known by its first 12."
+def _listed(values):  # a column of rows -> its values in words; of a hash the first 12 characters
     most = 12 if values.name in ('source_hash', 'git_commit') else None
     words = (f'{v:g}' if isinstance(v, float) else str(v)[:most] for v in sorted(values.dropna().unique(), key=str))
     return ', '.join(words) or 'not stated'
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #5a981ecd
 def origins(a, b):  # of `side`
     "What differs in where the rows came from: a frame of what, A and B."
-    lines = [(label, listed(a.rows[f]), listed(b.rows[f])) for f, label in ORIGIN.items()]
+    lines = [(label, _listed(a.rows[f]), _listed(b.rows[f])) for f, label in ORIGIN.items()]
     for d in sorted({*a.data, *b.data}, key=str):
         lines.append((f'training images of {d}', *(s.data.get(d, 'not stated') for s in (a, b))))
     return pd.DataFrame([line for line in lines if line[1] != line[2]], columns=['What differs', 'A', 'B'])
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #30819b71
-VERDICT = ('id', 'title', 'verdict_a', 'verdict_b', 'effect_a', 'effect_b', 'changed')
+def nothing_in_common(a, b, ignore=()):  # of `side`
+    "Fields in which no row of one side agrees with any of the other, in words; '' if there is none."
+    looked = [f for f in ('experiment', 'dataset', 'arch', 'norm', 'regime') if f not in ignore]
+    fields = [f for f in looked if not set(a.rows[f].dropna()) & set(b.rows[f].dropna())
+              and (a.rows[f].notna().any() or b.rows[f].notna().any())]
+    words = '; '.join(f'{f} is {_listed(a.rows[f])} in A and {_listed(b.rows[f])} in B' for f in fields)
+    return f'Nothing can be paired: {words}. To compare them, ignore {" ".join(fields)}.' if fields else ''
 
-def compare_verdicts(a, b, claims=None, paper=None):  # of `side`; of `load_claims`; of `paper_rows`
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #ed77ce54
+VERDICT = ('id', 'title', 'verdict_a', 'verdict_b', 'effect_a', 'effect_b', 'changed')
+NO_RULES = 'Verdicts are left out: reports/claims.yaml and reports/paper, which decide them, are not at hand.'
+
+def compare_verdicts(a, b, claims=None, paper=None):  # as for `side`; of `load_claims`; of `paper_rows`
     "A line per claim: verdict and effect on both sides, and whether the verdict changed."
     claims = load_claims() if claims is None else claims
     lines = [list(verdict_lines(decide(claims, side(s).rows, paper), claims)) for s in (a, b)]
@@ -334,13 +206,19 @@ def compare_verdicts(a, b, claims=None, paper=None):  # of `side`; of `load_clai
             for v, w in zip(*lines)]
     return pd.DataFrame(both, columns=VERDICT)
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #90b27301
-MOVES = dict(up='clearly higher in B', down='clearly lower in B', same='without a clear difference',
-             open='without an interval')
+def _rules(ignore=(), claims=None, paper=None):  # as for `render_compare` -> claims, printed numbers, and a text where they are missing
+    if ignore or claims == {}: return {}, paper, ''
+    try: return load_claims() if claims is None else claims, paper_rows() if paper is None else paper, ''
+    except FileNotFoundError: return {}, paper, NO_RULES
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #b1990f2e
-def count_text(lines):
-    "How many moved, in words."
+def _shown_verdicts(a, b, claims, paper):  # none where neither side decides any
+    found = compare_verdicts(a, b, claims, paper) if claims else pd.DataFrame(columns=VERDICT)
+    return found if {*found.verdict_a, *found.verdict_b} - {'not run'} else found[:0]
+
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #b557f731
+MOVES = dict(up='clearly higher in B', down='clearly lower in B', same='without a clear difference', open='without an interval')
+
+def _counts(lines): # how many differ clearly
     both = lines[lines.only == '']
     if not len(both): return 'No measurement is in both.'
     count = both.moved.value_counts()
@@ -349,134 +227,92 @@ def count_text(lines):
     corrected = f' "Clearly" means p < 5 % after the correction of Holm for {tested} comparisons; each interval is for its own difference.' if tested > 1 else ''
     return f'{len(both)} measurements are in both: {parts}.{corrected}'
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #eb591eb9
-def summary(lines, verdicts=()):
-    "What came out, in a few sentences."
-    text = [count_text(lines)]
+def conclusion(lines, verdicts=()): # of `compare`, of `compare_verdicts`
+    "What was found, in a few sentences."
+    text = [_counts(lines)]
     alone = [f'{(lines.only == s).sum()} only in {s}' for s in 'AB' if (lines.only == s).any()]
     if other := (lines.settings != '').sum(): text.append(f'{other} of them were made with other settings.')
     if alone: text.append(' and '.join(alone) + '.')
     if len(verdicts): text.append(f'Verdicts changed: {", ".join(verdicts.id[verdicts.changed]) or "none"}.')
     return ' '.join(text)
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #2c9e6442
-def apart(a, b, ignore=()):  # of `side`
-    "Fields in which no row of one side agrees with any of the other: a sentence, or nothing."
-    looked = [f for f in ('experiment', 'dataset', 'arch', 'norm', 'regime') if f not in ignore]
-    fields = [f for f in looked if not set(a.rows[f].dropna()) & set(b.rows[f].dropna())
-              and (a.rows[f].notna().any() or b.rows[f].notna().any())]
-    words = '; '.join(f'{f} is {listed(a.rows[f])} in A and {listed(b.rows[f])} in B' for f in fields)
-    return f'Nothing can be paired: {words}. To set one against the other, ignore {" ".join(fields)}.' if fields else ''
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #c7faa211
 NOTED = ('source', 'target', 'label_route', 'severity', 'lam')
 
-def note_of(r):
-    "What tells a line from others of the same name."
+def _note(r): # what distinguishes a line from others of the same name
     notes = [f'epoch {r.epoch:g}'] if r.experiment == 'history' and pd.notna(r.epoch) else []
     if pd.notna(r.eps) and 'eps' not in r.settings: notes.append(f'eps {eps_text(r.eps)}')
     return ', '.join(notes + [f'{f.replace("_", " ")} {getattr(r, f)}' for f in NOTED if pd.notna(getattr(r, f))])
 
-def line_text(r):  # a line of `compare`
-    "It as page and text show it."
+def _texts(r):  # a line of `compare` as page and table show it
     column = 'clean' if is_share(r.metric) else 'ligs'
-    what = r.attack if isinstance(r.attack, str) else r.metric
     a, b = ('' if pd.isna(v) else number(v, column) for v in (r.a, r.b))
-    interval = f'[{number(r.low, column, True)}, {number(r.high, column, True)}]' if pd.notna(r.low) else ''
-    return dict(name=NAMES.get(what, what.replace('_', ' ')), note=note_of(r), a=a, b=b, interval=interval,
-                arrow=tables.ARROWS.get(r.moved, ''), difference=number(r.difference, column, True),
+    return dict(name=measurement_name(_column(r._asdict())), note=_note(r), a=a, b=b, interval=bounds(r.low, r.high, column, True),
+                arrow=ARROWS.get(r.moved, ''), difference=number(r.difference, column, True),
                 value=r.difference, low=r.low, high=r.high, seeds=max(len(r.seeds_a), len(r.seeds_b)),
                 how=r.how, settings=r.settings, moved=r.moved, only=r.only)
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #64d93790
-def network_of(r):
-    "The network that a line is about, in words."
+def _network(r): # the network that a line is about
     arch = arch_name(r.arch) if isinstance(r.arch, str) else None
     if arch and pd.notna(r.width) and r.width != 1: arch += f' × {r.width:g}'
-    norm = norm_name(r.norm) if isinstance(r.norm, str) else None
-    parts = [r.dataset, arch, r.regime if r.regime != 'standard' else None, norm,
+    parts = [r.dataset, arch, r.regime if r.regime != 'standard' else None, norm_name(r.norm) if isinstance(r.norm, str) else None,
              r.experiment if r.experiment not in ('final', 'history') else None]
     return ' · '.join(p for p in parts if isinstance(p, str))
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #a21ab1ab
-def grouped(lines):
-    "The lines of each network: name, and lines as text."
-    names = np.array([network_of(r) for r in lines.itertuples()], dtype=object)
-    parts = lines.groupby(names, sort=False)
-    return [dict(name=name, lines=[line_text(r) for r in part.itertuples()]) for name, part in parts]
+def _grouped(lines): # the lines of each network: name, and lines as text
+    names = np.array([_network(r) for r in lines.itertuples()], dtype=object)
+    return [dict(name=name, lines=[_texts(r) for r in part.itertuples()]) for name, part in lines.groupby(names, sort=False)]
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #1c232632
-def to_markdown(lines):
+def comparison_markdown(lines): # of `compare`
     "The comparison as a Markdown table."
     heads = ['Network', 'Measurement', 'A', 'B', 'B − A', 'How', 'Other settings']
     def cells(g, t):
         change = f'only in {t["only"]}' if t['only'] else f'{t["arrow"]} {t["difference"]} {t["interval"]}'.strip()
         return g['name'], f'{t["name"]} {t["note"]}'.strip(), t['a'], t['b'], change, t['how'], t['settings']
-    return tables.to_markdown(pd.DataFrame([cells(g, t) for g in grouped(lines) for t in g['lines']], columns=heads))
+    return to_markdown(pd.DataFrame([cells(g, t) for g in _grouped(lines) for t in g['lines']], columns=heads))
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #88b7bdd5
-NO_RULES = 'Verdicts are left out: reports/claims.yaml and reports/paper, which decide them, are not at hand.'
-
-def rules_at_hand(ignore=(), claims=None, paper=None):  # as for `render_compare`
-    "Claims and printed numbers to decide by, none for parts of one run, and a sentence where they are missing."
-    if ignore or claims == {}: return {}, paper, ''
-    try: return load_claims() if claims is None else claims, paper_rows() if paper is None else paper, ''
-    except FileNotFoundError: return {}, paper, NO_RULES
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #983aa2bb
-def shown_verdicts(a, b, claims, paper):  # sides, of `rules_at_hand`
-    "The verdicts to show; none where neither side decides any."
-    found = compare_verdicts(a, b, claims, paper) if claims else pd.DataFrame(columns=VERDICT)
-    return found if {*found.verdict_a, *found.verdict_b} - {'not run'} else found[:0]
-
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #c458d64e
-def page(a, b, ignore, lines, verdicts, note=''):  # sides, of `compare`, of `shown_verdicts`
-    "Everything that the template shows."
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #2f5ac0b9
+def _page(a, b, ignore, lines, verdicts, note=''):  # sides, of `compare`, of `_shown_verdicts` -> everything that the template shows
     alone, past = lines.only != '', lines.experiment == 'history'
     reach = max([.01, *lines[['low', 'high', 'difference']].abs().max().dropna()])
     files = [download('comparison.csv', lines.to_csv(index=False), 'text/csv'),
-             download('comparison.md', to_markdown(lines), 'text/markdown')]
-    signed = [v | {f'sign_{s}': tables.SIGNS[v[f'verdict_{s}']] for s in 'ab'} for v in verdicts.to_dict('records')]
-    said = f'{summary(lines, verdicts)} {note}'.strip()
-    return dict(a=a.name, b=b.name, ignore=', '.join(ignore), summary=said, verdicts=signed,
-                hint=apart(a, b, ignore), groups=grouped(lines[~alone & ~past]), past=grouped(lines[~alone & past]),
-                alone=grouped(lines[alone]), origins=origins(a, b).values.tolist(), files=files,
-                reach=math.ceil(20 * reach) / 20)
+             download('comparison.md', comparison_markdown(lines), 'text/markdown')]
+    signed = [v | {f'sign_{s}': SIGNS[v[f'verdict_{s}']] for s in 'ab'} for v in verdicts.to_dict('records')]
+    return dict(a=a.name, b=b.name, ignore=', '.join(ignore), summary=f'{conclusion(lines, verdicts)} {note}'.strip(), verdicts=signed,
+                hint=nothing_in_common(a, b, ignore), groups=_grouped(lines[~alone & ~past]), past=_grouped(lines[~alone & past]),
+                alone=_grouped(lines[alone]), origins=origins(a, b).values.tolist(), files=files, reach=math.ceil(20 * reach) / 20)
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #ca0a2722
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #5c8f1d46
 def render_compare(a, b,            # as for `side`
                    out,             # the HTML file to write
                    *, ignore=(),    # as for `compare`
                    claims=None,     # of `load_claims`; {}: no verdicts
                    paper=None,      # of `paper_rows`
                    names=(None, None)):  # of the sides
-    "Write the comparison as one self-contained HTML file."
+    "Write the comparison as one self-contained HTML file, atomically. Raises as `side` and `compare` do."
     a, b = (side(s, name) for s, name in zip((a, b), names))
-    claims, paper, note = rules_at_hand(ignore, claims, paper)
-    values = page(a, b, ignore, compare(a, b, ignore), shown_verdicts(a, b, claims, paper), note)
-    env = environment()
-    style, more, script = (env.loader.get_source(env, f)[0] for f in ('tables.css', 'report.css', 'report.js'))
-    return write_whole(out, env.get_template('compare.html.j2').render(values, style=style + more, script=script))
+    claims, paper, note = _rules(ignore, claims, paper)
+    values = _page(a, b, ignore, compare(a, b, ignore), _shown_verdicts(a, b, claims, paper), note)
+    html = environment().get_template('compare.html.j2').render(values, style=template_text('tables.css', 'report.css'), script=template_text('report.js'))
+    return write_atomically(out, html)
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #09d6f81d
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #7443a895
 def add_arguments(parser):
-    "The words of `nrf-repro compare`."
+    "Add the arguments of `nrf-repro compare`; returns the parser."
     add = parser.add_argument
-    add('a', help='what it was: a profile that was run, the folder of a run, or a file of rows')
-    add('b', help='what it is')
+    add('a', help='before: a profile that was run, the folder of a run, or a file of rows')
+    add('b', help='after')
     add('--out', help='write the page here, as HTML')
     add('--ignore', nargs='+', default=(), metavar='FIELD', help='fields that may differ, e.g. arch norm')
-    add('--names', nargs=2, default=(None, None), metavar=('A', 'B'), help='what to call the sides')
+    add('--names', nargs=2, default=(None, None), metavar=('A', 'B'), help='names of the sides')
     return parser
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #74d2ba8e
 def run(a) -> int:  # of `add_arguments`; the exit status
-    "Compare, print what moved, write the page."
+    "Compare, print what differs, write the page."
     first, second = (side(s, name) for s, name in zip((a.a, a.b), a.names))
     lines = compare(first, second, a.ignore)
     clear = lines[lines.moved.isin(['up', 'down'])]
-    said = summary(lines), apart(first, second, a.ignore), rules_at_hand(a.ignore)[2] if a.out else ''
+    said = conclusion(lines), nothing_in_common(first, second, a.ignore), _rules(a.ignore)[2] if a.out else ''
     print(f'A: {first.name}, B: {second.name}.', *filter(None, said))
-    if len(clear): print(f'\n{to_markdown(clear)}')
+    if len(clear): print(f'\n{comparison_markdown(clear)}')
     if a.out: print(render_compare(first, second, a.out, ignore=a.ignore))
     return 0

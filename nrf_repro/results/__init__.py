@@ -5,4 +5,6 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
     'results.rows': 'frame make_row read_rows write_rows paper_rows read_published',
     'results.outcomes': 'pack_outcomes unpack_outcomes',
     'results.intervals': 'Interval wilson paired_interval t_interval two_way',
-    'results.claims': 'Claim Part load_claims effects decide decide_published headline'})
+    'results.rules': 'Claim Part load_claims',
+    'results.paired': 'effects',
+    'results.claims': 'decide decide_published headline'})

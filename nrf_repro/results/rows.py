@@ -25,13 +25,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from .. import _lazy
 from .outcomes import check_outcomes
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #33e9802a
 FIELDS = tuple('''experiment metric dataset arch norm width regime epoch attack eps steps step_size reading sigma draws
     lam source target label_route severity batch_size lr seed value n profile config_hash source_hash git_commit torch
     device threads seconds precision images outcomes'''.split())
-IDENTITY = FIELDS[:FIELDS.index('value')] + ('profile',)  # what was measured; the rest is the answer and its origin
+IDENTITY = FIELDS[:FIELDS.index('value')] + ('profile',)  # what was measured; the other fields are the value and its origin
 WHOLE = frozenset('epoch steps draws batch_size seed n threads'.split())
 REAL = frozenset('width eps step_size sigma lam severity lr value seconds'.split())
 SPARSE = ('precision', 'images', 'outcomes')   # written to a file only where a row has them
@@ -39,7 +40,7 @@ SPARSE = ('precision', 'images', 'outcomes')   # written to a file only where a 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #efcf5f2a
 def typed(name,   # one of FIELDS
           value): # what the caller gave; None and NaN both mean null
-    "The value of one field as plain text, int or float, or None."
+    "The value of one field as text, int or float, or None. Raises `TypeError` or `ValueError` if the field cannot have it."
     if hasattr(value, 'item'): value = value.item()  # NumPy and torch scalars
     if value is None or pd.api.types.is_scalar(value) and pd.isna(value): return None
     if name not in WHOLE | REAL: return _text(name, value)
@@ -52,7 +53,7 @@ def typed(name,   # one of FIELDS
     return int(value)
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #ef0584ba
-def _text(name, value):
+def _text(name, value): # -> str
     if not isinstance(value, str): raise TypeError(f'row field `{name}` takes text, got {value!r:.80}')
     try: value.encode()
     except UnicodeEncodeError: raise ValueError(f'row field `{name}` holds half a character: {value!r:.80}') from None
@@ -62,11 +63,11 @@ def _text(name, value):
 BOUNDS = {'accuracy': (0, 1), 'ligs': (-1, 1), 'vanished': (0, 1), 'success': (0, 1)}  # by a word of the metric's name
 NEEDS = {'robust': ('attack', 'eps', 'reading'), 'ligs': ('sigma',)}  # without these the number means nothing
 NAMED_NORMS = ('none', 'bn', 'in', 'ln', 'gn')
-CONTROLS = dict(resnet18_fixup='resnet18', resnet50_fixup='resnet50', vgg11_nf='vgg11', vgg16_nf='vgg16')  # made to do without norm: of which
+CONTROLS = dict(resnet18_fixup='resnet18', resnet50_fixup='resnet50', vgg11_nf='vgg11', vgg16_nf='vgg16')  # trained without normalisation by other means: of which architecture
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #a0123870
 def check_row(row): # a dict whose fields are already typed
-    "The row itself, or one sentence on why it cannot be true or could not be read later."
+    "The row itself. Raises `ValueError` if it cannot be true, or lacks a field without which its value has no meaning."
     metric, value = row.get('metric') or '', row.get('value')
     words = metric.split('_')
     for name in ('experiment', 'metric', *(n for word in words for n in NEEDS.get(word, ()))):
@@ -81,60 +82,57 @@ def check_row(row): # a dict whose fields are already typed
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #33e11263
 PACKAGE = Path(find_spec('nrf_repro').origin).parent
-SHOWING = {  # modules and packages on which no number depends
-    '__main__', '_modidx', '_lazy', 'cli', 'report', 'theory', *(f'results/{m}' for m in ('claims', 'intervals', 'outcomes', 'power')),
+_NO_NUMBERS = {  # modules and packages on which no number depends
+    '__main__', '_modidx', '_lazy', 'cli', 'report', 'theory',
+    *(f'results/{m}' for m in ('claims', 'intervals', 'outcomes', 'paired', 'power', 'rules')),
     *(f'experiment/{m}' for m in ('archive', 'budget', 'costs', 'restore', 'verify'))}
 
-def _only_shows(name): # of a file below the package, such as theory/rescaling.py
-    "Whether no number depends on the file. A package's `__init__` only lists names."
-    return name.endswith('__init__.py') or any(name == f'{own}.py' or name.startswith(f'{own}/') for own in SHOWING)
+def _only_shows(name): # of a file below the package, such as theory/rescaling.py: does no number depend on it?
+    return name.endswith('__init__.py') or any(name == f'{own}.py' or name.startswith(f'{own}/') for own in _NO_NUMBERS)
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #96490a0b
-def computing(text): # of a module
-    "The source without its functions draw_... and show_..., which only show what was computed, comment lines and empty ones."
+def computing_source(text): # of a module
+    "The source without comment lines, empty lines, and the functions draw_... and show_..., which only display results."
     shown = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef) and f.name.startswith(('draw_', 'show_'))]
     out = {i for f in shown for i in range(min([f.lineno, *(d.lineno for d in f.decorator_list)]), f.end_lineno + 1)}
     lines = [line for i, line in enumerate(text.splitlines(), 1) if i not in out]
     return '\n'.join(line for line in lines if line.strip() and not line.lstrip().startswith('#'))
 
-# %% ../../nbs/5_how_it_works/44_results.ipynb #bea0338a
 @cache
 def source_hash():
-    "Which code: a short sha256 over all that a number can depend on, that is all but what only shows it."
+    "12 hexadecimal digits of a sha256 over all modules on which a number can depend."
     h = hashlib.sha256()
     for path in sorted(PACKAGE.rglob('*.py')):
         name = path.relative_to(PACKAGE).as_posix()
-        if not _only_shows(name): h.update(f'{name}\0{computing(path.read_text(encoding="utf-8"))}\0'.encode())
+        if not _only_shows(name): h.update(f'{name}\0{computing_source(path.read_text(encoding="utf-8"))}\0'.encode())
     return h.hexdigest()[:12]
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #d3525670
 @cache
 def torch_version():
-    "The installed torch, or None."
+    "The version of the installed torch, or None."
     try: return version('torch')
     except PackageNotFoundError: return None
 
-# %% ../../nbs/5_how_it_works/44_results.ipynb #253cd611
-def _git(*words):
+def _git(*words): # -> the output of a git command, None if it fails
     run = subprocess.run(['git', '-C', str(PACKAGE), *words], capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else None
 
-# %% ../../nbs/5_how_it_works/44_results.ipynb #4ef32e92
 @cache
 def git_commit():
-    "The checkout's commit, or None where the package is not tracked by git (or git is not there)."
+    "The commit of the checkout. None where git does not track the package, or is not installed."
     try: return _git('rev-parse', 'HEAD') if _git('ls-files', '--error-unmatch', '__init__.py') else None
     except OSError: return None
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #fec5a132
-def config_hash(config): # a dict of plain values: what a run was asked to do
-    "A short sha256 of the configuration as canonical JSON."
+def config_hash(config): # a dict of plain values: the settings of a run
+    "12 hexadecimal digits of a sha256 of the settings as JSON. The order of the keys does not matter."
     text = json.dumps(config, sort_keys=True, separators=(',', ':'), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #daf26e3a
 def complete(row): # a dict with some of FIELDS
-    "The row with all FIELDS, typed and checked; nothing is made up for what is missing."
+    "The row with all FIELDS, typed and checked; missing ones are null. Raises `ValueError` or `TypeError` for a row that is wrong."
     if unknown := sorted(set(row) - set(FIELDS)):
         raise ValueError(f'unknown row field {", ".join(unknown)}; the fields are {", ".join(FIELDS)}')
     if 'value' not in row: raise ValueError('a row needs `value` (None where it is not defined)')
@@ -144,15 +142,14 @@ def complete(row): # a dict with some of FIELDS
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #4b6d1b09
 def precision_on(device): # a device's name, such as 'cuda:0'
-    "'tf32' or 'float32', as convolutions are computed on a GPU at the moment; None elsewhere."
+    "'tf32' or 'float32': the precision of convolutions on a GPU at the moment. None for another device."
     if not str(device).startswith('cuda'): return None
     import torch
     return 'tf32' if torch.backends.cudnn.allow_tf32 else 'float32'
 
-# %% ../../nbs/5_how_it_works/44_results.ipynb #d184397b
 @contextmanager
 def tf32_set(on): # True | False | None: leave it as it is
-    "Inside, convolutions and matrix products on a GPU are computed in TF32, or in strict float32; afterwards as before."
+    "Compute convolutions and matrix products on a GPU in TF32 (or in strict float32) inside the context."
     import torch
     places = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [place.allow_tf32 for place in places]
@@ -165,20 +162,23 @@ def tf32_set(on): # True | False | None: leave it as it is
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #a18ba2fa
 def make_row(**fields): # any of FIELDS; `experiment`, `metric` and `value` are required
-    "One new result: what is not given is null, and the origin that can be known cheaply is filled in."
+    """One new row: a dict with all FIELDS. Missing fields are null, and the origin is filled in.
+
+    Raises `ValueError` or `TypeError` for a row that is wrong or incomplete.
+    """
     origin = dict(source_hash=source_hash(), git_commit=git_commit(), torch=torch_version(), precision=precision_on(fields.get('device')))
     return complete(origin | {name: value for name, value in fields.items() if not (name in origin and value is None)})
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #e6a82237
 def describe(row): # a dict with FIELDS
-    "A row's identity in a few words, for messages."
+    "The fields that identify a row, as text for messages."
     return ', '.join(f'{name} {row[name]}' for name in IDENTITY if row[name] is not None)
 
 def _key(row): return [(row[name] is None, row[name]) for name in IDENTITY]  # nulls last
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #6888d25f
-def sort_rows(rows): # dicts, or a frame of read_rows
-    "Complete rows in the order of what they measure; one measurement has one row."
+def sort_rows(rows): # dicts, or a frame of `read_rows`
+    "Complete rows, sorted by what they measure. Raises `ValueError` if two rows are of one measurement."
     if isinstance(rows, pd.DataFrame): rows = rows.to_dict('records')
     rows = sorted(map(complete, rows), key=_key)
     for a, b in zip(rows, rows[1:]):
@@ -188,8 +188,7 @@ def sort_rows(rows): # dicts, or a frame of read_rows
 # %% ../../nbs/5_how_it_works/44_results.ipynb #d02b4366
 _STREAMS = {'/dev/stdout': 1, '/dev/stderr': 2}
 
-def _stream_of(path):
-    "The number of the open stream that a path such as /dev/stdout or /dev/fd/3 names, also through links; None for other paths."
+def _stream_of(path): # -> the number of the open stream that a path such as /dev/stdout or /dev/fd/3 names, also through links; else None
     path = os.path.abspath(path)
     for _ in range(40):
         place, _, number = path.rpartition('/')
@@ -199,12 +198,11 @@ def _stream_of(path):
         path = os.path.normpath(os.path.join(place, os.readlink(path)))
 
 def is_special(path):
-    "Whether a path names something that is written into and never replaced: a stream, a pipe, a device."
+    "Does a path name a stream, a pipe or a device, which is written into and never replaced?"
     return _stream_of(path) is not None or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #c3d04a01
-def _opened_special(path, seconds=5): # how long to wait for somebody to read from a pipe
-    "A number of an open file for a stream, a pipe or a device."
+def _opened_special(path, seconds=5): # -> the number of an open file; waits so long for a reader of a pipe
     if (stream := _stream_of(path)) is not None:
         for own in (sys.stdout, sys.stderr):
             if own is not None: own.flush()   # what was printed before comes before
@@ -221,10 +219,9 @@ def _opened_special(path, seconds=5): # how long to wait for somebody to read fr
             return fd
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #c3d04a02
-def _replace(path, text):
-    "The text as a new file in place of the old one; a link stays, and the file that it names is replaced."
+def _replace(path, text): # a link stays, and the file that it names is replaced
     path = Path(os.path.realpath(path))
-    draft = path.with_name(f'.{path.name[:80]}.{secrets.token_hex(4)}.tmp')  # two writers never meet
+    draft = path.with_name(f'.{path.name[:80]}.{secrets.token_hex(4)}.tmp')  # two writers use different drafts
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(text, encoding='utf-8')
@@ -232,8 +229,8 @@ def _replace(path, text):
     finally:
         with suppress(OSError): draft.unlink()
 
-def write_whole(path, text):
-    """Write a file whole or not at all, and return its path: a draft beside it, then one rename.
+def write_atomically(path, text):
+    """Write a text file, and return its path. If writing fails, the old file is unchanged.
 
     A pipe, a device or a stream such as /dev/stdout is written into. Raises `OSError` that names the path.
     """
@@ -248,18 +245,18 @@ def write_whole(path, text):
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #b05cb591
 def row_line(row): # of `complete`
-    "A row as a line of a file of rows; fields of SPARSE are left out where they are null."
+    "A row as one line of JSON. The fields of SPARSE are left out where they are null."
     kept = {name: value for name, value in row.items() if value is not None or name not in SPARSE}
     return json.dumps(kept, ensure_ascii=False, allow_nan=False) + '\n'
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #bea0775d
 def write_rows(path,  # where to, JSON lines
-               rows): # dicts of make_row, or a frame of read_rows
-    "Write all rows or none."
-    return write_whole(path, ''.join(map(row_line, sort_rows(rows))))
+               rows): # dicts of `make_row`, or a frame of `read_rows`
+    "Write all rows or none, and return the path. Raises `ValueError` for a row that is wrong, and `OSError` if writing fails."
+    return write_atomically(path, ''.join(map(row_line, sort_rows(rows))))
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #219dcaad
-def _files(path):
+def _files(path): # -> the files of rows at a path
     path = Path(path)
     if path.is_file(): return [path]
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder of rows; run the experiment first')
@@ -276,8 +273,7 @@ def _lines(path): # -> (place, row) per line
         except (ValueError, TypeError, RecursionError) as e: raise ValueError(f'{path} line {number}: {e}') from None
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #3e29d475
-def _raw_lines(path): # ends of lines within a row's text are text
-    "The lines of a file as bytes, without a byte order mark and without empty lines at the end."
+def _raw_lines(path): # -> lines as bytes, without a byte order mark and empty last lines; line ends within a row's text are text
     raw = path.read_bytes().removeprefix(b'\xef\xbb\xbf').rstrip(b' \t\r\n')
     return raw.split(b'\n') if raw else []
 
@@ -289,7 +285,10 @@ def frame(rows): # dicts with FIELDS
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #1cc292ef
 def read_rows(*paths): # files of rows, or folders searched for *.jsonl at any depth
-    "All rows of the files; the same row twice is one row, two values for one measurement are an error."
+    """All rows of the files as a frame. The same row twice is one row.
+
+    Raises `FileNotFoundError` without a file, and `ValueError` for a bad line or two values for one measurement.
+    """
     seen = {}
     for place, row in (pair for path in paths for file in _files(path) for pair in _lines(file)):
         first, other = seen.setdefault(tuple(row[name] for name in IDENTITY), (place, row))
@@ -298,19 +297,21 @@ def read_rows(*paths): # files of rows, or folders searched for *.jsonl at any d
     return frame(row for _, row in seen.values())
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #0ad819a1
-def in_checkout(path): # as given, or relative to the folder that holds the package
-    "The path itself where it exists, else the same path in the checkout."
+def resolve_repo_path(path): # as given, or relative to the folder that holds the package
+    "The path itself where it exists, else the same path in the checkout. Raises `FileNotFoundError` where neither exists."
     for here in (Path(path), PACKAGE.parent/path):
         if here.exists(): return here
     raise FileNotFoundError(f'{path}: not there, neither from {Path.cwd()} nor from {PACKAGE.parent}')
 
-PRINTED_ATTACKS = {'pgd_l2_0.25': ('pgd_l2', .25), 'pgd_linf_1_255': ('pgd_linf', 1 / 255),
-                   'cw_l2_0.25': ('cw_l2', .25), 'cw_linf_1_255': ('cw_linf', 1 / 255)}  # table 1's columns
+__getattr__ = _lazy.renamed('nrf_repro.results.rows', dict(resolve_repo_path=resolve_repo_path, write_atomically=write_atomically))
+
+_PRINTED_ATTACKS = {'pgd_l2_0.25': ('pgd_l2', .25), 'pgd_linf_1_255': ('pgd_linf', 1 / 255),
+                    'cw_l2_0.25': ('cw_l2', .25), 'cw_linf_1_255': ('cw_linf', 1 / 255)}  # table 1's columns
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #e8947623
 def _printed(folder): # -> table, dataset, arch, norm, column, digits
     for r in pd.read_csv(folder/'table1.csv', dtype=str).to_dict('records'):
-        for column in ('clean', *PRINTED_ATTACKS): yield 'table 1', r['dataset'], r['arch'], r['norm'], column, r[column]
+        for column in ('clean', *_PRINTED_ATTACKS): yield 'table 1', r['dataset'], r['arch'], r['norm'], column, r[column]
     for r in pd.read_csv(folder/'table2.csv', dtype=str).to_dict('records'):
         for norm in NAMED_NORMS:
             for what, column in dict(clean='clean', robust='pgd_l2_0.25').items():
@@ -318,16 +319,16 @@ def _printed(folder): # -> table, dataset, arch, norm, column, digits
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #8447f594
 def paper_rows(folder='reports/paper'): # holds table1.csv and table2.csv
-    "Tables 1 and 2 as rows (values as fractions), with two more columns: `table`, and `printed`, the digits as they stand."
+    "The paper's tables 1 and 2 as a frame of rows (fractions), with two more columns: `table`, and `printed`, the digits as text."
     rows, empty = [], dict.fromkeys(FIELDS) | dict(experiment='paper', regime='standard')
-    for table, dataset, arch, norm, column, digits in _printed(in_checkout(folder)):
-        attack, eps = PRINTED_ATTACKS.get(column, (None, None))
+    for table, dataset, arch, norm, column, digits in _printed(resolve_repo_path(folder)):
+        attack, eps = _PRINTED_ATTACKS.get(column, (None, None))
         rows.append(empty | dict(metric='robust_accuracy' if attack else 'clean_accuracy', dataset=dataset, arch=arch,
                     norm=norm, attack=attack, eps=eps, value=float(digits) / 100, table=table, printed=digits))
     return frame(rows).assign(table=[r['table'] for r in rows], printed=[r['printed'] for r in rows])
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #1d1edc68
-PRINTED_NOTES = (  # dataset, arch, norm, metric's attack, what a reader should know; never corrected
+PRINTED_NOTES = (  # footnotes of printed cells, which are never corrected
     dict(dataset='cifar10', arch='vgg16', norm='none', attacks=('pgd_l2',),
          note='printed as 34.01 in table 1 and as 34.02 in table 2'),
     dict(dataset='cifar10', arch='resnet50', norm='none', attacks=('pgd_l2', 'cw_l2'),
@@ -337,13 +338,13 @@ PRINTED_NOTES = (  # dataset, arch, norm, metric's attack, what a reader should 
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #212c2bdd
 def printed_note(dataset, arch, norm, attack): # -> text or None
-    "The footnote that belongs to a printed cell."
+    "The footnote of a printed cell, or None."
     return next((note['note'] for note in PRINTED_NOTES if attack in note['attacks']
                  and (note['dataset'], note['arch'], note['norm']) == (dataset, arch, norm)), None)
 
 # %% ../../nbs/5_how_it_works/44_results.ipynb #8a55e4cd
 def read_published(folder='reports/published'): # holds a folder with rows.jsonl for each profile
-    "Profile -> its published rows. Raise FileNotFoundError if there are none."
-    found = {path.parent.name: read_rows(path) for path in sorted(in_checkout(folder).glob('[!.]*/rows.jsonl'))}
+    "Profile -> frame of its published rows. Raises `FileNotFoundError` if there are none."
+    found = {path.parent.name: read_rows(path) for path in sorted(resolve_repo_path(folder).glob('[!.]*/rows.jsonl'))}
     if found: return found
     raise FileNotFoundError(f'{folder} holds no profile with rows.jsonl. Run nrf-repro publish first.')

@@ -19,7 +19,8 @@ from ..experiment.runs import (STUDIES, WEIGHTS, attack_fields, attack_of, devic
                                   recipe_of, study_cells, weights_file, write_json)
 from ..models import load_model, save_model
 from ..results.rows import config_hash, make_row, tf32_set, write_rows
-from ..training.loop import AnotherRun, check_key, fit, run_key
+from ..training.loop import fit
+from ..training.state import AnotherRun, check_key, run_key
 
 # %% ../../nbs/5_how_it_works/64_studies.ipynb #2ac33b36
 @dataclass(frozen=True)

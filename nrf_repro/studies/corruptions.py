@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..attacks import image_noise
 from ..data import balanced
 from ..report.figures import LOOKS, styled
-from ..report.tables import NETWORK, name_of, norm_name, number
-from ..results.claims import paired_effect
+from ..report.text import NETWORK, name_of, norm_name, number
+from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
 from .display import difference_text, direction_text, draw_band, legend_below, mean_text, norms_of, over_seeds, seeds_text

@@ -10,8 +10,9 @@ import math
 
 import pandas as pd
 
-from ..report.figures import LOOKS, several
-from ..report.tables import norm_name, number
+from ..report.figures import LOOKS
+from ..report.text import several
+from ..report.text import norm_name, number
 from ..results.intervals import t_interval
 
 # %% ../../nbs/5_how_it_works/73_display.ipynb #73000005

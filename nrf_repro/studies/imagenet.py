@@ -19,7 +19,7 @@ from ..experiment.runs import PARTS, Cell, planned
 from ..results.intervals import wilson
 from ..results.rows import PACKAGE, config_hash
 from .base import part
-from ..report.tables import COLUMNS, arch_name, norm_name, number
+from ..report.text import COLUMNS, arch_name, norm_name, number
 from ..models.weights import pretrained_model, tensors_hash
 
 # %% ../../nbs/5_how_it_works/65_imagenet.ipynb #ca86b2f5

@@ -11,14 +11,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..report.figures import LOOKS, styled
-from ..report.tables import COLUMNS, arch_name, eps_text, norm_name, number
-from ..results.claims import load_claims
+from ..report.text import COLUMNS, arch_name, eps_text, norm_name, number
+from ..results.rules import load_claims
 from ..results.intervals import Interval, paired_interval, t_interval, wilson
 from ..results.outcomes import unpack_outcomes
 from .base import part
 from .corruptions import CORRUPTIONS, LABELS
 from .display import difference_text, draw_band, mean_text
-from .paired_measurement import measure_paired_images
+from .paired_measurement import measure_paired_images   # the registry looks it up here
 
 # %% ../../nbs/3_trade_off/14_full_width.ipynb #0e562555
 def paired_effects(

@@ -18,8 +18,8 @@ from ..data import balanced
 from ..experiment.runs import Cell
 from ..features import ligs
 from ..report.figures import LOOKS, styled
-from ..report.tables import NETWORK, name_of, norm_name
-from ..results.claims import paired_effect, pairs
+from ..report.text import NETWORK, name_of, norm_name
+from ..results.paired import paired_effect, pairs
 from .base import part
 from .corruptions import BATCH_LOOK, CORRUPTIONS, LABELS, _effect_text, corrupted
 from .display import difference_text, legend_below, mean_text, norms_of, over_seeds, seeds_text

@@ -18,10 +18,10 @@ from scipy.stats import spearmanr
 from ..attacks import input_gradient
 from ..experiment.runs import next_seed
 from ..features import normalise_gradients
-from ..report.figures import INK, LOOKS, several, styled
-from ..report.tables import arch_name, norm_name
-from ..results.claims import paired_effect
+from ..report.figures import INK, LOOKS, styled
+from ..report.text import arch_name, norm_name, several
 from ..results.intervals import t_interval
+from ..results.paired import paired_effect
 from .base import part
 from .display import difference_text, direction_text, norms_of
 from ..training.loop import correct

@@ -2,4 +2,5 @@
 from nrf_repro._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, {
-    'training.loop': 'RECIPES Monitor Recipe correct fit'})
+    'training.recipe': 'RECIPES Recipe',
+    'training.loop': 'Monitor correct fit'})

@@ -1,4 +1,4 @@
-"""The living figures: what is recorded is what the attack does, and the page in a real browser says the same as the record."""
+"""The interactive figures: what is recorded is what the attack does, and the page in a real browser says the same as the record."""
 import base64
 import json
 import re
@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from nrf_repro.report import interactive as living
+from nrf_repro.report import interactive as pages
+from nrf_repro.report import recording
 from nrf_repro.attacks import Attack
 from nrf_repro.data import Images
 from nrf_repro.results.rows import frame, make_row
@@ -45,20 +46,20 @@ def history(norms=('none', 'bn'), epochs=(1, 2, 5)):
 
 
 @pytest.fixture(scope='module')
-def recorded(): return living.record(dict(none=Bright(20), bn=Bright(20, at=.47)), images(), ATTACK, most=4)
+def recorded(): return recording.record(dict(none=Bright(20), bn=Bright(20, at=.47)), images(), ATTACK, most=4)
 
 
 @pytest.fixture(scope='module')
 def data(recorded):
-    more = [dict(c, title=f'{c["title"]}{i}') for i in range(2) for c in living.courses(frame(history()))]
+    more = [dict(c, title=f'{c["title"]}{i}') for i in range(2) for c in pages.epoch_curves(frame(history()))]
     return dict(images=recorded, courses=more, missing=[])
 
 
-def test_the_fall_has_a_closed_form(recorded):
+def test_the_first_wrong_step_has_a_closed_form(recorded):
     "For this network the attack moves every pixel alike: after s steps by s * step / side, at most eps / side."
     side, steps = 8, recorded['steps']
     for it in recorded['items']:
-        x = living.unpack(it['pixels'], 'u1', (64,))[0] / 255
+        x = pages.unpack(it['pixels'], 'u1', (64,))[0] / 255
         for m, at in enumerate((.5, .47)):
             far = abs(x - at)
             for k, eps in enumerate(recorded['eps']):
@@ -71,49 +72,48 @@ def test_the_change_is_as_long_as_eps_and_comes_back_from_its_bytes(recorded):
     for i in range(len(recorded['items'])):
         for m in (0, 1):
             for k, eps in enumerate(recorded['eps']):
-                change = living.change_of(recorded, i, m, k)
+                change = pages.change_of(recorded, i, m, k)
                 assert abs(np.linalg.norm(change) - eps) < 8 * recorded['unit'] and np.ptp(change) <= 2 * recorded['unit']
 
 
 def test_only_images_that_all_networks_get_right_and_each_class_in_turn(recorded):
     shown = [it['classes'][it['truth']] for it in recorded['items']]
-    levels = [int(living.unpack(it['pixels'], 'u1', (64,))[0]) for it in recorded['items']]
+    levels = [int(pages.unpack(it['pixels'], 'u1', (64,))[0]) for it in recorded['items']]
     assert shown == ['dark & <b>', 'bright', 'dark & <b>', 'bright'] and levels == [102, 140, 110, 150]
     with pytest.raises(ValueError, match='no image of shades is classified correctly by all of none, bn'):
-        living.record(dict(none=Bright(20), bn=Bright(-20)), images(), ATTACK)
+        recording.record(dict(none=Bright(20), bn=Bright(-20)), images(), ATTACK)
 
 
 @pytest.mark.parametrize('c, side, kept', [(3, 8, 8), (1, 96, 64), (3, 96, 64)])
 def test_colour_and_large_images_are_shown_and_stay_light(c, side, kept):
-    wide = living.record(dict(none=Bright(20), bn=Bright(20, at=.47)), images(c, side), replace(ATTACK, steps=2))
+    wide = recording.record(dict(none=Bright(20), bn=Bright(20, at=.47)), images(c, side), replace(ATTACK, steps=2))
     assert wide['shape'] == [c, kept, kept] and wide['shrunk'] == (side > 64)
-    assert len(living.living_html(dict(images=wide))) < 700_000
-    assert living.gallery(wide, images=1).axes[0].images[0].get_array().shape == ((kept, kept, 3) if c == 3 else (kept, kept))
+    assert len(pages.interactive_html(dict(images=wide))) < 700_000
 
 
 def test_epochs_without_numbers_are_gaps(data):
     c = data['courses'][0]
     assert c['epochs'] == [1, 2, 5] and c['values']['ligs']['bn'][0] is None and c['values']['ligs']['bn'][1][0] == .8
     unwatched = frame([*history(), *(dict(r, value=None) for r in history(epochs=(3, 4)) if r['metric'] == 'ligs')])
-    assert living.courses(unwatched)[0]['epochs'] == [1, 2, 5]
-    assert living.courses(frame(history()).iloc[:0]) == []
+    assert pages.epoch_curves(unwatched)[0]['epochs'] == [1, 2, 5]
+    assert pages.epoch_curves(frame(history()).iloc[:0]) == []
 
 
 def test_same_record_same_bytes_and_no_script_can_get_in(data):
-    assert living.living_html(data) == living.living_html(json.loads(json.dumps(data)))
+    assert pages.interactive_html(data) == pages.interactive_html(json.loads(json.dumps(data)))
     evil = '</script><script>alert(1)</script>'
     bad = dict(data, missing=[evil], courses=[dict(c, title=evil, caption=evil) for c in data['courses']],
                images=dict(data['images'], source=evil, items=[dict(it, classes=[evil, evil]) for it in data['images']['items']]))
-    html = living.living_html(bad)
+    html = pages.interactive_html(bad)
     assert '<script>alert' not in html and html.count('</script>') == 2 and '&lt;/script&gt;' in html
 
 
 def test_fragment_can_stand_twice_on_a_page(data):
-    ids = re.findall(r'\bid="([^"]+)"', living.living_html(data, 'a') + living.living_html(data, 'b', level=4))
-    assert len(ids) == len(set(ids)) and '<h4 id="b-' in living.living_html(data, 'b', level=4)
+    ids = re.findall(r'\bid="([^"]+)"', pages.interactive_html(data, 'a') + pages.interactive_html(data, 'b', level=4))
+    assert len(ids) == len(set(ids)) and '<h4 id="b-' in pages.interactive_html(data, 'b', level=4)
 
 
-def test_living_imports_no_torch():
+def test_the_page_needs_no_torch():
     code = 'import sys, nrf_repro.report.interactive; print("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'False'
 
@@ -127,21 +127,21 @@ def test_template_takes_its_parameters():
 
 @pytest.fixture(scope='module')
 def page_url(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp('living') / 'living.html'
-    path.write_text(living.living_html(data, standalone='Living figures'), encoding='utf-8')
+    path = tmp_path_factory.mktemp('pages') / 'pages.html'
+    path.write_text(pages.interactive_html(data, standalone='Interactive figures'), encoding='utf-8')
     return path.as_uri()
 
 
 def column(page, m):
-    "What the column of network m says: state, probabilities, whether it is marked as fallen, the place of the mark."
+    "What the column of network m says: state, probabilities, whether it is marked as misclassified, the place of the mark."
     net = page.locator('.nrf-net').nth(m)
-    return net.locator('.nrf-state').text_content(), net.locator('.nrf-number').all_text_contents(), 'nrf-fell' in net.locator('.nrf-state').get_attribute('class'), \
+    return net.locator('.nrf-state').text_content(), net.locator('.nrf-number').all_text_contents(), 'nrf-wrong' in net.locator('.nrf-state').get_attribute('class'), \
         net.locator('.nrf-mark').get_attribute('d')
 
 
 def expected(recorded, i, k, m):
-    v = living.net_view(recorded, i, m, k)
-    return v['state'], v['p'], v['fell'], v['mark']
+    v = pages.net_view(recorded, i, m, k)
+    return v['state'], v['p'], v['wrong'], v['mark']
 
 
 def test_eps_is_dragged_by_keyboard(opened, recorded):
@@ -151,11 +151,11 @@ def test_eps_is_dragged_by_keyboard(opened, recorded):
     page.keyboard.press('Home')
     for k, eps in enumerate(recorded['eps']):
         for m in (0, 1): assert column(page, m) == expected(recorded, 0, k, m)
-        assert page.locator('.nrf-live-eps .nrf-say').text_content() == living.sentence(recorded, 0, k)
-        assert page.get_attribute('.nrf-live-eps input[type=range]', 'aria-valuetext') == f'eps {living.small(eps)}'
+        assert page.locator('.nrf-live-eps .nrf-say').text_content() == pages.sentence(recorded, 0, k)
+        assert page.get_attribute('.nrf-live-eps input[type=range]', 'aria-valuetext') == f'eps {pages.short_eps(eps)}'
         said.add(column(page, 1)[0])
         page.keyboard.press('ArrowRight')
-    assert {'is not attacked', 'stands all 10 steps'} <= said and len(said) >= 4  # and falls at different steps
+    assert {'is not attacked', 'is still correct after 10 steps'} <= said and len(said) >= 4  # and is misclassified from different steps
 
 
 def test_an_image_is_picked_by_keyboard_and_painted(opened, recorded):
@@ -166,8 +166,8 @@ def test_an_image_is_picked_by_keyboard_and_painted(opened, recorded):
     page.keyboard.press('ArrowRight')
     k = recorded['start']
     for m in (0, 1): assert column(page, m) == expected(recorded, 1, k, m)
-    change = living.change_of(recorded, 1, 1, k)
-    for name, a in (('nrf-adv', living.pixels_of(recorded, 1) + change), ('nrf-change', living.magnified(recorded, change))):
+    change = pages.change_of(recorded, 1, 1, k)
+    for name, a in (('nrf-adv', pages.pixels_of(recorded, 1) + change), ('nrf-change', pages.magnified(recorded, change))):
         seen = np.array(paint(name)).reshape(8, 8, 4)
         assert abs(seen[..., 0] - np.clip(255 * a[0], 0, 255)).max() <= 1 and (seen[..., 3] == 255).all()
     assert page.locator('.nrf-net').nth(1).locator('canvas').nth(0).get_attribute('aria-label').startswith('bright, attacked with eps 0.5, with bn')
@@ -176,7 +176,7 @@ def test_an_image_is_picked_by_keyboard_and_painted(opened, recorded):
 def test_the_epoch_is_dragged(opened, data):
     page = opened()
     root, c = page.locator('.nrf-live-epochs'), data['courses'][0]
-    drawn = living.epoch_figure(c)
+    drawn = pages.epoch_figure(c)
     at = lambda: [float(e.get_attribute('cy')) for e in root.locator('.nrf-course').nth(0).locator('.nrf-now').all()]
     page.focus('.nrf-live-epochs input[type=range]')
     last = at()

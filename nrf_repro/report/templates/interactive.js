@@ -19,7 +19,7 @@
     canvas.setAttribute('aria-label', label);
   };
 
-  const live_eps = (root, { shape, unit, magnify, eps, items }) => {
+  const eps_figure = (root, { shape, unit, magnify, eps, items }) => {
     const size = shape.reduce((a, b) => a * b), slider = root.querySelector('input[type="range"]'), radios = all(root, 'input[type="radio"]');
     const nets = all(root, '.nrf-net').map(el => ({
       el, adv: canvas_for(el.querySelector('.nrf-adv'), shape), change: canvas_for(el.querySelector('.nrf-change'), shape), rows: all(el, 'tbody tr') }));
@@ -35,7 +35,7 @@
         paint(net.change, shape, v.change, j => 127.5 + magnify * moved(j));
         const state = net.el.querySelector('.nrf-state');
         state.textContent = v.state;
-        state.className = `nrf-state ${v.fell ? 'nrf-fell' : 'nrf-stands'}`;
+        state.className = `nrf-state ${v.wrong ? 'nrf-wrong' : 'nrf-right'}`;
         net.el.querySelector('.nrf-first').textContent = v.first;
         net.rows.forEach((row, c) => {
           row.className = c === item.truth ? 'nrf-truth' : '';
@@ -53,7 +53,7 @@
     return show;
   };
 
-  const live_epochs = (root, courses, { left, right, width, top, bottom }) => {
+  const epoch_figure = (root, courses, { left, right, width, top, bottom }) => {
     const slider = root.querySelector('input[type="range"]'), select = root.querySelector('select'), value = root.querySelector('.nrf-value');
     const course = () => courses[Number(select.value)];
     const show = () => {
@@ -94,11 +94,11 @@
     return choose;
   };
 
-  for (const root of all(document, '.nrf-living:not([data-alive])')) {
+  for (const root of all(document, '.nrf-interactive:not([data-ready])')) {
     const { images, courses, box } = JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-    root.dataset.alive = '';
-    if (images) live_eps(root.querySelector('.nrf-live-eps'), images)();
-    if (courses.length) live_epochs(root.querySelector('.nrf-live-epochs'), courses, box)();
+    root.dataset.ready = '';
+    if (images) eps_figure(root.querySelector('.nrf-live-eps'), images)();
+    if (courses.length) epoch_figure(root.querySelector('.nrf-live-epochs'), courses, box)();
     all(root, '.nrf-controls').forEach(el => { el.hidden = false; });
   }
 })();
