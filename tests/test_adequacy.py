@@ -1,5 +1,4 @@
 """Checks of an attack: one that was too weak is detected, a strong one passes, and the network is unchanged."""
-from dataclasses import replace
 
 import pytest
 import torch
@@ -82,7 +81,7 @@ def test_a_network_without_gradient_is_detected():
         def forward(self, x): return super().forward(torch.round(x * 4) / 4)
     rows = checked(pair(), net=Rounded())
     assert {'large ball', 'zero gradient'} <= failed(rows)
-    assert '100.0 % give no gradient to climb' in doubts(rows)[('made', 'linear', '1.0', 'standard', 'none', 'cw_linf')]
+    assert '100.0 % have a zero gradient' in doubts(rows)[('made', 'linear', '1.0', 'standard', 'none', 'cw_linf')]
 
 
 def test_two_classes_go_without_the_targeted_margin():

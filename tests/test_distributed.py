@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path

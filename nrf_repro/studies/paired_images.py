@@ -18,7 +18,7 @@ from ..results.outcomes import unpack_outcomes
 from .base import part
 from .corruptions import CORRUPTIONS, LABELS
 from .display import difference_text, draw_band, mean_text
-from .paired_measurement import measure_paired_images
+from .paired_measurement import measure_paired_images   # the registry looks it up here
 
 # %% ../../nbs/3_trade_off/14_full_width.ipynb #0e562555
 def paired_effects(

@@ -156,15 +156,6 @@ def attack_check_rows(run, net, cell, lam):
     robust = autoattack(net, x, y, attack.ball, attack.eps, len(few.classes), budget, robust)
     yield row(robust, attack=f'autoattack_{attack.ball}', steps=budget.steps, step_size=None, reading='any')
 
-# %% ../../nbs/3_trade_off/18_regularization.ipynb #e3b54a89
-def cost_rows(run, cell, rounds=3):
-    "Forward passes of a training step and seconds of an epoch: standard, with the term, adversarial."
-    lam, other, images = run.settings['lams'][0], replace(cell, regime='adversarial'), run.images('train')
-    ways = [(cell, 0, cross_entropy), (cell, lam, LigsLoss(lam, run.data.sigma)), (other, None, cross_entropy)]
-    times = [[epoch_cost(run.untrained(cell), images, run.recipe(c), loss) for c, _, loss in ways] for _ in range(rounds)]
-    for (c, lam, _), found in zip(ways, zip(*times)):
-        yield run.row('forward_passes', found[0][0], c, lam=lam, n=len(images), seconds=min(s for _, s in found))
-
 # %% ../../nbs/3_trade_off/18_regularization.ipynb #8357121a
 def measure_regularization(run): # a `Run`
     "The rows of one seed, one by one. Raises ValueError for an unknown setting of the checks."
