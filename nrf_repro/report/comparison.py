@@ -215,7 +215,7 @@ def _shown_verdicts(a, b, claims, paper):  # none where neither side decides any
     found = compare_verdicts(a, b, claims, paper) if claims else pd.DataFrame(columns=VERDICT)
     return found if {*found.verdict_a, *found.verdict_b} - {'not run'} else found[:0]
 
-# %% ../../nbs/5_how_it_works/63_comparison.ipynb #b557f731
+# %% ../../nbs/5_how_it_works/63_comparison.ipynb #28563c64
 MOVES = dict(up='clearly higher in B', down='clearly lower in B', same='without a clear difference', open='without an interval')
 
 def _counts(lines): # how many differ clearly
@@ -228,7 +228,7 @@ def _counts(lines): # how many differ clearly
     return f'{len(both)} measurements are in both: {parts}.{corrected}'
 
 def conclusion(lines, verdicts=()): # of `compare`, of `compare_verdicts`
-    "What was found, in a few sentences."
+    "What was found, in words."
     text = [_counts(lines)]
     alone = [f'{(lines.only == s).sum()} only in {s}' for s in 'AB' if (lines.only == s).any()]
     if other := (lines.settings != '').sum(): text.append(f'{other} of them were made with other settings.')

@@ -210,14 +210,14 @@ def draw_headline(effects,     # of `headline_effects`
     fig.legend(*legend, loc='lower left', bbox_to_anchor=(0, 0), fontsize=8.5, borderpad=.2, handletextpad=.4, labelspacing=.3)
     return fig
 
-# %% ../../nbs/5_how_it_works/77_forest.ipynb #6cfd9646
+# %% ../../nbs/5_how_it_works/77_forest.ipynb #e144461b
 def _small(part, unit=' points'): # the smallest effect that counts
     return f'{part.smallest_effect:g}' if part.metric == 'ligs' else f'{100 * part.smallest_effect:g}{unit}'
 
 def headline_finding(effects, # of `headline_effects`
                      claim,   # with the order of scales, the smallest effect and the claimed side
                      lead='At the largest scale'): # how the sentence begins
-    "One sentence: in how many architectures of the largest scale the effect of BN lies beyond the smallest effect, with each effect."
+    "A text: in how many architectures of the largest scale the effect of BN lies beyond the smallest effect, with each effect."
     bn = in_order(effects[(effects.kind == 'bn') & effects.effect.notna()], claim.scales)
     if bn.empty: return 'No network has rows with BN and without.'
     top, part = bn[bn.profile == bn.profile.iloc[0]], claim.parts[0]

@@ -13,7 +13,7 @@ from .forest import control_effects, in_order, scale_heading
 from .tables import named, one_setting
 from .text import NETWORK, arch_name, direction, estimate_text, name_of, norm_name, number
 
-# %% ../../nbs/5_how_it_works/79_readings.ipynb #80c8bd80
+# %% ../../nbs/5_how_it_works/79_readings.ipynb #bacc78bb
 def moves(c,            # a difference with column, value, low, high and seeds
           unit=' points'):
     "What a difference does, in words, with its number."
@@ -25,7 +25,7 @@ def moves(c,            # a difference with column, value, low, high and seeds
             'open': f'moves by {signed} on one seed, without an interval'}[direction(c)]
 
 def reading_1(cells): # of `table_1`
-    "What BN does to each network, in a sentence each."
+    "What BN does, in words, for each network."
     for _, part in cells[cells.base.notna()].groupby(NETWORK, dropna=False, sort=False):
         lines = {c.column: c for c in part.itertuples()}
         attacked = [c for c in lines.values() if c.column not in ('clean', 'ligs') and c.seeds]
@@ -75,7 +75,7 @@ def reading_3(rows): # history of one network
         ends = [_ends(part[part.column == 'ligs'], 'LIGS', 'ligs'), _ends(part[part.metric == 'robust_accuracy'], 'robust accuracy', 'clean')]
         yield f'{str(regime).capitalize()} training: {"; ".join(e for e in ends if e)}.'
 
-# %% ../../nbs/5_how_it_works/79_readings.ipynb #517a2be9
+# %% ../../nbs/5_how_it_works/79_readings.ipynb #559c6cbb
 def _three(c): return ', '.join(number(v, 'clean') for v in (c.none, c.value, c.bn))
 def _points(iv): return estimate_text(iv.mean, iv.low, iv.high, 'clean')
 
@@ -94,7 +94,7 @@ def control_table(rows,   # a frame of `read_rows`, of one profile or several
     return pd.DataFrame(lines)
 
 def reading_controls(rows, claims): # as in `control_table`
-    "How many controls are clearly less robust than none, and how many are clearly more robust than BN: a list of at most one sentence."
+    "How many controls are clearly less robust than none, and how many are clearly more robust than BN: a list of at most one text."
     found = control_effects(rows, claims['C2'])
     if found.empty: return []
     lost, kept = sum(iv.high < 0 for iv in found.from_none), sum(iv.low > 0 for iv in found.from_bn)

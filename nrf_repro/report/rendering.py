@@ -254,7 +254,7 @@ def downloads(rows, frames): # frames: name -> (frame of strings, caption)
                        download(f'{name}.tex', to_latex(frame, about, f'tab:{name}'), 'application/x-tex')]
     return files
 
-# %% ../../nbs/5_how_it_works/59_rendering.ipynb #23daedea
+# %% ../../nbs/5_how_it_works/59_rendering.ipynb #babf0211
 def tally(verdicts):
     "How the claims came out, in words."
     count = verdicts.verdict.value_counts()
@@ -263,7 +263,7 @@ def tally(verdicts):
 def with_power(verdicts, # of `decide`
                profile,
                rates=None): # of `read_error_rates`; read from reports/error_rates.csv where it is at hand
-    "The verdicts; the reason of a claim that was run says so if the profile is too small to decide it."
+    "The verdicts; for a claim that was run, the reason mentions if the profile is too small to decide it."
     try: small = power.too_small(profile, power.read_error_rates() if rates is None else rates)
     except FileNotFoundError: return verdicts     # an installed package has no table, and nothing is simulated here
     run = verdicts.verdict != 'not run'
