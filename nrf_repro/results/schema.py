@@ -113,7 +113,7 @@ Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 Natural = Annotated[int, Strict(), Field(ge=0)]
 
-# %% ../../nbs/5_how_it_works/49_settings.ipynb #9deaa02d
+# %% ../../nbs/5_how_it_works/49_settings.ipynb #4917c6f6
 def parse(model,  # a subclass of `Settings`
           values, # plain values
           place): # their `Place`
@@ -144,7 +144,7 @@ def _message(error):
         name = next((key for key in reversed(error['loc']) if isinstance(key, str) and key != '[key]' and key != error['input']), 'value')
         return f'unknown {name.rstrip("s")} {error["input"]!r}; known are {error["ctx"]["expected"].replace(" or ", ", ").replace(chr(39), "")}.'
     if kind in ('unknown_key', 'number', 'positive'): return error['msg']
-    said = 'must be keys and values' if kind in ('model_type', 'dict_type') else error['msg'].replace('Input should be', 'must be')
+    said = 'must be keys and values' if kind in ('model_type', 'dict_type') else error['msg'].replace('Input should be', 'must be').replace('a valid tuple', 'a list')
     return f'{said}, got {got}.'
 
 # %% ../../nbs/5_how_it_works/49_settings.ipynb #9e9a99d4
