@@ -1,4 +1,4 @@
-"""Is what is committed what the notebooks give? Export, clean and write the README, and see whether anything changes.
+"""Is what is committed what the notebooks give? Write the links between chapters, export, clean and write the README, and see whether anything changes.
 
 A module may also use a name that only a hidden cell of its notebook imports: there it works, imported it fails. So
 pyflakes reads the package, and an undefined name is an error.
@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / 'docs'))
+import chapter_links
+
 BIN = Path(sys.executable).parent
 
 
@@ -21,6 +24,7 @@ def contents():
 
 
 def export_and_clean():
+    chapter_links.write_links(ROOT)
     for words in (['nbdev_export'], ['nbdev_clean'], ['nbdev_clean', '--fname', 'reports/notebooks']):
         subprocess.run([BIN / words[0], *words[1:]], cwd=ROOT, check=True)
     subprocess.run([sys.executable, ROOT / 'docs/readme.py'], cwd=ROOT, check=True)
