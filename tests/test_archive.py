@@ -53,9 +53,8 @@ def build(tmp_path): return tmp_path / 'build'
 
 @pytest.fixture
 def gathering(build, capsys):
-    "nrf-repro gather: its exit status and what it printed; a folder is packed first."
+    "nrf-repro gather on a zip file or a folder: its exit status and what it printed."
     def call(source, *words, profile='tiny'):
-        if source.is_dir(): source = rezip(source, source.parent / f'{source.name}.zip')
         status = main(['gather', str(source), '--profile', profile, '--folder', str(build), *words])
         out = capsys.readouterr()
         return status, out.out, out.err
@@ -107,6 +106,23 @@ def test_all_runs_come_through_a_zip_and_the_report_keeps_them(made, build, gath
     page = render(rows, load_claims(), build / 'report.html', profile='tiny', **report_meta(TINY, ['core'], build))
     assert len(rows) == len(read_rows(there / 'runs')) and source_hash() in page.read_text()
     assert {k: v for k, v in contents(build / 'runs').items() if k.name != '.lock'} == before
+
+
+def test_a_link_or_a_pipe_in_a_folder_is_refused(unpacked, tmp_path, refused):
+    target = unpacked / 'runs' / A / 'config.json'
+    target.rename(tmp_path / 'config.json')
+    target.symlink_to(tmp_path / 'config.json')
+    refused(unpacked, f"'runs/{A}/config.json' is not a regular file")
+    target.unlink()
+    os.mkfifo(target)
+    refused(unpacked, f"'runs/{A}/config.json' is not a regular file")
+
+
+def test_a_folder_and_a_zip_file_give_the_same_runs(unpacked, tmp_path, build, gathering):
+    assert gathering(unpacked)[0] == 0
+    first = contents(build)
+    shutil.rmtree(build)
+    assert gathering(rezip(unpacked, tmp_path / 'again.zip'))[0] == 0 and contents(build) == first
 
 
 def test_runs_that_are_there_are_kept(unpacked, build, gathering):

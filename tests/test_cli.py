@@ -89,6 +89,12 @@ def test_types_of_a_templates_parameters_are_checked(monkeypatch, values, error)
     with pytest.raises(TypeError, match=error): check_parameters(norm=str | None, seed=int)
 
 
+def test_a_parameter_that_a_template_does_not_have_is_an_error(monkeypatch):
+    import IPython
+    monkeypatch.setattr(IPython, 'get_ipython', lambda: Kernel(norm='bn', seed=0, In=['', '# Parameters\nsed = 1\n']))
+    with pytest.raises(ValueError, match="no parameter 'sed': this notebook takes norm, seed"): check_parameters(norm=str | None, seed=int)
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'reports/notebooks').glob('*.ipynb')), ids=lambda p: p.stem)
 def test_every_template_checks_all_its_parameters_first(path):
     import ast

@@ -16,7 +16,8 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -130,13 +131,25 @@ def _check_members(members): # ZipInfo
     if twice: raise ValueError(f'{twice[0]!r} is in it twice.')
     if (total := sum(m.file_size for m in members)) > TOTAL: raise ValueError(f'its files have {total:,} bytes, more than {TOTAL:,}.')
 
-def _unpack(source, into): # a zip file, an empty folder
-    "Unpack an archive; returns the sorted names of its runs, and the names of its networks."
-    with _naming(source), zipfile.ZipFile(source) as z:
-        members = [m for m in z.infolist() if not m.is_dir()]
+def _members(source, stack): # a zip file or a folder, an ExitStack that closes the zip
+    "Yields each file as (ZipInfo, function that opens it). Raises ValueError for a link or a special file in a folder."
+    if not source.is_dir():
+        z = stack.enter_context(zipfile.ZipFile(source))
+        yield from ((m, partial(z.open, m)) for m in z.infolist() if not m.is_dir())
+        return
+    for path in sorted(source.rglob('*')):
+        name = path.relative_to(source).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()): raise ValueError(f'{name!r} is not a regular file.')
+        if path.is_file(): yield zipfile.ZipInfo.from_file(path, name, strict_timestamps=False), partial(open, path, 'rb')
+
+def _unpack(source, into): # a zip file or a folder, an empty folder
+    "Copy the files of an archive; returns the sorted names of its runs, and the names of its networks."
+    with _naming(source), ExitStack() as stack:
+        opened = dict(_members(source, stack))
+        members = list(opened)
         _check_members(members)
         for m in members:
-            with z.open(m) as file: data = file.read(m.file_size + 1)
+            with opened[m]() as file: data = file.read(m.file_size + 1)
             if len(data) != m.file_size: raise ValueError(f'{m.filename!r} does not have the {m.file_size:,} bytes that the archive says.')
             (into / m.filename).parent.mkdir(parents=True, exist_ok=True)
             (into / m.filename).write_bytes(data)
@@ -313,7 +326,7 @@ class Gathered(NamedTuple):
     sources: dict    # hash of the code -> how many of the copied runs it made
 
 def gather(
-    source,      # a zip file of `write_archive`
+    source,      # a zip file of `write_archive`, or a folder with the same files
     profile,     # `Profile`
     folder,      # the build folder
     sources=(),  # source hashes that are accepted beside that of this code
@@ -326,7 +339,8 @@ def gather(
     source, folder = Path(source), Path(folder)
     if bad := [hash for hash in sources if not re.fullmatch('[0-9a-f]{12}', hash)]:
         raise ValueError(f'--source {bad[0]!r} is no source hash: give 12 hexadecimal digits, as in the rows.')
-    if not source.is_file(): raise FileNotFoundError(f'{source} is not there: name a zip file that `nrf-repro report --budget` wrote.')
+    if not (source.is_file() or source.is_dir()):
+        raise FileNotFoundError(f'{source} is not there: name a zip file that `nrf-repro report --budget` wrote, or a folder with its files.')
     with tempfile.TemporaryDirectory(prefix='nrf-') as place:
         names, networks = _unpack(source, Path(place))
         checked = _check_all(profile, Path(place), names, networks, set(sources))
@@ -339,7 +353,7 @@ def gather(
 def add_arguments(parser):
     "Add the options of `nrf-repro gather`."
     add = parser.add_argument
-    add('source', help='the archive: a zip file', metavar='ARCHIVE')
+    add('source', help='the archive: a zip file, or a folder with the same files', metavar='ARCHIVE')
     add('--profile', required=True, help='the profile of the runs')
     add('--source', action='append', default=[], dest='sources', metavar='HASH', help='accept rows of the code with this source hash; may be given again')
     add('--data', help='folder of the data sets; the same as NRF_DATA')

@@ -6,6 +6,7 @@
 __all__ = ['check_parameters']
 
 # %% ../../nbs/5_how_it_works/54_notebooks.ipynb #8dc25e29
+import ast
 import json
 import logging
 import os
@@ -38,10 +39,17 @@ def check_template(path, parameters):
         raise ValueError(f'{path.name} has no parameter {unknown[0]!r}: it takes {", ".join(sorted(known))}.')
 
 # %% ../../nbs/5_how_it_works/54_notebooks.ipynb #fcc0e0be
+def _assigned(cells): # the sources that a kernel has executed
+    "The names that papermill assigned: those of the cells that begin with its comment."
+    lines = [node for cell in cells if cell.startswith('# Parameters') for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    return [target.id for node in lines for target in node.targets if isinstance(target, ast.Name)]
+
 def check_parameters(**types): # name -> type, such as str | None
-    "For a template: raises TypeError for a parameter of another type."
+    "For a template: raises ValueError for a parameter that papermill passed and the template does not have, TypeError for a value of another type."
     from IPython import get_ipython
     values = get_ipython().user_ns
+    for name in _assigned(values.get('In', ())):
+        if name not in types: raise ValueError(f'no parameter {name!r}: this notebook takes {", ".join(types)}.')
     for name, kind in types.items():
         try: TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(values[name])
         except ValidationError: raise TypeError(f'{name}={values[name]!r}: pass {kind.__name__ if isinstance(kind, type) else kind}.') from None
