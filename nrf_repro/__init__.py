@@ -1,5 +1,5 @@
 """Does batch normalisation learn non-robust features? A reproduction, and tools that measure any PyTorch classifier."""
-from nrf_repro._lazy import lazy
+from nrf_repro._lazy import lazy, old_module
 
 __version__ = "0.1.0"
 
@@ -43,4 +43,14 @@ def _by_package():
     return found
 
 
-__getattr__, __dir__, __all__ = lazy(__name__, _by_package())
+# Names of the release before, which published notebooks import. They go with the next release.
+_INTERACTIVE = dict(living_meta='report.interactive:interactive_meta', living_html='report.interactive:interactive_html',
+                    living_data='report.recording:interactive_data', write_living='report.recording:write_interactive')
+_EXPERIMENT = dict(PARTS='experiment.profile:PARTS', Cell='experiment.profile:NetworkId', build_folder='experiment.profile:build_folder',
+                   load_profile='experiment.profile:load_profile', device_of='experiment.plan:resolve_device',
+                   report_meta='experiment.provenance:report_meta', whole='experiment.run:successful_runs',
+                   all_went_well='experiment.run:raise_on_failures')
+old_module('nrf_repro.living', _INTERACTIVE)
+old_module('nrf_repro.experiment.runs', _EXPERIMENT)
+
+__getattr__, __dir__, __all__ = lazy(__name__, _by_package(), dict(figures='report.figures', tables='report.tables'))

@@ -1,5 +1,6 @@
 "Packages import one way, and no two modules import each other."
 import ast
+import importlib
 import subprocess
 import sys
 
@@ -59,3 +60,20 @@ def test_public_names_are_few_and_each_is_there_and_documented():
 def test_importing_the_package_loads_neither_torch_nor_pandas():
     code = "import sys, nrf_repro; print([m for m in ('torch', 'pandas', 'matplotlib', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
+OLD_NAMES = {
+    'nrf_repro': 'figures tables', 'nrf_repro.living': 'living_meta living_data living_html write_living', 'nrf_repro.report': 'all_tables reading_3',
+    'nrf_repro.experiment': 'PARTS Cell all_went_well build_folder device_of report_meta whole', 'nrf_repro.studies': 'run_studies shown',
+    'nrf_repro.experiment.runs': 'PARTS Cell all_went_well build_folder load_profile device_of report_meta whole'}
+
+
+@pytest.mark.parametrize('module, name', [(m, n) for m, names in OLD_NAMES.items() for n in names.split()])
+def test_names_of_the_last_release_work_and_warn(module, name):
+    with pytest.warns(DeprecationWarning, match=f'{module}.{name} is now nrf_repro'): assert getattr(importlib.import_module(module), name)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    for name in ('nrf_repro', 'nrf_repro.living', 'nrf_repro.experiment'):
+        module = importlib.import_module(name)
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"): module.nothing
