@@ -48,7 +48,14 @@ def verdicts_html(verdicts, claims, caption, id='verdicts'): # as in `verdict_li
     return fragment('verdicts', list(verdict_lines(verdicts, claims)), caption, id)
 
 # %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #cea68a70
-def _part_name(name): return COLUMNS.get(name) or (norm_name(name) if name in NAMED_NORMS else name)
+_PART_NAMES = {
+    'LIGS (none)': 'LIGS without normalisation', 'LIGS (bn)': 'LIGS with BN', 'testbed (none)': 'testbed, without normalisation',
+    'testbed (bn)': 'testbed, BN', 'none': 'without normalisation', 'd_rand (bn against none)': 'trained on D_rand: BN minus no normalisation',
+    'd_rand (none learns nothing)': 'trained on D_rand: no normalisation minus chance', 'conflicting (bn)': 'conflicting features, BN',
+    'conflicting (none)': 'conflicting features, no normalisation', 'robust': 'robust accuracy', 'clean': 'clean accuracy',
+    'none against bn': 'sources without normalisation minus with BN', 'early against final': 'early-stopped minus final sources'}
+
+def _part_name(name): return _PART_NAMES.get(name) or COLUMNS.get(name) or (norm_name(name) if name in NAMED_NORMS else name)
 
 def shown_part(claim): # of `load_claims`
     "Which effect of a claim a table across scales shows, and its unit."
@@ -59,16 +66,20 @@ def shown_part(claim): # of `load_claims`
     name = _part_name(part.name)
     return name if name.startswith(unit) else f'{name}, {unit}{against}'
 
+def _effect_and_ends(v, metric): # a line with effect, low and high
+    text = 'no usable pair' if pd.isna(v.effect) else amount(v.effect, metric, unit=False)
+    return text + (f' {_ends(v, metric)}' if pd.notna(v.low) else '')
+
 def scale_cell(line,   # of `decide`: one claim at one profile
                first,  # of `decide_parts`: the claim's first part there
-               metric):
+               claim): # of `load_claims`
     "The verdict's sign, the first part's effect with its interval, and which other part decided; '–' where there is no row."
     if line.verdict == 'not run' and pd.isna(first.effect): return SIGNS['not run']
-    text = 'no usable pair' if pd.isna(first.effect) else amount(first.effect, metric, unit=False)
-    text += f' {_ends(first, metric)}' if pd.notna(first.low) else ''
+    text = _effect_and_ends(first, claim.parts[0].metric)
     if not line.complete: return f'{SIGNS[line.verdict]} {text} (parts are missing)'
-    decided = '' if line.verdict == 'reproduced' or line.part == first.part else f' (decided by {_part_name(line.part)})'
-    return f'{SIGNS[line.verdict]} {text}{decided}'
+    if line.verdict == 'reproduced' or line.part == first.part: return f'{SIGNS[line.verdict]} {text}'
+    metric = next(part.metric for part in claim.parts if part.name == line.part)
+    return f'{SIGNS[line.verdict]} {text} (decided by {_part_name(line.part)}: {_effect_and_ends(line, metric)})'
 
 def headline_table(decided, parts, # of `decide_published`
                    claims):        # of `load_claims`
@@ -79,7 +90,7 @@ def headline_table(decided, parts, # of `decide_published`
         own = {line.profile: line for line in decided[decided.id == v.id].itertuples()}
         firsts = {line.profile: line for line in parts[parts.id == v.id].drop_duplicates('profile').itertuples()}
         scale = f' (`{v.profile}`)' if v.profile else ''
-        cells = {f'`{name}`': scale_cell(own[name], firsts[name], claim.parts[0].metric) for name in reversed(by_scale(own, claim))}
+        cells = {f'`{name}`': scale_cell(own[name], firsts[name], claim) for name in reversed(by_scale(own, claim))}
         lines.append({'Claim (effect shown)': f'{v.id} {v.title} ({shown_part(claim)})',
                       'Headline verdict': f'{SIGNS[v.verdict]} {v.verdict}{scale}', **cells})
     return pd.DataFrame(lines)
