@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -186,22 +187,46 @@ def run(a): # arguments
         print(publish(profile, build_folder(profile), resolve_repo_path('reports') / 'published'))
     return 0
 
+# %% ../nbs/5_how_it_works/86_command_line.ipynb #71f27704
+class _Printed:
+    "A stream to print to that does not fail when its reader has gone: a command goes on, and its results are kept."
+    def __init__(self, stream): self.stream = stream
+    def __getattr__(self, name): return getattr(self.stream, name)
+
+    def _tried(self, do, *args):
+        try: return do(*args)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # what is still in the buffer goes there, and so does what follows
+            os.close(nowhere)
+
+    def write(self, text):
+        self._tried(self.stream.write, text)
+        return len(text)
+    def flush(self): self._tried(self.stream.flush)
+
+@contextmanager
+def _safe_printing():
+    "Inside, nothing that is printed raises an error for a character that the terminal lacks, or for a closed pipe."
+    kept = sys.stdout, sys.stderr
+    for stream in kept:
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+    sys.stdout, sys.stderr = (stream and _Printed(stream) for stream in kept)
+    try:
+        yield
+        for stream in (sys.stdout, sys.stderr):
+            if stream: stream.flush()
+    finally: sys.stdout, sys.stderr = kept
+
 # %% ../nbs/5_how_it_works/86_command_line.ipynb #b8c5bd42
 def main(argv=None):
-    "Entry point of `nrf-repro`; returns the exit status: 0, 2 for an error, 130 if it is interrupted, 141 if the output is closed."
+    "Entry point of `nrf-repro`; returns the exit status: 0, 2 for an error, 130 if it is interrupted."
     words = sys.argv[1:] if argv is None else argv
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
-    try:
-        status = run(build_parser(next(iter(words), None)).parse_args(words))
-        if sys.stdout: sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # for what is still in the buffer
-        return 141
-    except KeyboardInterrupt:
-        print('Interrupted; what is finished is kept, run again to continue.', file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as e:
-        print(f'nrf-repro: {e}', file=sys.stderr, flush=True)
-        return 2
+    with _safe_printing():
+        try: return run(build_parser(next(iter(words), None)).parse_args(words))
+        except KeyboardInterrupt:
+            print('Interrupted; what is finished is kept, run again to continue.', file=sys.stderr)
+            return 130
+        except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as e:
+            print(f'nrf-repro: {e}', file=sys.stderr, flush=True)
+            return 2

@@ -85,15 +85,14 @@ def test_an_attack_with_eps_zero_changes_nothing_and_one_with_eps_above_zero_doe
 
 
 def test_a_last_batch_that_would_be_smaller_is_an_error(tmp_path):
-    p = load_profile('tiny')
-    p['studies']['corruptions']['batch'] = 7
+    p = load_profile('tiny').with_changes({'studies.corruptions.batch': 7})
     with pytest.raises(ValueError, match='no multiple of batch .7.'): next(c._test_sets(studies.Run(p, 'corruptions', 0, tmp_path)))
 
 
 @pytest.fixture(scope='module')
 def corruptions(tmp_path_factory):
     folder, p = tmp_path_factory.mktemp('corruptions'), load_profile('tiny')
-    for cell in study_specs(p, 'corruptions'): train_network(p, cell, folder, progress=False)
+    for spec in study_specs(p, 'corruptions'): train_network(spec, folder, progress=False)
     studies.run_study(p, 'corruptions', 0, folder, progress=False)
     return read_rows(folder / 'studies')
 

@@ -78,7 +78,8 @@ def test_names_that_are_repeated_so_that_reading_a_profile_costs_no_torch():
     from nrf_repro import models
     from nrf_repro.models import norms
     from nrf_repro.training import loop as training
-    assert (settings.BASES, settings.ARCHS, settings.NORMS) == (tuple(training.RECIPES), models.ARCHS, norms.NORMS)
+    from nrf_repro.training import recipe as recipes
+    assert (settings.BASES, settings.ARCHS, settings.NORMS) == (tuple(recipes.RECIPES), models.ARCHS, norms.NORMS)
 
 
 def test_the_hashes_change_with_the_settings_that_decide_them():

@@ -142,13 +142,6 @@ def pickled(folder):
     return file, lambda: load('cifar10', 'test', root=folder)
 
 
-def binary(folder):
-    (folder / 'cifar-10-batches-bin').mkdir()
-    file = folder / 'cifar-10-batches-bin/test_batch.bin'
-    np.concatenate([LABELS[:, None].astype(np.uint8), PHOTOS.transpose(0, 3, 1, 2).reshape(6, -1)], 1).tofile(file)
-    return file, lambda: load('cifar10', 'test', root=folder)
-
-
 def matlab(folder):
     file = folder / 'test_32x32.mat'
     savemat(file, dict(X=PHOTOS.transpose(1, 2, 3, 0), y=(LABELS + 1)[:, None].astype(np.uint8)))
@@ -211,7 +204,7 @@ def profile(folder):
     return folder / 'p.yaml', lambda: load_profile(str(folder / 'p.yaml'))
 
 
-FILES = [parquet, pickled, binary, matlab, medmnist, picture, own_picture, weights, state, checkpoint, rows, claims, profile]
+FILES = [parquet, pickled, matlab, medmnist, picture, own_picture, weights, state, checkpoint, rows, claims, profile]
 
 
 def read_or_say(file, read):

@@ -619,7 +619,8 @@ def test_a_terminal_that_knows_ascii_alone_loses_nothing(tmp_path):
 def test_closed_pipes_lose_nothing(tmp_path):
     run = command(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     run.stdout.close(), run.stderr.close()
-    assert run.wait() == 0 and len(read_rows(tmp_path / 'rows.jsonl')) == 8 and (tmp_path / 'page.html').is_file()
+    assert run.wait() == 0
+    assert len(read_rows(tmp_path / 'rows.jsonl')) == 8 and (tmp_path / 'page.html').is_file()
 
 
 def test_rows_into_stdout_a_file_descriptor_and_a_pipe(tmp_path):

@@ -19,7 +19,7 @@ def study(tmp_path_factory):
     given = dict(dataset='digits', archs={'vgg11': .125}, norms=['none', 'bn'], seeds=[0], images=FEW,
                  strength=dict(pgd_l2=dict(steps=5, apgd=3, fab=2, queries=5, targets=2), pgd_linf=dict(steps=5, apgd=3, fab=0)),
                  eps=dict(attack='pgd_l2', times=[.5, 1, 2]), sigma=[.01, .05], levels='natural', severities=[1, 5], transfer_eps=.1)
-    profile = load_profile('demo') | dict(studies=dict(paired_images=given))
+    profile = load_profile('demo').with_changes({'studies': dict(paired_images=given)})
     for norm in ('none', 'bn'):
         cell = NetworkId('digits', 'vgg11', .125, norm, 'standard', 0)
         save_model(load_published('demo', norm=norm, arch='vgg11'), folder / 'runs' / cell.id / 'weights.safetensors')
@@ -64,8 +64,7 @@ def test_an_interrupted_study_measures_only_the_missing_part(study):
     run_study(profile, 'paired_images', 0, folder)
     again = written(folder)
     assert sum(again[p] != t for p, t in first.items()) == 1
-    given['sigma'] = [.02]
-    run_study(profile, 'paired_images', 0, folder)
+    run_study(profile.with_changes({'studies.paired_images.sigma': [.02]}), 'paired_images', 0, folder)
     assert {p.stem for p, t in written(folder).items() if again[p] != t} == {'sigma-vgg11'}   # the only part that depends on sigma
 
 

@@ -62,9 +62,9 @@ class TestbedMonitor(Monitor):
 def testbed_monitor(run, recipe, kind):
     "The monitor for a network that is trained on images of this kind; with an attack only where both features are present."
     bed, watch = testbed_images(run, 'test', kind), run.data.watch
-    epochs = watch['epochs'] and tuple(sorted({e for e in watch['epochs'] if e < recipe.epochs} | {recipe.epochs}))
-    attack = run.attack(watch['attack']) if kind == 'both' else None
-    return TestbedMonitor(bed.images[:watch['images']], attack, run.data.sigma, epochs, bed=bed)
+    epochs = watch.epochs and tuple(sorted({e for e in watch.epochs if e < recipe.epochs} | {recipe.epochs}))
+    attack = run.attack(watch.attack) if kind == 'both' else None
+    return TestbedMonitor(bed.images[:watch.images], attack, run.data.sigma, epochs, bed=bed)
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #d37b7e5f
 def train_curriculum(run, cell, source): # source: a name in CURRICULA

@@ -175,8 +175,8 @@ def _eight_bit_rows(run, arch):
     for cell, net in _nets(run, arch).items():
         def row(metric, value, **more): return run.row(metric, value, cell, source='stored weights', n=len(y), **more)
         yield row('clean_accuracy', correct(net, x, y).double().mean().item())
-        yield row('robust_accuracy', robust_correct(net, x, y, run.attack(watch['attack'])).double().mean().item(),
-                  **run.attacked(watch['attack']))
+        yield row('robust_accuracy', robust_correct(net, x, y, run.attack(watch.attack)).double().mean().item(),
+                  **run.attacked(watch.attack))
         yield row('ligs', ligs(net, x, y, sigma=run.data.sigma).nanmean().item(), sigma=run.data.sigma, draws=1)
 
 # %% ../../nbs/5_how_it_works/63_full_width_study.ipynb #c9ef8db7
