@@ -164,7 +164,7 @@ def run_studies(profile, study, seeds, folder):
 
 # %% ../../nbs/5_how_it_works/61_studies.ipynb #89796c4e
 def part(title, caption, reading=(), fig=None, table=None): # fig: a matplotlib Figure | table: a frame of strings
-    "A part of the report: a dict of title, caption, reading (sentences), and a figure or a table. Raises ValueError for neither or both."
+    "A part of the report: a dict of title, caption, reading (a list of texts), and a figure or a table. Raises ValueError for neither or both."
     if (fig is None) == (table is None): raise ValueError(f'{title}: a part shows either a figure or a table. Give one of them.')
     return dict(title=title, caption=caption, reading=list(reading), fig=fig, table=table)
 
