@@ -12,7 +12,7 @@ from pathlib import Path
 from .plan import plan
 from .profile import PARTS, build_folder, load_profile
 from .published import rows_of_network
-from .store import WEIGHTS_8BIT, directory_lock, read_json, write_json
+from .store import WEIGHTS, WEIGHTS_8BIT, directory_lock, read_json, write_json
 from ..results.rows import config_hash, resolve_repo_path, read_rows, write_rows
 
 # %% ../../nbs/5_how_it_works/59_restore.ipynb #e9e9839a
@@ -25,7 +25,9 @@ def _restore_run(spec, rows, networks, origin, folder): # rows: of networks
     beside = dict(data=', '.join(origin['data'].get(spec.network.dataset, ())), machine='; '.join(origin['processors']))
     write_json(run / 'config.json', config | beside | dict(hash=config_hash(config)))
     weights = networks / f'{spec.id}.safetensors'
-    if weights.is_file(): shutil.copyfile(weights, run / WEIGHTS_8BIT)
+    if weights.is_file():
+        bits = read_json(networks / 'networks.json')[spec.id]['bits']
+        shutil.copyfile(weights, run / (WEIGHTS if bits == 32 else WEIGHTS_8BIT))
 
 # %% ../../nbs/5_how_it_works/59_restore.ipynb #5a1d2844
 def restore(profile,   # `Profile`
