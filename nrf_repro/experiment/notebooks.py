@@ -121,7 +121,7 @@ def portable(notebook):
     for cell in content['cells']:
         is_bar = [out.get('name') == 'stderr' and '\r' in ''.join(out['text']) for out in cell.get('outputs', [])]
         if 'outputs' in cell: cell['outputs'] = [out for out, bar in zip(cell['outputs'], is_bar) if not bar]
-    folders = [PACKAGE.parent]
+    folders = [PACKAGE.parent, Path(sys.prefix), Path(sys.prefix).resolve()]
     with suppress(RuntimeError): folders.append(Path.home())     # unknown to the system
     folders = sorted({str(path) for path in folders if path.is_absolute() and path != Path(path.anchor)}, key=len, reverse=True)
     def clean(value):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .claims import verdict_over_cells
 from .paired import _agrees, _alone, _evidence, _groups, _seeds_text, interval_verdict
