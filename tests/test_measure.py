@@ -486,9 +486,14 @@ def test_what_is_no_whole_number_is_named(images, numbers):
     with pytest.raises(ValueError, match=f'{[*numbers][0]}=.*: pass a whole number from'): measured(Linear(), images, **numbers)
 
 
-def test_an_eps_that_holds_every_image_is_an_error(images):
-    with pytest.raises(ValueError, match=r"'pgd_linf' has eps 8 in linf.*Write 8/255"): measured(Linear(), images, attacks=m.attacks_at(linf=8, steps=1), checks=0)
-    with pytest.raises(ValueError, match='in l2'): measured(Linear(), images, attacks=m.attacks_at(l2=128, steps=1), checks=0)
+def test_a_large_eps_is_probably_in_grey_levels(images, tmp_path, capsys, monkeypatch):
+    with pytest.warns(m.LargeEps, match=r"'pgd_linf' has eps 8 in linf.*Write 8/255"): measured(Linear(), images, attacks=m.attacks_at(linf=8, steps=1), checks=0)
+    with pytest.warns(m.LargeEps, match='in l2'): measured(Linear(), images, attacks=m.attacks_at(l2=128, steps=1), checks=0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'own_net_eps.py').write_text('from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))\n')
+    for linf, said in (('8', True), ('8/255', False)):
+        m.run(m.add_arguments(ArgumentParser()).parse_args(f'own_net_eps:make digits --limit 10 --steps 1 --checks 0 --linf {linf}'.split()))
+        assert ('nrf-repro: attack' in capsys.readouterr().err) == said
 
 
 def test_the_package_can_be_called(images):

@@ -8,12 +8,15 @@ __all__ = ['add_arguments', 'run']
 # %% ../../nbs/5_how_it_works/85_measure_command.ipynb #e23f023b
 import errno
 import os
+import sys
 import tempfile
+import warnings
 from argparse import ArgumentTypeError, BooleanOptionalAction
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
-from .measurement import attacks_at, measure
+from .measurement import LargeEps, attacks_at, measure
 from ..results.rows import is_special, write_rows
 
 # %% ../../nbs/5_how_it_works/85_measure_command.ipynb #18892f01
@@ -75,11 +78,23 @@ def _write(m, rows, out):
     return written, failed
 
 # %% ../../nbs/5_how_it_works/85_measure_command.ipynb #584e9639
+@contextmanager
+def _eps_warning_as_a_line():
+    "Inside, a `LargeEps` is printed as one line of the command."
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        def show(message, category, *where, **how):
+            if issubclass(category, LargeEps): print(f'nrf-repro: {message}', file=sys.stderr)
+            else: usual(message, category, *where, **how)
+        warnings.showwarning = show
+        yield
+
 def run(a) -> int: # of `add_arguments`
     "Measure, write and print; return the exit status. Raises the errors of `measure`, and `OSError` where a file cannot be written."
     for option, path in {'--out': a.out, '--rows': a.rows}.items(): _check_writable(option, path)
     passed = 'weights entry standardize sigma limit size checks name device tf32 batch_size seed'.split()
-    m = measure(a.model, a.images, attacks=attacks_at(a.l2, a.linf, a.steps), **{k: getattr(a, k) for k in passed})
+    with _eps_warning_as_a_line():
+        m = measure(a.model, a.images, attacks=attacks_at(a.l2, a.linf, a.steps), **{k: getattr(a, k) for k in passed})
     written, failed = _write(m, a.rows, a.out)
     print(m.to_markdown())
     for path in written: print(path)

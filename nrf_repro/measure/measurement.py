@@ -6,6 +6,7 @@
 __all__ = ['attacks_at', 'Measurement', 'measure']
 
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #3d686ae6
+import warnings
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
 
@@ -39,12 +40,14 @@ def attacks_at(l2=.25,      # eps in l2, in pixels of [0, 1]; the paper's
     return {name: replace(a, eps=eps[a.ball], step_size=a.step_size * eps[a.ball] / a.eps, steps=steps) for name, a in PAPER_ATTACKS.items()}
 
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #81ecd265
-def _check_reach(attacks, shape): # shape: c h w; raises ValueError for an eps with which every image can become every other one
+class LargeEps(UserWarning): "An eps with which an attack can reach every image."
+
+def _warn_of_large_eps(attacks, shape): # shape: c h w; an eps with which every image can become every other one is probably in grey levels
     reach = dict(linf=1., l2=float(np.prod(shape)) ** .5)
     for name, a in attacks.items():
         if a.eps >= reach.get(a.ball, float('inf')):
-            raise ValueError(f'attack {name!r} has eps {a.eps:g} in {a.ball}, which holds every image: eps is in pixels of [0, 1]. '
-                             f'Write {a.eps:g}/255 if {a.eps:g} grey levels are meant.')
+            warnings.warn(f'attack {name!r} has eps {a.eps:g} in {a.ball}, which holds every image: eps is in pixels of [0, 1]. '
+                          f'Write {a.eps:g}/255 if {a.eps:g} grey levels are meant.', LargeEps, stacklevel=3)
 
 def _check_attacks(attacks): # None: the paper's; -> name -> Attack; raises TypeError or ValueError for anything but untargeted attacks
     attacks = PAPER_ATTACKS if attacks is None else attacks
@@ -163,7 +166,7 @@ def measure(
     numbers = _check_numbers(sigma, batch_size=batch_size, checks=checks, seed=seed, limit=limit, size=size)
     attacks, found = _check_attacks(attacks), find_model(model, weights, entry)
     data = eval_images(images, numbers['limit'], numbers['size'])
-    _check_reach(attacks, data.x.shape[1:])
+    _warn_of_large_eps(attacks, data.x.shape[1:])
     net = with_standardize(found.model, standardize, found.stats, data)
     with tf32_set(tf32), _on_device(net, device or _default_device(model)) as (net, device, dtype):
         outputs = check_classifier(net, data[:2].pixels(device, dtype), data.y.to(device))
