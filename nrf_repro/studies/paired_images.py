@@ -97,17 +97,22 @@ def _outcome_difference(one, other): # two rows with outcomes on the same images
     if set(np.unique(d)) <= {-1., 0., 1.}: return paired_interval((d > 0).mean(), (d < 0).mean(), len(d))
     return t_interval(d)
 
+def table_again_effects(rows):
+    "A line for each architecture, metric and attack of Table 1 on the same images: BN minus no normalisation, as an `Interval` over images."
+    again, lines = rows[rows.source == 'table 1'].sort_values('arch', ascending=False, kind='stable'), []
+    for (arch, metric, attack), pair in again.groupby(['arch', 'metric', 'attack'], dropna=False, sort=False):
+        one, other = (next(pair[pair.norm == norm].itertuples()) for norm in ('none', 'bn'))
+        lines.append(dict(arch=arch, metric=metric, attack=attack, none=one.value, bn=other.value, n=int(one.n), effect=_outcome_difference(one, other)))
+    return pd.DataFrame(lines)
+
 def show_table_again(rows): # -> a frame of strings
     "Clean accuracy, robust accuracy under the attacks of Table 1, and LIGS; without normalisation, with BN, and the difference."
-    again, lines = rows[rows.source == 'table 1'], []
-    for arch in _archs(again):
-        here = again[again.arch == arch]
-        for (metric, attack, _), pair in here.groupby(['metric', 'attack', 'seed'], dropna=False, sort=False):
-            one, other = (next(pair[pair.norm == norm].itertuples()) for norm in ('none', 'bn'))
-            unit = 'ligs' if metric == 'ligs' else ''
-            lines.append({'Network': arch_name(arch), 'Quantity': _QUANTITIES[attack if isinstance(attack, str) else metric],
-                          'None': number(one.value, unit), 'BN': number(other.value, unit),
-                          'BN − None': difference_text(_outcome_difference(one, other), unit)})
+    lines = []
+    for e in table_again_effects(rows).itertuples():
+        unit = 'ligs' if e.metric == 'ligs' else ''
+        quantity = _QUANTITIES[e.attack if isinstance(e.attack, str) else e.metric]
+        lines.append({'Network': arch_name(e.arch), 'Quantity': quantity, 'None': number(e.none, unit), 'BN': number(e.bn, unit),
+                      'BN − None': difference_text(e.effect, unit)})
     return pd.DataFrame(lines)
 
 # %% ../../nbs/3_trade_off/14_full_width.ipynb #b3d8a822
