@@ -10,5 +10,4 @@ from .pgd import (
     LOSSES, PAPER_ATTACKS, PERTURBATION_SETS, Attack, PerturbationSet, ce_gradient, gradient_underflows, input_gradient, l2_norm, margin)
 
 __all__ = ['Attack', 'CRITERIA', 'LOSSES', 'PAPER_ATTACKS', 'PERTURBATION_SETS', 'PerturbationSet', 'Result', 'Robust', 'ce_gradient',
-           'check_images', 'check_logits', 'frozen', 'gradient_underflows', 'image_keys', 'image_noise', 'image_uniform',
-           'input_gradient', 'l2_norm', 'margin', 'optimised_inference', 'robust_correct']
+           'gradient_underflows', 'input_gradient', 'l2_norm', 'margin', 'optimised_inference', 'robust_correct']

@@ -5,5 +5,4 @@ from nrf_repro.data.images import SIZES, STATS, Images, balanced, channel_stats
 from nrf_repro.data.known_features import Synthetic, patterns, reliance, synthetic, testbed
 from nrf_repro.data.loading import KNOWN, data_folder, is_here, load
 
-__all__ = ['KNOWN', 'SIZES', 'STATS', 'Images', 'OnDisk', 'Synthetic', 'balanced', 'channel_stats', 'class_images',
-           'data_folder', 'decode_all', 'is_here', 'load', 'on_disk', 'patterns', 'reliance', 'synthetic', 'testbed']
+__all__ = ['Images', 'balanced', 'class_images', 'load', 'reliance', 'synthetic', 'testbed']

@@ -13,8 +13,7 @@ from nrf_repro.measure.images import EvalImages, eval_images
 from nrf_repro.measure.measurement import LargeEps, Measurement, attacks_at, measure
 from nrf_repro.measure.subject import find_model, with_standardize
 
-__all__ = ['Check', 'EvalImages', 'LargeEps', 'Measurement', 'Probe', 'add_arguments', 'attacks_at', 'eval_images', 'find_model', 'measure', 'run',
-           'run_checks', 'with_standardize']
+__all__ = ['EvalImages', 'LargeEps', 'Measurement', 'attacks_at', 'eval_images', 'find_model', 'measure', 'with_standardize']
 
 __getattr__ = renamed(__name__, dict(find_network=find_model, as_subjects=eval_images))
 
