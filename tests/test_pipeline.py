@@ -125,7 +125,7 @@ def test_a_template_that_lost_its_tag_does_not_run(tmp_path):
     (['notebook', 'reports/notebooks/nothing.ipynb', 'o.ipynb'], 'No notebook'),
     (['report', '--cores', '0', '--dry-run'], '--cores 0: give at least 1'), (['report', '--cores', '-3', '--dry-run'], '--cores -3: give at least 1'),
     (['report', '--jobs', 'transfer*', '--dry-run'], "'transfer*' matches only jobs of the extension (transfer"),
-    (['report', '--jobs', 'study*', '--dry-run'], "is called 'study*': they are standard-0"), (['report', '--jobs', 'study*', '--dry-run'], ', and with --all ')])
+    (['report', '--jobs', 'study*', '--dry-run'], "is called 'study*': they are vgg11-none"), (['report', '--jobs', 'study*', '--dry-run'], ', and with --all ')])
 def test_wrong_arguments_are_errors_of_one_line(capsys, monkeypatch, words, expected):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv('NRF_DATA', '')

@@ -81,7 +81,8 @@ def _execute(template, draft, parameters, out):
     try:
         with _kernel_sockets() as config:
             papermill.execute_notebook(str(template), str(draft), parameters, progress_bar=False, log_output=True,
-                                       kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=50'], config=config)
+                                       kernel_name='python3', extra_arguments=['--IPKernelApp.log_level=50'], config=config,
+                                       shutdown_kernel='immediate')    # all that a job keeps is written by then
     except papermill.PapermillExecutionError as e:
         raise RuntimeError(f'{template.name} failed in cell {e.cell_index}: {e.ename}: {e.evalue}. See {out}.') from None
     except DeadKernelError:
