@@ -23,7 +23,7 @@ from ..results.intervals import t_interval, wilson
 from .checks import Probe, run_checks
 from .images import _whole_number, eval_images
 from .page import html, markdown
-from .subject import _default_device, _default_name, _norm_kind, _on_device, find_model, with_standardize
+from .subject import _check_device, _default_device, _default_name, _norm_kind, _on_device, find_model, with_standardize
 from ..results.outcomes import outcome_fields
 from ..report.text import duration
 from ..results.rows import FIELDS, config_hash, frame, make_row, tf32_set
@@ -163,6 +163,7 @@ def measure(
 
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for a model, images or numbers that cannot be measured, before the first attack.
     """
+    device = _check_device(device)
     numbers = _check_numbers(sigma, batch_size=batch_size, checks=checks, seed=seed, limit=limit, size=size)
     attacks, found = _check_attacks(attacks), find_model(model, weights, entry)
     data = eval_images(images, numbers['limit'], numbers['size'])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..experiment.profile import build_root
 from ..experiment.store import read_json
 from .differences import difference, holm
 from .html import download, environment, template_text, to_markdown
@@ -22,7 +23,7 @@ from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, is_share, norm_nam
 from .verdict_table import verdict_lines
 from ..results.claims import decide
 from ..results.rules import load_claims
-from ..results.rows import IDENTITY, NAMED_NORMS, resolve_repo_path, paper_rows, read_rows, write_atomically
+from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, write_atomically
 
 # %% ../../nbs/5_how_it_works/78_comparison.ipynb #5f7fa1e1
 KEY = tuple(f for f in IDENTITY if f not in ('seed', 'profile'))
@@ -86,10 +87,10 @@ class Side:
     data: dict   # data set -> fingerprints of the training images, where a run's folder holds them
 
 def _folder_of(name): # of a profile's rows: of a run of one's own, or as published
-    for base in ('reports/build', 'reports/published'):
-        try: folder = resolve_repo_path(f'{base}/{name}')
+    for base in (build_root(), 'reports/published'):
+        try: folder = resolve_repo_path(Path(base, name))
         except FileNotFoundError: continue
-        if (folder / 'rows.jsonl').is_file(): return folder
+        if holds_rows(folder): return folder
     raise FileNotFoundError(f'{name!r} is no file, no folder with rows, and no profile that was run: '
                             'run `nrf-repro report --profile NAME` first.')
 
@@ -122,8 +123,7 @@ def side(what,        # a frame of rows, something with `.rows`, a file, a folde
     if not isinstance(what, (str, Path)):
         raise TypeError(f'cannot compare a {type(what).__name__}: give rows, a file, a folder or a profile.')
     path = Path(what) if Path(what).exists() else _folder_of(what)
-    whole = path / 'rows.jsonl'
-    rows, own = _rows_at(whole if whole.is_file() else path), path.resolve()
+    rows, own = _rows_at(path / 'rows.jsonl' if holds_rows(path) else path), path.resolve()
     named = own.parent.name if own.name == 'rows.jsonl' else own.stem if own.is_file() else own.name
     return Side(name or named, rows, {} if path.is_file() else fingerprints(path))
 

@@ -25,7 +25,7 @@ from .verdict_table import verdict_table, verdicts_html
 from ..results import power
 from ..results.paired import RUN
 from ..results.claims import decide
-from ..results.rows import IDENTITY, NAMED_NORMS, resolve_repo_path, paper_rows, read_rows, source_hash, write_atomically
+from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, source_hash, write_atomically
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #b9e0e0d1
 def of_profile(rows, profile):
@@ -182,7 +182,7 @@ def published_above(profile, claim, # one of `load_claims`, with the order of sc
     larger = claim.scales[claim.scales.index(profile) + 1:]
     try: base = resolve_repo_path(folder)
     except FileNotFoundError: return {}
-    return {name: read_rows(base/name/'rows.jsonl') for name in larger if (base/name/'rows.jsonl').is_file()}
+    return {name: read_rows(base/name/'rows.jsonl') for name in larger if holds_rows(base/name)}
 
 def headline_part(rows, profile, claims, paper, folder='reports/published'): # rows of this profile; folder: of published profiles
     "The forest plot of the main claim with its reading, or None where no network has rows with BN and without."
