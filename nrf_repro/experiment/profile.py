@@ -237,12 +237,12 @@ def _check_study(profile, name, given, place):
         raise ValueError(f'{place} takes {lost[0]}, which no grid trains. Add it to a grid, or remove it here.')
 
 # %% ../../nbs/5_how_it_works/49_profile.ipynb #1c1e5287
-def profiles(folder='reports/profiles') -> list:
+def profiles(folder: str | Path = 'reports/profiles') -> list:
     "The names of the profiles in a folder."
     return sorted(p.stem for p in resolve_repo_path(folder).glob('*.yaml'))
 
-def load_profile(name,                      # of a file in `folder`, or the path of a .yaml file
-                 folder='reports/profiles'):
+def load_profile(name: str | Path, # of a file in `folder`, or the path of a .yaml file
+                 folder: str | Path = 'reports/profiles') -> Profile:
     "A checked `Profile`. Raises ValueError with file, line and key of a mistake, or if there is no such profile."
     path = Path(name) if str(name).endswith('.yaml') else resolve_repo_path(folder) / f'{name}.yaml'
     if not path.is_file():

@@ -17,7 +17,7 @@ from .notebooks import portable
 from .profile import NetworkId
 from .provenance import origin_of
 from .store import WEIGHTS, read_json, weights_file, write_json
-from ..models import load_model, model_config, save_model
+from ..models import Classifier, load_model, model_config, save_model
 from ..results.rows import resolve_repo_path, read_published
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #2fdc7954
@@ -104,9 +104,9 @@ def _fetch(file, sha256, url, config): # file: in the cache; the others: of the 
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #30bc97fd
 def published_networks(
-    profile='demo',             # a folder of `folder`
-    folder='reports/published', # in the checkout, or an absolute path
-):                              # a frame: one line for each network, with the arguments of `build_model`, its name, path, bits, ...
+    profile: str = 'demo',                    # a folder of `folder`
+    folder: str | Path = 'reports/published', # in the checkout, or an absolute path
+) -> pd.DataFrame:                            # a frame: one line for each network, with the arguments of `build_model`, its name, path, bits, ...
     "The networks that are published with a profile. Raises FileNotFoundError if there are none."
     place = resolve_repo_path(folder) / profile / 'networks'
     if not (place / 'networks.json').is_file():
@@ -121,14 +121,14 @@ def published_networks(
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #40bb3a98
 def load_published(
-    profile='demo',     # a folder of `folder`
+    profile: str = 'demo',    # a folder of `folder`
     *,
-    norm,               # one of `NORMS`
-    arch=None,          # one of `ARCHS`; None if the profile has only one
-    regime='standard',  # of the training: standard | adversarial
-    device='cpu',
-    folder='reports/published',
-):                      # a `Classifier` in eval mode
+    norm: str,                # one of `NORMS`
+    arch: str | None = None,  # one of `ARCHS`; None if the profile has only one
+    regime: str = 'standard', # of the training: standard | adversarial
+    device: str | torch.device = 'cpu',
+    folder: str | Path = 'reports/published',
+) -> Classifier:              # a `Classifier` in eval mode
     """A published network that takes pixels in [0, 1].
 
     Raises ValueError, with the list of networks, unless exactly one fits, and FileNotFoundError where it cannot be fetched.
@@ -146,9 +146,9 @@ def load_published(
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #044f19e1
 def leaderboard(
-    rows,               # a frame of `read_rows`; of one profile or of several
-    attack='pgd_l2',    # whose robust accuracy counts
-):                      # one line per kind of network
+    rows: pd.DataFrame,     # a frame of `read_rows`; of one profile or of several
+    attack: str = 'pgd_l2', # whose robust accuracy counts
+) -> pd.DataFrame:          # one line per kind of network
     "Published networks by robust accuracy, with clean accuracy, LIGS and the number of seeds."
     final = rows[(rows.experiment == 'final') & rows.metric.isin(['clean_accuracy', 'robust_accuracy', 'ligs'])]
     final = final[final.attack.isna() | (final.attack == attack)]
@@ -162,6 +162,6 @@ def leaderboard(
     return lines.rename(columns=columns).reset_index()
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #6d41e33d
-def published_rows(folder='reports/published'):
+def published_rows(folder: str | Path = 'reports/published') -> pd.DataFrame:
     "The rows of all published profiles."
     return pd.concat(read_published(folder).values(), ignore_index=True)

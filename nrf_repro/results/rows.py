@@ -15,6 +15,7 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -231,8 +232,8 @@ def row_line(row): # of `complete`
     return json.dumps(kept, ensure_ascii=False, allow_nan=False) + '\n'
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #bea0775d
-def write_rows(path,  # where to, JSON lines
-               rows): # dicts of `make_row`, or a frame of `read_rows`
+def write_rows(path: str | Path, # where to, JSON lines
+               rows: pd.DataFrame | Iterable[dict]) -> Path: # dicts of `make_row`, or a frame of `read_rows`
     "Write all rows or none, and return the path. Raises `ValueError` for a row that is wrong, and `OSError` if writing fails."
     return write_atomically(path, ''.join(map(row_line, sort_rows(rows))))
 
@@ -268,7 +269,7 @@ def frame(rows): # dicts with FIELDS
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind(name)) for name in FIELDS})
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #1cc292ef
-def read_rows(*paths): # files of rows, or folders searched for *.jsonl at any depth
+def read_rows(*paths: str | Path) -> pd.DataFrame: # files of rows, or folders searched for *.jsonl at any depth
     """All rows of the files as a frame. The same row twice is one row.
 
     Raises `FileNotFoundError` without a file, and `ValueError` for a bad line or two values for one measurement.
@@ -320,7 +321,7 @@ def _printed(folder): # -> table, dataset, arch, norm, column, digits
                 yield 'table 2', r['dataset'], r['arch'], norm, column, r[f'{norm}_{what}']
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #8447f594
-def paper_rows(folder='reports/paper'): # holds table1.csv and table2.csv
+def paper_rows(folder: str | Path = 'reports/paper') -> pd.DataFrame: # holds table1.csv and table2.csv
     "The paper's tables 1 and 2 as a frame of rows (fractions), with two more columns: `table`, and `printed`, the digits as text."
     rows, empty = [], dict.fromkeys(FIELDS) | dict(experiment='paper', regime='standard')
     for table, dataset, arch, norm, column, digits in _printed(resolve_repo_path(folder)):
@@ -345,7 +346,7 @@ def printed_note(dataset, arch, norm, attack): # -> text or None
                  and (note['dataset'], note['arch'], note['norm']) == (dataset, arch, norm)), None)
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #8a55e4cd
-def read_published(folder='reports/published'): # holds a folder with rows.jsonl for each profile
+def read_published(folder: str | Path = 'reports/published') -> dict[str, pd.DataFrame]: # holds a folder with rows.jsonl for each profile
     "Profile -> frame of its published rows. Raises `FileNotFoundError` if there are none."
     found = {place.name: read_rows(place/'rows.jsonl') for place in sorted(resolve_repo_path(folder).glob('[!.]*')) if holds_rows(place)}
     if found: return found
