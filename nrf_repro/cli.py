@@ -44,6 +44,12 @@ def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_
     if data := os.environ.get('NRF_DATA'): env['NRF_DATA'] = str(Path(data).resolve())
     return subprocess.run([str(w) for w in words], env=env, pass_fds=pass_fds).returncode
 
+def _check_packages(profile, parts):
+    "Raises ModuleNotFoundError unless the packages are installed that run the jobs."
+    from nrf_repro.experiment.plan import study_jobs
+    attacked = {job['study'] for job in study_jobs(profile, parts).values()} & {'adequacy', 'regularization', 'transfer'}
+    check_installed('snakemake', 'papermill', 'ipykernel', 'nbformat', *(['torchattacks'] if attacked else []))
+
 def _check_jobs(profile, parts, pattern):
     "Raises ValueError for a pattern that no job has."
     from nrf_repro.experiment.plan import jobs, study_jobs
@@ -72,10 +78,10 @@ def _report(a, parts): # arguments
     from nrf_repro.experiment.profile import build_folder, load_profile
     from nrf_repro.experiment.store import directory_lock
     from nrf_repro.results.rows import resolve_repo_path
-    check_installed('snakemake', 'papermill', 'ipykernel', 'nbformat')   # before a folder is made
     if a.cores is not None and a.cores < 1: raise ValueError(f'--cores {a.cores}: give at least 1, or leave it out.')
     profile = load_profile(a.profile)
     _check_jobs(profile, parts, a.jobs)
+    _check_packages(profile, parts)   # before a folder is made
     folder = build_folder(profile, a.folder)
     name = Path(a.profile).resolve() if a.profile.endswith('.yaml') else a.profile
     how = ['--cores', a.cores or profile.cores or 2]
