@@ -28,6 +28,8 @@ def lazy(package, modules, old=None):
         _warn(f'{package}.{name}', f'nrf_repro.{old[name].replace(":", ".")}')
         return _load(old[name])
 
+    __getattr__.where = where   # read by docs/stubs.py
+
     def __dir__(): return sorted(where)
 
     return __getattr__, __dir__, sorted(where)

@@ -11,12 +11,13 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 
 from . import __version__
+from .options import Parser, check_installed, check_own, completion, with_extra
 
 # %% ../nbs/5_how_it_works/86_command_line.ipynb #92aeda35
 def collect(profile, parts,
@@ -35,7 +36,6 @@ def collect(profile, parts,
 # %% ../nbs/5_how_it_works/86_command_line.ipynb #80a80eb5
 def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_fds: locks that it holds
     "Run Snakemake up to a target; returns the exit status."
-    import snakemake  # noqa: F401  (an error here says what is not installed)
     from nrf_repro.results.rows import resolve_repo_path
     words = [sys.executable, '-m', 'snakemake', target, '--snakefile', resolve_repo_path('reports/Snakefile'), '--directory', folder,
              '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={jobs}', '--scheduler', 'greedy',
@@ -43,6 +43,12 @@ def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_
     env = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}')   # jobs use this Python
     if data := os.environ.get('NRF_DATA'): env['NRF_DATA'] = str(Path(data).resolve())
     return subprocess.run([str(w) for w in words], env=env, pass_fds=pass_fds).returncode
+
+def _check_packages(profile, parts):
+    "Raises ModuleNotFoundError unless the packages are installed that run the jobs."
+    from nrf_repro.experiment.plan import study_jobs
+    attacked = {job['study'] for job in study_jobs(profile, parts).values()} & {'adequacy', 'regularization', 'transfer'}
+    check_installed('snakemake', 'papermill', 'ipykernel', 'nbformat', *(['torchattacks'] if attacked else []))
 
 def _check_jobs(profile, parts, pattern):
     "Raises ValueError for a pattern that no job has."
@@ -75,12 +81,15 @@ def _report(a, parts): # arguments
     if a.cores is not None and a.cores < 1: raise ValueError(f'--cores {a.cores}: give at least 1, or leave it out.')
     profile = load_profile(a.profile)
     _check_jobs(profile, parts, a.jobs)
-    folder = build_folder(profile)
+    _check_packages(profile, parts)   # before a folder is made
+    folder = build_folder(profile, a.folder)
     name = Path(a.profile).resolve() if a.profile.endswith('.yaml') else a.profile
     how = ['--cores', a.cores or profile.cores or 2]
-    if a.cluster: how = ['--workflow-profile', resolve_repo_path(a.cluster).resolve(), *(['--jobs', a.cores] if a.cores else [])]
+    if a.cluster:
+        settings = Path(a.cluster) if Path(a.cluster).exists() else resolve_repo_path(a.cluster)
+        how = ['--workflow-profile', settings.resolve(), *(['--jobs', a.cores] if a.cores else [])]
     with directory_lock(folder, wait=False) as lock:
-        print(plan_text(profile, parts), flush=True)
+        if not a.quiet: print(plan_text(profile, parts), flush=True)
         for draft in (folder / 'notebooks').glob('.*.ipynb'): draft.unlink()    # of notebooks that were killed
         def make(target, *more): return snakemake(name, parts, folder, a.jobs, target, *how, *more, pass_fds=[lock.fileno()])
         if a.dry_run: return make('measure', '--dry-run')
@@ -98,9 +107,21 @@ MODULES = {  # commands of other modules, which are imported only for the comman
     'gather': ('experiment.archive', 'copy runs of another machine into the build folder, after checks'),
     'restore': ('experiment.restore', 'put published rows and networks back into the build folder, to render their report again')}
 
+OUTPUTS = dict(measure=('out', 'rows'), compare=('out',))   # options that name a file to write; - is standard output
+
+EXAMPLES = """examples:
+  nrf-repro plan cifar-small --no-costs      what a profile would run
+  nrf-repro report tiny --dry-run            the jobs of a report
+  nrf-repro restore cifar-cpu --folder old   published rows, to render their report again
+  nrf-repro compare demo cifar-small         which published results differ
+  nrf-repro measure my_models:make_net my_images --limit 100 --out my_net.html
+"""
+
 def _add_report_arguments(add):
     add('--cores', type=int, help='number of jobs at once')
     add('--jobs', default='*', help="run only jobs whose name matches this pattern, such as 'vgg11-*-standard-0'")
+    add('--folder', help='the build folder; default: reports/build/<profile> in a clone, else nrf-build/<profile>')
+    add('--quiet', action='store_true', help='do not print the plan')
     add('--dry-run', action='store_true', help='only print what would be run')
     add('--cluster', help='run the jobs on a cluster: folder with a Snakemake profile, such as reports/slurm')
     add('--render', action='store_true', help='run nothing; render the report of the finished runs')
@@ -122,21 +143,27 @@ def _check_report_arguments(a):
     if data and not Path(data).is_dir(): raise FileNotFoundError(f'The data folder {data} is not there: correct NRF_DATA or --data, or leave it out.')
 
 # %% ../nbs/5_how_it_works/86_command_line.ipynb #2e82a0c4
-def build_parser(command=None): # the command that is given, if known
+def build_parser(command=None): # the command that is given, if known; 'all': every one
     "Build the argument parser; the options of commands in other modules are added only for `command`."
-    p = argparse.ArgumentParser('nrf-repro', description='Does batch normalisation learn non-robust features? Reproduce, measure, report.')
+    p = Parser('nrf-repro', description='Does batch normalisation learn non-robust features? Reproduce, measure, report.',
+               epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
-    sub = p.add_subparsers(dest='command', required=True)
+    sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     def add_command(name, help, profile=True, parts=True):
-        c = sub.add_parser(name, help=help, description=help)
-        if profile: c.add_argument('--profile', default='demo', help='name of a profile in reports/profiles, or the path of a .yaml file')
+        c = p.commands[name] = sub.add_parser(name, help=help, description=help)
+        if profile:
+            c.add_argument('named', nargs='?', metavar='PROFILE', help='name of a profile, or the path of a .yaml file; default: demo')
+            c.add_argument('--profile', help='the same')
         if profile and parts: c.add_argument('--all', action='store_true', help='run the extension as well as the core')
         return c
     _add_report_arguments(add_command('report', 'run what is missing and render the report').add_argument)
     c = add_command('plan', 'print what a profile would run, and its costs')
     c.add_argument('--speed', type=float, help='multiply-adds a second, such as 2e13; default: measured here, which takes seconds')
     c.add_argument('--no-costs', action='store_true', help='print only what would be run')
-    add_command('publish', 'copy report, rows, executed notebooks and networks to reports/published', parts=False)
+    c.add_argument('--json', action='store_true', help='print what would be run as JSON')
+    c = add_command('publish', 'copy report, rows, executed notebooks and networks to reports/published', parts=False)
+    c.add_argument('--folder', help='the build folder')
+    c.add_argument('--to', help='folder of published profiles; default: reports/published of the clone')
     add_command('rows', 'collect the rows of the finished runs').add_argument('--folder', help='the build folder')
     c = add_command('notebook', 'execute a template notebook with checked parameters', profile=False)
     c.add_argument('template')
@@ -144,10 +171,12 @@ def build_parser(command=None): # the command that is given, if known
     c.add_argument('--parameters', default='{}', help='parameters as JSON')
     c.add_argument('--done', help='marker file to write at the end')
     for name, (module, help) in MODULES.items():
-        c = add_command(name, help, profile=False)
-        if command == name:
+        c = add_command(name, help, profile=name == 'restore', parts=False)
+        if command in (name, 'all'):
             module = import_module(f'nrf_repro.{module}')
             module.add_arguments(c).set_defaults(do=module.run)
+            if name in OUTPUTS: c.add_argument('--force', action='store_true', help='overwrite a file that nrf_repro did not write')
+    add_command('completion', 'print a script that completes commands and options in bash', profile=False)
     return p
 
 # %% ../nbs/5_how_it_works/86_command_line.ipynb #03a1548f
@@ -159,14 +188,35 @@ def _parse_parameters(text):
 
 def _print_plan(a, parts, profile):
     if a.speed is not None and not 0 < a.speed < float('inf'): raise ValueError(f'--speed {a.speed}: give multiply-adds a second, such as 2e13.')
+    if a.json:
+        from nrf_repro.experiment.plan import plan_table
+        return print(plan_table(profile, parts).to_json(orient='records', indent=1))
     print(plan_text(profile, parts), flush=True)
     if a.no_costs: return
     from nrf_repro.experiment.costs import costs_text
     print(costs_text(profile, parts, a.speed))
 
+def _check_profile(a):
+    "The profile as `a.profile`: given by name, by --profile, or demo. Raises ValueError for two profiles."
+    if 'named' not in a: return
+    if a.named and a.profile and a.named != a.profile: raise ValueError(f'two profiles, {a.named} and {a.profile}: leave one of them out.')
+    a.profile = a.named or a.profile or 'demo'
+
+def _run_module(a):
+    "Run a command of another module. Where a file goes to standard output, what the command prints goes to the standard error."
+    options = OUTPUTS.get(a.command, ())
+    streamed = [name for name in options if getattr(a, name) == '-']
+    if len(streamed) > 1: raise ValueError(f'--{streamed[0]} - and --{streamed[1]} - would be mixed: name a file for one of them.')
+    for name in streamed: setattr(a, name, '/dev/stdout')
+    for name in options:
+        if getattr(a, name) and not a.force: check_own(f'--{name}', getattr(a, name))
+    with redirect_stdout(sys.stderr) if streamed else nullcontext(): return a.do(a)
+
 def run(a): # arguments
     "Run the command; returns the exit status."
-    if a.command in MODULES: return a.do(a)
+    _check_profile(a)
+    if a.command in MODULES: return _run_module(a)
+    if a.command == 'completion': return print(completion(build_parser('all')))
     if a.command == 'notebook':
         from nrf_repro.experiment.notebooks import run_notebook
         return run_notebook(a.template, a.out, _parse_parameters(a.parameters), a.done) or 0
@@ -183,8 +233,8 @@ def run(a): # arguments
     if a.command == 'rows': print(f'{len(collect(profile, parts, build_folder(profile, a.folder)))} rows')
     if a.command == 'publish':
         from nrf_repro.experiment.published import publish
-        from nrf_repro.results.rows import resolve_repo_path
-        print(publish(profile, build_folder(profile), resolve_repo_path('reports') / 'published'))
+        from nrf_repro.results.rows import checkout_path
+        print(publish(profile, build_folder(profile, a.folder), a.to or checkout_path('reports/published', 'pass --to FOLDER')))
     return 0
 
 # %% ../nbs/5_how_it_works/86_command_line.ipynb #71f27704
@@ -224,9 +274,10 @@ def main(argv=None):
     words = sys.argv[1:] if argv is None else argv
     with _safe_printing():
         try: return run(build_parser(next(iter(words), None)).parse_args(words))
-        except KeyboardInterrupt:
-            print('Interrupted; what is finished is kept, run again to continue.', file=sys.stderr)
+        except KeyboardInterrupt as e:
+            print(str(e) or 'Interrupted; what is finished is kept, run again to continue.', file=sys.stderr)
             return 130
+        except BrokenPipeError: return 0   # the reader of the output has seen enough
         except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as e:
-            print(f'nrf-repro: {e}', file=sys.stderr, flush=True)
+            print(f'nrf-repro: {with_extra(str(e))}', file=sys.stderr, flush=True)
             return 2

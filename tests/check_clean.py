@@ -13,13 +13,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / 'docs'))
 import chapter_links
+import stubs
 
 BIN = Path(sys.executable).parent
 
 
 def contents():
     "Every file that could change, by its hash."
-    files = [*ROOT.glob('nbs/**/*.ipynb'), *ROOT.glob('reports/notebooks/*.ipynb'), *ROOT.glob('nrf_repro/**/*.py'), *ROOT.glob('README*')]
+    files = [*ROOT.glob('nbs/**/*.ipynb'), *ROOT.glob('reports/notebooks/*.ipynb'), *ROOT.glob('nrf_repro/**/*.py'), *ROOT.glob('nrf_repro/**/*.pyi'), *ROOT.glob('README*')]
     return {p.relative_to(ROOT): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -27,6 +28,7 @@ def export_and_clean():
     chapter_links.write_links(ROOT)
     for words in (['nbdev_export'], ['nbdev_clean'], ['nbdev_clean', '--fname', 'reports/notebooks']):
         subprocess.run([BIN / words[0], *words[1:]], cwd=ROOT, check=True)
+    stubs.write_stubs(ROOT)
     subprocess.run([sys.executable, ROOT / 'docs/readme.py'], cwd=ROOT, check=True)
 
 

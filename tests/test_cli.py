@@ -113,3 +113,129 @@ def test_every_template_checks_all_its_parameters_first(path):
     names = [n.targets[0].id for n in ast.parse(''.join(cells[0]['source'])).body]
     call = ast.parse(''.join(cells[1]['source'])).body[-1].value
     assert call.func.id == 'check_parameters' and [k.arg for k in call.keywords] == names
+
+
+# --- what was meant, and what is refused ---
+
+def command(*words, cwd=None, **env):
+    return subprocess.run([sys.executable, '-m', 'nrf_repro', *map(str, words)], cwd=cwd or ROOT, env=os.environ | dict(PYTHONPATH=str(ROOT)) | env,
+                          capture_output=True, text=True)
+
+
+def refused(capsys, *words):
+    "The message of a command that ends with status 2."
+    try: status = main([str(word) for word in words])
+    except SystemExit as e: status = e.code
+    said = capsys.readouterr()
+    assert status == 2 and 'Traceback' not in said.err
+    return said.err
+
+
+@pytest.mark.parametrize('words, message', [
+    ('measure net digits --eps 8/255', 'unrecognized arguments: --eps 8/255. Did you mean --linf or --l2?'), ('measure net digits --cuda', 'Did you mean --device?'),
+    ('measure net digits --lmit 3', 'Did you mean --limit?'), ('mesure net digits', 'Did you mean measure?'), ('report demo --core 3 --job x --nothing', '--nothing'),
+    ('plan dmeo', "Unknown profile 'dmeo' (did you mean demo?): choose one of"), ('plan huge', "Unknown profile 'huge': choose one of"),
+    ('plan tiny --profile demo', 'two profiles, tiny and demo: leave one of them out.'), ('measure vgg11 digits --rows - --out -', '--out - and --rows - would be mixed'),
+    ('measure vgg11 digits --threads 0', '--threads 0: give at least 1')])
+def test_a_misspelt_word_is_answered_with_what_was_meant(capsys, words, message): assert message in refused(capsys, *words.split())
+
+
+@pytest.mark.parametrize('device, message', [
+    ('cuda', "device 'cuda': torch finds none on this machine. Leave the device out, or choose cpu."), ('gpu', "device 'cuda': torch finds none"),
+    ('cuda:1', "device 'cuda:1': torch finds none"), ('abacus', "device 'abacus' is unknown: choose cpu, cuda, cuda:1 or mps."), ('cpu:7', "this machine has 1 of them")])
+def test_a_device_that_is_not_there(capsys, monkeypatch, device, message):
+    import torch
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert message in refused(capsys, 'measure', 'no_model', 'digits', '--device', device)
+
+
+def test_a_profile_is_named_in_two_ways(capsys):
+    assert main(['plan', 'tiny', '--no-costs']) == 0
+    one = capsys.readouterr().out
+    assert main(['plan', '--profile', 'tiny', '--no-costs']) == 0
+    assert capsys.readouterr().out == one and 'Profile tiny' in one
+    assert main(['plan', 'tiny', '--json']) == 0
+    assert sum(line['networks'] for line in json.loads(capsys.readouterr().out)) == 4
+
+
+MODELS = 'from torch import nn\ndef make_net(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))\n'
+
+
+@pytest.fixture
+def own(tmp_path):
+    "A folder with a module of models and a folder of images."
+    from PIL import Image
+    (tmp_path / 'my_models.py').write_text(MODELS)
+    for i, name in enumerate('ab'):
+        (tmp_path / 'my_images' / name).mkdir(parents=True)
+        for k in range(3): Image.new('RGB', (32, 32), (90 * i + k, 40, 90)).save(tmp_path / f'my_images/{name}/{k}.png')
+    return tmp_path
+
+
+def examples():
+    "The commands in `nrf-repro --help`, without what they are for."
+    return [line.split('   ')[0].split()[1:] for line in cli.EXAMPLES.splitlines() if line.startswith('  nrf-repro')]
+
+
+@pytest.mark.parametrize('words', examples(), ids=' '.join)
+def test_the_examples_of_the_help_run(own, words):
+    said = command(*words, *(['--size', '32'] if 'my_images' in words else []), cwd=own)
+    assert said.returncode == 0 and said.stdout + said.stderr, said.stderr[-1500:]
+
+
+MEASURE = 'measure my_models:make_net my_images --size 32 --limit 4 --steps 1 --checks 0'.split()
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(own):
+    (own / 'thesis.html').write_text('<html>years of work')
+    (own / 'notes.jsonl').write_text('{"a": 1}')
+    for option, name in (('--out', 'thesis.html'), ('--rows', 'notes.jsonl')):
+        before, said = (own / name).read_bytes(), command(*MEASURE, option, name, cwd=own)
+        assert said.returncode == 2 and f'nrf-repro: {option} {name} is a file that nrf_repro did not write: choose another name, or pass --force' in said.stderr
+        assert (own / name).read_bytes() == before and 'Traceback' not in said.stderr
+    for _ in range(2): assert command(*MEASURE, '--out', 'own.html', '--rows', 'own.jsonl', '--quiet', cwd=own).returncode == 0   # its own may be
+    said = command(*MEASURE, '--out', 'thesis.html', '--force', '--quiet', cwd=own)
+    assert said.returncode == 0 and not said.stdout and not said.stderr and 'generator' in (own / 'thesis.html').read_text()[:400]
+
+
+def test_results_as_json_and_into_standard_output(own):
+    found = json.loads(command(*MEASURE, '--json', cwd=own).stdout)
+    assert {'name', 'facts', 'results', 'checks'} == set(found) and 0 <= found['results'][0]['value'] <= 1
+    said = command(*MEASURE, '--rows', '-', cwd=own)
+    assert said.returncode == 0 and len([json.loads(line) for line in said.stdout.splitlines()]) == len(found['results']) and '# my_models' in said.stderr
+    assert '%|' not in said.stderr      # no bar without a terminal
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(own):
+    words = ' '.join([sys.executable, '-m', 'nrf_repro', *MEASURE, '--rows', '-', '2>err'])
+    run = subprocess.run(f'{words} | true; echo ${{PIPESTATUS[0]}}', shell=True, executable='/bin/bash', cwd=own, env=os.environ | dict(PYTHONPATH=str(ROOT)),
+                         capture_output=True, text=True)
+    assert run.stdout == '0\n' and 'Traceback' not in (own / 'err').read_text() and 'nrf-repro: /dev' not in (own / 'err').read_text()
+
+
+def test_an_interrupted_measurement_says_what_was_written(own, monkeypatch, capsys):
+    from nrf_repro.measure import command as measuring
+    def interrupt(*a, **k): raise KeyboardInterrupt
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(measuring, 'measure', interrupt)
+    assert main([*MEASURE, '--rows', 'rows.jsonl']) == 130
+    assert capsys.readouterr().err.endswith('Interrupted; nothing was written.\n') and not (own / 'rows.jsonl').exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(own)
+    from nrf_repro.measure.measurement import Measurement
+    monkeypatch.setattr(Measurement, 'to_html', interrupt)
+    assert main([*MEASURE, '--rows', 'rows.jsonl', '--out', 'page.html']) == 130
+    assert capsys.readouterr().err.endswith('Interrupted; rows.jsonl was written before.\n') and (own / 'rows.jsonl').is_file()
+
+
+def test_completion_knows_commands_and_options():
+    script = main_output('completion')
+    run = subprocess.run(['bash', '-c', f'{script}\nCOMP_WORDS=(nrf-repro measure --st); COMP_CWORD=2; _nrf_repro; echo "${{COMPREPLY[@]}}"'],
+                         capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ['--standardize', '--steps', '--strict']
+
+
+def main_output(*words):
+    said = command(*words)
+    assert said.returncode == 0 and not said.stderr, said.stderr
+    return said.stdout

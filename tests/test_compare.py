@@ -156,7 +156,7 @@ def test_a_line_that_is_damaged_is_named(rows, tmp_path):
 def test_outside_a_checkout_verdicts_are_left_out_and_it_says_so(rows, tmp_path, monkeypatch, capsys, more):
     for name in 'ab': write_rows(tmp_path / f'{name}.jsonl', [one(.5, experiment='measure', arch='net')])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(results, 'PACKAGE', tmp_path / 'site/nrf_repro')
+    monkeypatch.setattr(results, 'CHECKOUT', tmp_path / 'site')
     assert main(['compare', 'a.jsonl', 'b.jsonl', '--out', 'page.html', *more]) == 0
     said, html = capsys.readouterr().out, (tmp_path / 'page.html').read_text()
     assert 'id="differences"' in html and 'id="verdicts"' not in html

@@ -94,17 +94,17 @@ def _named(attack):
 
 # %% ../../nbs/2_robustness/09_robust_accuracy.ipynb #2d34ab41
 def robust_correct(
-    model,                     # any nn.Module: images in [0, 1] -> n k logits
-    x,                         # n ... float32 or float64, in [0, 1]
-    y,                         # n true labels
-    attack,                    # an Attack, or a list or dict of several, all of which an image must withstand
+    model: torch.nn.Module,               # any nn.Module: images in [0, 1] -> n k logits
+    x: torch.Tensor,                      # n ... float32 or float64, in [0, 1]
+    y: torch.Tensor,                      # n true labels
+    attack: Attack | list | tuple | dict, # an Attack, or a list or dict of several, all of which an image must withstand
     *,
-    batch_size=256,            # images at once: memory and speed, not the result
-    criterion='any_step',      # misclassified at any step, the clean image included | 'last_step': after the last step
-    target=None,               # n labels to reach, for a targeted attack
-    bf16=False,                # gradients in bfloat16 except in the last tenth of the steps: faster where the processor supports it
-    return_adversarial=False,  # also the examples, and which attack succeeded
-):
+    batch_size: int = 256,                # images at once: memory and speed, not the result
+    criterion: str = 'any_step',          # misclassified at any step, the clean image included | 'last_step': after the last step
+    target: torch.Tensor | None = None,   # n labels to reach, for a targeted attack
+    bf16: bool = False,                   # gradients in bfloat16 except in the last tenth of the steps: faster where the processor supports it
+    return_adversarial: bool = False,     # also the examples, and which attack succeeded
+) -> Any:
     """Which images the model classifies correctly under attack: bool[n]; with `return_adversarial` a `Robust`.
 
     Raises TypeError or ValueError for a wrong input, for a model without gradient, or if no image has a finite one.

@@ -8,6 +8,7 @@ __all__ = ['optimised_inference']
 # %% ../../nbs/5_how_it_works/35_inference.ipynb #99267de1
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -201,9 +202,9 @@ def _optimised(model, *batches):  # model: frozen; batches: images on which a co
 # %% ../../nbs/5_how_it_works/35_inference.ipynb #ad7ee798
 @contextmanager
 def optimised_inference(
-    model,  # any nn.Module: images in [0, 1] -> n k logits
-    x,      # n ... images on which a copy is compared with it
-):
+    model: nn.Module, # any nn.Module: images in [0, 1] -> n k logits
+    x: torch.Tensor,  # n ... images on which a copy is compared with it
+) -> Iterator[nn.Module]:
     """A context that yields a frozen, faster copy of the model, or the model where none is equivalent.
 
     Afterwards the model is as it was before. Raises ValueError as `frozen` does.

@@ -8,7 +8,7 @@ __all__ = ['PERTURBATION_SETS', 'LOSSES', 'PAPER_ATTACKS', 'l2_norm', 'Perturbat
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #088e5bee
 from dataclasses import dataclass
-from typing import Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,9 +83,9 @@ def ce_gradient(
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #cbf17f08
 def margin(
-    z,  # n k logits
-    y,  # n labels
-):      # n, in the precision of z
+    z: torch.Tensor, # n k logits
+    y: torch.Tensor, # n labels
+) -> torch.Tensor:   # n, in the precision of z
     "The largest other logit minus the label's: above 0 the image is misclassified."
     return z.scatter(1, y[:, None], -torch.inf).amax(1) - z.gather(1, y[:, None])[:, 0]
 
@@ -154,14 +154,14 @@ def _plain_gradient(net, x, y, loss, targeted=False):
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #5d6029fe
 def input_gradient(
-    model,          # any nn.Module: images in [0, 1] -> n k logits
-    x,              # n ... float32 or float64
-    y,              # n labels
+    model: torch.nn.Module,             # any nn.Module: images in [0, 1] -> n k logits
+    x: torch.Tensor,                    # n ... float32 or float64
+    y: torch.Tensor,                    # n labels
     *,
-    loss='ce',      # 'ce' | 'cw', the margin | a function (logits, y) -> dL/dlogits
-    stable=True,    # dL/dlogits in float64 at unit length | False: autograd's plain gradient
-    target=None,    # n labels to reach, instead of y to leave
-):                  # n ...
+    loss: str | Callable = 'ce',        # 'ce' | 'cw', the margin | a function (logits, y) -> dL/dlogits
+    stable: bool = True,                # dL/dlogits in float64 at unit length | False: autograd's plain gradient
+    target: torch.Tensor | None = None, # n labels to reach, instead of y to leave
+) -> torch.Tensor:                      # n ...
     """The gradient of the loss in the pixels, image by image; the stable one for a dL/dlogits of length 1.
 
     Raises TypeError or ValueError for a wrong input, or if the logits depend on x and have no gradient.
@@ -179,15 +179,19 @@ class Attack:
 
     Raises ValueError for a value that defines no attack.
     """
-    ball: str                   # perturbation set: 'l2' | 'linf' | an object with project, steepest and random, see `PerturbationSet`
+    ball: str | PerturbationSet # perturbation set: 'l2' | 'linf' | an object with project, steepest and random, see `PerturbationSet`
     eps: float                  # radius, in pixels of [0, 1]
-    loss: str                   # 'ce': cross-entropy | 'cw': the margin | a function (logits, y) -> dL/dlogits
+    loss: str | Callable        # 'ce': cross-entropy | 'cw': the margin | a function (logits, y) -> dL/dlogits
     steps: int                  # gradient steps
     step_size: float            # length of a step in the norm of the set, in pixels of [0, 1]
     random_start: bool = False  # start at a random point of the set, drawn for each image
     restarts: int = 1           # runs, each from another random start; the best is kept for each image
     targeted: bool = False      # y are labels to reach, not labels to leave
     seed: int = 0               # of the random starts
+
+    if TYPE_CHECKING:           # later cells define these
+        def __call__(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor: ...
+        def run(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, **how: Any) -> Any: ...
 
     def __post_init__(self): _check_attack(self)
 
@@ -304,13 +308,13 @@ PAPER_ATTACKS = dict(                                                           
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #bc354e1e
 def gradient_underflows(
-    model,            # any nn.Module: images in [0, 1] -> n k logits
-    x,                # n ... in [0, 1]; in the precision that is to be tested
-    y,                # n labels
+    model: torch.nn.Module, # any nn.Module: images in [0, 1] -> n k logits
+    x: torch.Tensor,        # n ... in [0, 1]; in the precision that is to be tested
+    y: torch.Tensor,        # n labels
     *,
-    batch_size=256,   # images at once
-    below=1e-10,      # l2 norm below which a gradient counts as lost: torchattacks adds as much before it divides
-):                    # bool[n]
+    batch_size: int = 256,  # images at once
+    below: float = 1e-10,   # l2 norm below which a gradient counts as lost: torchattacks adds as much before it divides
+) -> torch.Tensor:          # bool[n]
     """The images whose plain cross-entropy gradient has underflowed, or is NaN or infinite.
 
     Raises TypeError or ValueError as `input_gradient` does.

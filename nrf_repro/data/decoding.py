@@ -76,7 +76,7 @@ def decode_all(
 ):           # uint8, [n, c, h, w]
     "Decode items in threads and return them as one tensor. Raises `ValueError` for different shapes and for too many images."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = tqdm(pool.map(decode, items), Path(what).name, len(items), disable=len(items) < 2000, mininterval=1)
+        done = tqdm(pool.map(decode, items), Path(what).name, len(items), disable=len(items) < 2000 or None, mininterval=1)
         for i, im in enumerate(done):
             if i == 0:
                 _check_memory(len(items), im.nbytes)

@@ -70,8 +70,8 @@ def _class_names(folder):
 
 # %% ../../nbs/5_how_it_works/29_folders.ipynb #447aaf64
 def class_images(
-    folder,  # with one folder for each class
-):           # class names, image files, labels: three lists
+    folder: str | Path,       # with one folder for each class
+) -> tuple[list, list, list]: # class names, image files, labels: three lists
     "Return the images of class folders. Raises `FileNotFoundError` if there are none or a class is empty."
     names = _class_names(folder)
     found = [_images_in(Path(folder, name)) for name in names]

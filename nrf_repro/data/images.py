@@ -9,6 +9,7 @@ __all__ = ['Images', 'balanced']
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +28,13 @@ class Images:
     name: str         # of the data set
     split: str        # train | test
     lossless: torch.Tensor | None = None  # bool, [n]: False for images that were stored as JPEG; None: unknown
+
+    if TYPE_CHECKING:  # later cells define these
+        def pixels(self, device: str | torch.device = 'cpu', dtype: torch.dtype = torch.float32) -> torch.Tensor: ...
+        def __getitem__(self, idx: Any) -> 'Images': ...
+        def to(self, device: str | torch.device) -> 'Images': ...
+        @property
+        def fingerprint(self) -> str: ...
 
     def __post_init__(self): _check_images(self)
     def __len__(self): return len(self.y)
@@ -123,11 +131,11 @@ def digits(split):  # train (1,297 images) | test (500 images)
 
 # %% ../../nbs/5_how_it_works/26_images.ipynb #5e678563
 def balanced(
-    y,           # [n] labels
-    n,           # number of indices to return
-    *, seed=0,   # of the order within each class
-    first=None,  # bool, [n]: images to prefer
-):               # [n] indices
+    y: torch.Tensor,                   # [n] labels
+    n: int,                            # number of indices to return
+    *, seed: int = 0,                  # of the order within each class
+    first: torch.Tensor | None = None, # bool, [n]: images to prefer
+) -> torch.Tensor:                     # [n] indices
     "Return the indices of `n` images, one of each class in turn, in a seeded order."
     y = np.asarray(y)
     order = np.random.RandomState(seed).permutation(len(y))  # NumPy guarantees that this stream does not change

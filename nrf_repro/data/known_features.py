@@ -6,8 +6,10 @@
 __all__ = ['synthetic', 'reliance', 'testbed']
 
 # %% ../../nbs/2_robustness/05_data.ipynb #78495f3c
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -44,8 +46,17 @@ class Synthetic:
     seed: int            # seed of the noise
     split: str = 'train' # train | test
 
+    if TYPE_CHECKING:    # later cells define these
+        @property
+        def eps(self) -> float: ...
+        def render(self) -> np.ndarray: ...
+        def distance(self, amp: float) -> float: ...
+        def swap_rf(self, to: Any = None) -> 'Synthetic': ...
+        def swap_nrf(self, to: Any = None) -> 'Synthetic': ...
+        def conflict(self) -> 'Synthetic': ...
+
     @cached_property
-    def images(self): return _as_images(self)  # `Images`, 8 bits
+    def images(self) -> Images: return _as_images(self)  # `Images`, 8 bits
 
 # %% ../../nbs/2_robustness/05_data.ipynb #864de334
 @patch
@@ -65,16 +76,16 @@ def _as_images(bed):
 
 # %% ../../nbs/2_robustness/05_data.ipynb #d41008b9
 def synthetic(
-    n,             # number of images, labels balanced
-    *, p_r=.8,     # probability that the RF shows the label; otherwise another class
-    p_n=.95,       # the same for the NRF
-    amp_r=.12,     # root mean square of the RF in pixels of [0, 1]: 31 grey levels
-    amp_n=4/255,   # root mean square of the NRF: 4 grey levels
-    noise=.03,     # standard deviation of the noise
-    classes=10,    # 2 to 10
-    size=32,       # side of the images, a multiple of 8
-    seed=0,        # of features and noise
-    split='train', # name of the split
+    n: int,               # number of images, labels balanced
+    *, p_r: float = .8,   # probability that the RF shows the label; otherwise another class
+    p_n: float = .95,     # the same for the NRF
+    amp_r: float = .12,   # root mean square of the RF in pixels of [0, 1]: 31 grey levels
+    amp_n: float = 4/255, # root mean square of the NRF: 4 grey levels
+    noise: float = .03,   # standard deviation of the noise
+    classes: int = 10,    # 2 to 10
+    size: int = 32,       # side of the images, a multiple of 8
+    seed: int = 0,        # of features and noise
+    split: str = 'train', # name of the split
 ) -> Synthetic:
     "Return a testbed with these settings. Raises `ValueError` for settings out of range or that would clip pixels."
     _check_settings(n, p_r, p_n, amp_r, amp_n, noise, classes, size)
@@ -136,9 +147,9 @@ def conflict(self: Synthetic) -> Synthetic:
 
 # %% ../../nbs/2_robustness/05_data.ipynb #3c30c66c
 def reliance(
-    predict,    # pixels in [0, 1], [n, c, h, w] -> [n] labels
-    bed,        # `Synthetic`
-) -> dict:      # rf, nrf, neither: shares of the images, with sum 1
+    predict: Callable, # pixels in [0, 1], [n, c, h, w] -> [n] labels
+    bed: Synthetic,    # `Synthetic`
+) -> dict:             # rf, nrf, neither: shares of the images, with sum 1
     "Return how often a classifier follows the RF and the NRF on images where they conflict."
     bed = bed.conflict()
     predicted = np.asarray(predict(bed.images.pixels()))
@@ -147,8 +158,8 @@ def reliance(
 
 # %% ../../nbs/2_robustness/05_data.ipynb #68334334
 def testbed(
-    split,      # train (2,000 images) | test (1,000 images)
-    **settings, # of `synthetic`
+    split: str,      # train (2,000 images) | test (1,000 images)
+    **settings: Any, # of `synthetic`
 ) -> Synthetic:
     "Return a split of the testbed; the splits share the patterns and differ in features and noise. Raises `ValueError` as `synthetic` does."
     own = dict(train=dict(n=2000, seed=0), test=dict(n=1000, seed=1))[split]

@@ -138,11 +138,11 @@ def _imagenet(split, root, size, limit):
 
 # %% ../../nbs/5_how_it_works/30_loading.ipynb #4d40a801
 def load(
-    name,          # one of `KNOWN`, or the path of a folder with train/ and test/ (or val/) of class folders
-    split,         # train | test
-    *, root=None,  # folder that holds data sets; None: $NRF_DATA, else ./data
-    limit=None,    # number of images, balanced over the classes, lossless images first; None: all
-    size=None,     # side of the images, for class folders only
+    name: str | Path,                  # one of `KNOWN`, or the path of a folder with train/ and test/ (or val/) of class folders
+    split: str,                        # train | test
+    *, root: str | Path | None = None, # folder that holds data sets; None: $NRF_DATA, else ./data
+    limit: int | None = None,          # number of images, balanced over the classes, lossless images first; None: all
+    size: int | None = None,           # side of the images, for class folders only
 ) -> Images:
     """Return a data set in memory, in the order of its files; with a limit, in the order of `balanced`.
 

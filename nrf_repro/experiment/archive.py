@@ -357,7 +357,7 @@ def add_arguments(parser):
     add('--profile', required=True, help='the profile of the runs')
     add('--source', action='append', default=[], dest='sources', metavar='HASH', help='accept rows of the code with this source hash; may be given again')
     add('--data', help='folder of the data sets; the same as NRF_DATA')
-    add('--folder', help='the build folder; default: reports/build/<profile>')
+    add('--folder', help='the build folder; default: reports/build/<profile> in a clone, else nrf-build/<profile>')
     return parser
 
 def run(a) -> int: # arguments

@@ -199,14 +199,15 @@ def report_within(a, parts) -> int: # arguments of `nrf-repro report`; the exit 
     "Spend the budget and print the result: 0 if no network failed. Raises ValueError for a bad argument."
     end, profile = time.monotonic() + seconds_of(a.budget), load_profile(a.profile)
     if a.parallel is not None and a.parallel < 1: raise ValueError(f'--parallel {a.parallel}: give at least 1, or leave it out.')
-    folder, parallel = build_folder(profile), a.parallel or default_parallel(profile)
+    folder, parallel = build_folder(profile, a.folder), a.parallel or default_parallel(profile)
     archive = Path(a.archive) if a.archive else folder / 'archive.zip'
     if archive.suffix != '.zip' or archive.is_dir(): raise ValueError(f'--archive {archive}: name a file that ends with .zip.')
     if a.archive and not archive.absolute().parent.is_dir(): raise FileNotFoundError(f'--archive {archive}: there is no folder {archive.parent}; make it first.')
     print(f'{parallel} networks at once; the archive is {archive}', flush=True)
     spent, packed = within(profile, parts, folder, end, parallel, archive)
     _print_result(spent, packed)
-    if packed: print(f'To render the report: nrf-repro report --profile {a.profile} --render{" --all" if a.all else ""}')
+    where = f' --folder {a.folder}' if a.folder else ''
+    if packed: print(f'To render the report: nrf-repro report --profile {a.profile} --render{" --all" if a.all else ""}{where}')
     return 1 if spent.failed else 0
 
 # %% ../../nbs/5_how_it_works/56_budget.ipynb #0b544502

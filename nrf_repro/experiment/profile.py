@@ -9,13 +9,14 @@ __all__ = ['Profile', 'profiles', 'load_profile']
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from ..results.rows import CONTROLS, NAMED_NORMS, resolve_repo_path
+from ..results.rows import CHECKOUT, CONTROLS, NAMED_NORMS, resolve_repo_path
 from ..results.schema import Count, Flag, Natural, Number, Place, Positive, Settings, Text, parse, read_yaml
 
 # %% ../../nbs/5_how_it_works/49_profile.ipynb #ea35fa1c
@@ -236,16 +237,18 @@ def _check_study(profile, name, given, place):
         raise ValueError(f'{place} takes {lost[0]}, which no grid trains. Add it to a grid, or remove it here.')
 
 # %% ../../nbs/5_how_it_works/49_profile.ipynb #1c1e5287
-def profiles(folder='reports/profiles') -> list:
-    "The names of the profiles in a folder of the checkout."
+def profiles(folder: str | Path = 'reports/profiles') -> list:
+    "The names of the profiles in a folder."
     return sorted(p.stem for p in resolve_repo_path(folder).glob('*.yaml'))
 
-def load_profile(name,                      # of a file in `folder`, or the path of a .yaml file
-                 folder='reports/profiles'):
+def load_profile(name: str | Path, # of a file in `folder`, or the path of a .yaml file
+                 folder: str | Path = 'reports/profiles') -> Profile:
     "A checked `Profile`. Raises ValueError with file, line and key of a mistake, or if there is no such profile."
     path = Path(name) if str(name).endswith('.yaml') else resolve_repo_path(folder) / f'{name}.yaml'
     if not path.is_file():
-        raise ValueError(f'Unknown profile {str(name)!r}: choose one of {", ".join(profiles(folder))}, or give the path of a .yaml file.')
+        near = get_close_matches(Path(name).stem, profiles(folder), 1)
+        raise ValueError(f'Unknown profile {str(name)!r}{f" (did you mean {near[0]}?)" if near else ""}: choose one of {", ".join(profiles(folder))}, '
+                         'or give the path of a .yaml file.')
     values, place = read_yaml(path)
     return parse_profile(values, path.stem, place)
 
@@ -259,6 +262,10 @@ def check_name(profile,                    # as for `load_profile`
         if own.is_file() and ours.is_file() and not ours.samefile(own):
             raise ValueError(f'{own}: {own.stem!r} is a profile of {folder}, and its runs and report would be overwritten. Give the file another name.')
 
+def build_root():
+    "The folder of the build folders: reports/build of the checkout, or nrf-build in the working directory if the package is installed."
+    return CHECKOUT / 'reports/build' if CHECKOUT else Path('nrf-build')
+
 def build_folder(profile, folder=None):
     "The folder of a profile's runs, rows and report."
-    return Path(folder) if folder else resolve_repo_path('reports') / 'build' / profile.name
+    return Path(folder) if folder else build_root() / profile.name

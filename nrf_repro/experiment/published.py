@@ -6,17 +6,19 @@
 __all__ = ['published_networks', 'load_published', 'leaderboard']
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #e82189b1
+import hashlib
 import shutil
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from .notebooks import portable
 from .profile import NetworkId
 from .provenance import origin_of
 from .store import WEIGHTS, read_json, weights_file, write_json
-from ..models import load_model, model_config, save_model
-from ..results.rows import resolve_repo_path, read_rows
+from ..models import Classifier, load_model, model_config, save_model
+from ..results.rows import resolve_repo_path, read_published
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #2fdc7954
 NETWORK_FIELDS = tuple(NetworkId.__dataclass_fields__)
@@ -83,32 +85,54 @@ def publish(profile, # `Profile`
     shutil.rmtree(old, ignore_errors=True)
     return out
 
+# %% ../../nbs/5_how_it_works/58_published.ipynb #a79beeda
+REGISTRY = 'registry.json'   # of an installed package: name -> dict(sha256, url, config); setup.py writes it
+
+def _cache(profile): return Path(torch.hub.get_dir(), 'nrf_repro', profile)
+
+def _fetch(file, sha256, url, config): # file: in the cache; the others: of the registry
+    "Download a network unless it is there. Raises FileNotFoundError if it cannot be fetched, ValueError for another SHA-256."
+    instead = "clone the repository and pass folder='CLONE/reports/published'."
+    if not file.is_file():
+        if not url: raise FileNotFoundError(f'{file.name} is not in the installed package, and this release has no address to fetch it from: {instead}')
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try: torch.hub.download_url_to_file(url, str(file), hash_prefix=sha256, progress=False)
+        except (OSError, RuntimeError, ValueError) as e:
+            raise FileNotFoundError(f'{file.name} could not be fetched from {url} ({e}): try again when online, or {instead}') from None
+    with open(file, 'rb') as f: own = hashlib.file_digest(f, 'sha256').hexdigest()
+    if own != sha256: raise ValueError(f'{file} has the SHA-256 {own[:12]}, and {sha256[:12]} is published: delete the file, so that it is fetched again.')
+
 # %% ../../nbs/5_how_it_works/58_published.ipynb #30bc97fd
 def published_networks(
-    profile='demo',             # a folder of `folder`
-    folder='reports/published', # in the checkout, or an absolute path
-):                              # a frame: one line for each network, with the arguments of `build_model`, its name, path, bits, ...
+    profile: str = 'demo',                    # a folder of `folder`
+    folder: str | Path = 'reports/published', # in the checkout, or an absolute path
+) -> pd.DataFrame:                            # a frame: one line for each network, with the arguments of `build_model`, its name, path, bits, ...
     "The networks that are published with a profile. Raises FileNotFoundError if there are none."
     place = resolve_repo_path(folder) / profile / 'networks'
     if not (place / 'networks.json').is_file():
         raise FileNotFoundError(f'Profile {profile!r} has no published networks: look for networks/ below {folder}.')
-    found = []
+    registry, found = read_json(place / REGISTRY), []
     for name, about in read_json(place / 'networks.json').items():
         file = place / f'{name}.safetensors'
-        found.append(dict(model_config(file), name=name, path=file, **about))
+        fetched = not file.is_file() and name in registry
+        config = registry[name]['config'] if fetched else model_config(file)
+        found.append(dict(config, name=name, path=_cache(profile) / file.name if fetched else file, **about))
     return pd.DataFrame(found)
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #40bb3a98
 def load_published(
-    profile='demo',     # a folder of `folder`
+    profile: str = 'demo',    # a folder of `folder`
     *,
-    norm,               # one of `NORMS`
-    arch=None,          # one of `ARCHS`; None if the profile has only one
-    regime='standard',  # of the training: standard | adversarial
-    device='cpu',
-    folder='reports/published',
-):                      # a `Classifier` in eval mode
-    "A published network that takes pixels in [0, 1]. Raises ValueError, with the list of networks, unless exactly one fits."
+    norm: str,                # one of `NORMS`
+    arch: str | None = None,  # one of `ARCHS`; None if the profile has only one
+    regime: str = 'standard', # of the training: standard | adversarial
+    device: str | torch.device = 'cpu',
+    folder: str | Path = 'reports/published',
+) -> Classifier:              # a `Classifier` in eval mode
+    """A published network that takes pixels in [0, 1].
+
+    Raises ValueError, with the list of networks, unless exactly one fits, and FileNotFoundError where it cannot be fetched.
+    """
     found = published_networks(profile, folder)
     found['regime'] = found.name.str.split('-').str[-2]
     fits = found[(found.norm == norm) & (found.regime == regime)]
@@ -116,13 +140,15 @@ def load_published(
         fits = fits[fits.arch == arch]
     if len(fits) != 1:
         raise ValueError(f'{len(fits)} published networks fit norm={norm!r}, arch={arch!r}, regime={regime!r}. Choose one of: {", ".join(found.name)}.')
-    return load_model(fits.path.iloc[0], device)
+    file = fits.path.iloc[0]
+    if file.parent == _cache(profile): _fetch(file, **read_json(resolve_repo_path(folder) / profile / 'networks' / REGISTRY)[file.stem])
+    return load_model(file, device)
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #044f19e1
 def leaderboard(
-    rows,               # a frame of `read_rows`; of one profile or of several
-    attack='pgd_l2',    # whose robust accuracy counts
-):                      # one line per kind of network
+    rows: pd.DataFrame,     # a frame of `read_rows`; of one profile or of several
+    attack: str = 'pgd_l2', # whose robust accuracy counts
+) -> pd.DataFrame:          # one line per kind of network
     "Published networks by robust accuracy, with clean accuracy, LIGS and the number of seeds."
     final = rows[(rows.experiment == 'final') & rows.metric.isin(['clean_accuracy', 'robust_accuracy', 'ligs'])]
     final = final[final.attack.isna() | (final.attack == attack)]
@@ -136,6 +162,6 @@ def leaderboard(
     return lines.rename(columns=columns).reset_index()
 
 # %% ../../nbs/5_how_it_works/58_published.ipynb #6d41e33d
-def published_rows(folder='reports/published'):
+def published_rows(folder: str | Path = 'reports/published') -> pd.DataFrame:
     "The rows of all published profiles."
-    return read_rows(*sorted(resolve_repo_path(folder).glob('*/rows.jsonl')))
+    return pd.concat(read_published(folder).values(), ignore_index=True)

@@ -51,14 +51,14 @@ def restore(profile,   # `Profile`
 
 # %% ../../nbs/5_how_it_works/59_restore.ipynb #74cb43ff
 def add_arguments(parser):
-    "Add the options of `nrf-repro restore`."
-    parser.add_argument('--profile', default='demo', help='a published profile')
+    "Add the options of `nrf-repro restore`; the command adds the profile."
+    parser.add_argument('--folder', help='the build folder; default: reports/build/<profile> in a clone, else nrf-build/<profile>')
     return parser
 
 def run(a) -> int: # arguments
     "Restore a published profile into its build folder; returns the exit status."
     profile = load_profile(a.profile)
-    folder = build_folder(profile)
+    folder = build_folder(profile, a.folder)
     with directory_lock(folder, wait=False): count = restore(profile, resolve_repo_path('reports/published') / profile.name, folder)
-    print(f'{count} rows are in {folder}. Render the report: nrf-repro report --profile {profile.name} --all --render')
+    print(f'{count} rows are in {folder}. Render the report: nrf-repro report {profile.name} --all --render{f" --folder {folder}" if a.folder else ""}')
     return 0

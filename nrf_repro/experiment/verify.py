@@ -20,7 +20,7 @@ from .provenance import machine, processor
 from .published import rows_of_network, networks_in
 from .run import measure_network, train_network
 from .store import read_json
-from ..results.rows import IDENTITY, config_hash, resolve_repo_path, read_rows, source_hash, torch_version
+from ..results.rows import IDENTITY, config_hash, holds_rows, resolve_repo_path, read_rows, source_hash, torch_version
 from ..results.schema import Place
 
 # %% ../../nbs/5_how_it_works/60_verify.ipynb #d377d724
@@ -33,7 +33,7 @@ def _folder_of(name): # of a published profile, or a path
 def published(folder): # or the name of a profile
     "Rows of networks, rows of studies, `Profile` and origin. Raises FileNotFoundError without rows, ValueError unless they are of one profile."
     folder = _folder_of(folder)
-    if not (folder / 'rows.jsonl').is_file(): raise FileNotFoundError(f'{folder} has no rows.jsonl: name a folder of reports/published.')
+    if not holds_rows(folder): raise FileNotFoundError(f'{folder} has no rows.jsonl: name a folder of reports/published.')
     rows, origin = read_rows(folder / 'rows.jsonl'), read_json(folder / 'origin.json')
     names = sorted(rows.profile.fillna('no profile').unique())
     if len(names) != 1 or rows.profile.isna().any():

@@ -64,17 +64,17 @@ def _check_ligs(sigma, draws, batch_size, noise):
 
 # %% ../../nbs/2_robustness/11_ligs.ipynb #650f651d
 def ligs(
-    model,              # any nn.Module: images in [0, 1] -> n k logits
-    x,                  # n ... float32 or float64, in [0, 1]
-    y,                  # n labels
+    model: nn.Module,        # any nn.Module: images in [0, 1] -> n k logits
+    x: torch.Tensor,         # n ... float32 or float64, in [0, 1]
+    y: torch.Tensor,         # n labels
     *,
-    sigma=.01,          # standard deviation of the noise, in pixels of [0, 1]; .01: authors' code
-    draws=1,            # noise draws for each image; the mean of their cosines is returned
-    seed=0,             # of the noise
-    stable=True,        # dL/dlogits in float64; False: autograd's plain gradient in the precision of x
-    batch_size=256,     # images at once: speed and memory, not the result
-    noise='gaussian',   # one of NOISES
-):
+    sigma: float = .01,      # standard deviation of the noise, in pixels of [0, 1]; .01: authors' code
+    draws: int = 1,          # noise draws for each image; the mean of their cosines is returned
+    seed: int = 0,           # of the noise
+    stable: bool = True,     # dL/dlogits in float64; False: autograd's plain gradient in the precision of x
+    batch_size: int = 256,   # images at once: speed and memory, not the result
+    noise: str = 'gaussian', # one of NOISES
+) -> torch.Tensor:
     """Local input gradient similarity: the cosine of the cross-entropy's gradients at x and x + v (talk; Benz et al. 2021).
 
     Returns float64[n]; NaN where one of the gradients is zero or not finite. Raises TypeError or ValueError for a wrong input,

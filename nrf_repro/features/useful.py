@@ -6,6 +6,8 @@
 __all__ = ['unit_variance', 'usefulness', 'worst_case', 'robust_usefulness']
 
 # %% ../../nbs/2_robustness/10_usefulness.ipynb #f9a1fcff
+from collections.abc import Callable
+
 import torch
 
 from ..attacks import Attack
@@ -33,9 +35,9 @@ def _signs(y, f):
 
 # %% ../../nbs/2_robustness/10_usefulness.ipynb #19d57d00
 def usefulness(
-    f,  # n values of a feature, or n k values of k features
-    y,  # n labels, -1 or 1
-):
+    f: torch.Tensor, # n values of a feature, or n k values of k features
+    y: torch.Tensor, # n labels, -1 or 1
+) -> torch.Tensor:
     """rho = E[y f] with f at unit variance: from -1 to 1, one number for each feature (Ilyas et al. 2019).
 
     Raises ValueError for other labels, and as `unit_variance`.
@@ -86,8 +88,8 @@ def worst_case(
 
 # %% ../../nbs/2_robustness/10_usefulness.ipynb #3ea8dbaf
 def robust_usefulness(
-    f, x, y, ball, eps, steps=20,  # as for `worst_case`
-):
+    f: Callable, x: torch.Tensor, y: torch.Tensor, ball: str, eps: float, steps: int = 20, # as for `worst_case`
+) -> torch.Tensor:
     """gamma = E[inf y f(x + delta)], f shifted and scaled to unit variance on the clean images; at most the usefulness.
 
     Raises ValueError and warns as `worst_case`.

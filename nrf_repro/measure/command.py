@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/85_measure_command.ipynb #e23f023b
 import errno
+import json
 import os
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from argparse import ArgumentTypeError, BooleanOptionalAction
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+
+import torch
 
 from .measurement import LargeEps, attacks_at, measure
 from ..results.rows import is_special, write_rows
@@ -43,13 +46,16 @@ def add_arguments(parser):
     add('--size', type=int, help='side of the images of a folder; default: short side 256, centre 224')
     add('--checks', type=int, default=200, help='images for the checks; 0: no checks')
     add('--name', help='of the model in the report')
-    add('--device', help='e.g. cuda; default: a GPU if there is one')
+    add('--device', help='cpu, cuda, cuda:1 or mps; default: a GPU if there is one')
     add('--batch-size', type=int, default=256, help='images at once: speed and memory, not the answer')
     add('--seed', type=int, default=0, help='of the noise')
     add('--tf32', action=BooleanOptionalAction, help="convolutions on a GPU in TF32, or with --no-tf32 in strict float32; default: PyTorch's setting")
     add('--out', help='write the report here, as HTML')
     add('--rows', help='write the rows here, as JSON lines')
     add('--strict', action='store_true', help='exit with 1 if a check is flagged')
+    add('--threads', type=int, help='of the CPU; default: as torch chooses, one for each physical core')
+    add('--json', action='store_true', help='print the results as JSON')
+    add('--quiet', action='store_true', help='print neither results nor progress')
     return parser
 
 # %% ../../nbs/5_how_it_works/85_measure_command.ipynb #f962549c
@@ -68,14 +74,30 @@ def _check_writable(option, path):
     if folder: raise IsADirectoryError(f'{option} {path} is a folder: name a file, such as {Path(path) / "measured"}.')
 
 # %% ../../nbs/5_how_it_works/85_measure_command.ipynb #e45cf696
-def _write(m, rows, out):
-    "Write rows and page where they are asked for: the paths that were written, and the errors of the others."
-    written, failed = [], []
+def _write(m, rows, out, written):
+    "Write rows and page where they are asked for: `written` gets their paths. Returns the errors of the others."
+    failed = []
     for path, write in ((rows, lambda: write_rows(rows, m.rows)), (out, lambda: m.to_html(out))):
         if not path: continue
         try: written.append(write())
         except OSError as e: failed.append(e)
-    return written, failed
+    return failed
+
+# %% ../../nbs/5_how_it_works/85_measure_command.ipynb #2885c06e
+def _use_threads(count, warn=True): # None: as many as torch chooses
+    "Set the threads of torch; a warning is printed where other processes leave too few cores. Raises ValueError for fewer than one."
+    if count is not None and count < 1: raise ValueError(f'--threads {count}: give at least 1, or leave it out.')
+    if count: torch.set_num_threads(count)
+    others, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if warn and others >= 1 and others + torch.get_num_threads() > cores + .5:
+        print(f'nrf-repro: other processes keep about {others:.0f} of {cores} cores busy: measuring takes longer, or pass fewer --threads.', file=sys.stderr)
+
+def _as_json(m): # `Measurement`
+    "Results, checks and facts as one JSON text."
+    results = m.frame[['experiment', 'metric', 'attack', 'eps', 'value', 'low', 'high', 'n']]
+    parts = dict(results=results, checks=m.checks[['name', 'found', 'expected', 'verdict', 'meaning']])
+    tables = {name: json.loads(table.to_json(orient='records', force_ascii=False, double_precision=15)) for name, table in parts.items()}
+    return json.dumps(dict(name=m.name, facts=m.facts) | tables, indent=1, ensure_ascii=False)
 
 # %% ../../nbs/5_how_it_works/85_measure_command.ipynb #584e9639
 @contextmanager
@@ -89,14 +111,22 @@ def _eps_warning_as_a_line():
         warnings.showwarning = show
         yield
 
+def _interrupted(written): # paths
+    return f'Interrupted; {" and ".join(map(str, written))} was written before.' if written else 'Interrupted; nothing was written.'
+
 def run(a) -> int: # of `add_arguments`
     "Measure, write and print; return the exit status. Raises the errors of `measure`, and `OSError` where a file cannot be written."
     for option, path in {'--out': a.out, '--rows': a.rows}.items(): _check_writable(option, path)
     passed = 'weights entry standardize sigma limit size checks name device tf32 batch_size seed'.split()
-    with _eps_warning_as_a_line():
-        m = measure(a.model, a.images, attacks=attacks_at(a.l2, a.linf, a.steps), **{k: getattr(a, k) for k in passed})
-    written, failed = _write(m, a.rows, a.out)
-    print(m.to_markdown())
-    for path in written: print(path)
+    progress, written = not a.quiet and sys.stderr.isatty(), []
+    _use_threads(a.threads, warn=not a.quiet)
+    try:
+        with _eps_warning_as_a_line():
+            m = measure(a.model, a.images, attacks=attacks_at(a.l2, a.linf, a.steps), progress=progress, **{k: getattr(a, k) for k in passed})
+        failed = _write(m, a.rows, a.out, written)
+    except KeyboardInterrupt: raise KeyboardInterrupt(_interrupted(written)) from None
+    if not a.quiet: print(_as_json(m) if a.json else m.to_markdown())
+    if not (a.quiet or a.json):
+        for path in written: print(path)
     if failed: raise failed[0]
     return int(a.strict and bool(m.flagged))

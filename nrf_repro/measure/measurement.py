@@ -9,6 +9,7 @@ __all__ = ['attacks_at', 'Measurement', 'measure']
 import warnings
 from dataclasses import asdict, dataclass, replace
 from numbers import Real
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,14 +17,14 @@ import torch
 from tqdm import tqdm
 
 from ..attacks import PAPER_ATTACKS, Attack
-from ..data import balanced
+from ..data import Images, balanced
 from ..training.evaluation import check_classifier, evaluate
 from ..experiment.run import OUTCOMES
 from ..results.intervals import t_interval, wilson
 from .checks import Probe, run_checks
 from .images import _whole_number, eval_images
 from .page import html, markdown
-from .subject import _default_device, _default_name, _norm_kind, _on_device, find_model, with_standardize
+from .subject import _check_device, _default_device, _default_name, _norm_kind, _on_device, find_model, with_standardize
 from ..results.outcomes import outcome_fields
 from ..report.text import duration
 from ..results.rows import FIELDS, config_hash, frame, make_row, tf32_set
@@ -31,9 +32,9 @@ from ..report.text import norm_name
 from ..models.weights import tensors_hash
 
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #de3c8778
-def attacks_at(l2=.25,      # eps in l2, in pixels of [0, 1]; the paper's
-               linf=1/255,  # eps in linf; the paper's
-               steps=10):   # gradient steps (authors' code)
+def attacks_at(l2: float = .25,     # eps in l2, in pixels of [0, 1]; the paper's
+               linf: float = 1/255, # eps in linf; the paper's
+               steps: int = 10) -> dict[str, Attack]: # gradient steps (authors' code)
     "The paper's four attacks with another eps: name -> `Attack`. Raises `ValueError` for an eps that is not above 0."
     eps = dict(l2=l2, linf=linf)
     if not all(0 < e < float('inf') for e in eps.values()): raise ValueError(f'l2={l2} and linf={linf} must be above 0.')
@@ -72,15 +73,15 @@ class Measurement:
     facts: dict          # what was measured on what: label -> text
 
     @property
-    def rows(self): return self.frame[list(FIELDS)]  # for `write_rows` and `compare`
+    def rows(self) -> pd.DataFrame: return self.frame[list(FIELDS)] # for `write_rows` and `compare`
     @property
-    def flagged(self): return list(self.checks.name[self.checks.verdict == 'flagged'])
-    def __getitem__(self, what):
+    def flagged(self) -> list[str]: return list(self.checks.name[self.checks.verdict == 'flagged'])
+    def __getitem__(self, what: str) -> float:
         "The value of a metric, or of robust accuracy under the attack of this name."
         f = self.frame[self.frame.experiment == 'measure']
         return f[(f.attack == what) | (f.attack.isna() & (f.metric == what))].value.item()
-    def to_markdown(self): return markdown(self)
-    def to_html(self, path): return html(self, path)
+    def to_markdown(self) -> str: return markdown(self)
+    def to_html(self, path: str | Path) -> Path: return html(self, path)
     _repr_markdown_ = to_markdown
 
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #c9050ea4
@@ -141,28 +142,29 @@ def _measurement(common, rows, found, facts):
 
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #f869419c
 def measure(
-    model,           # nn.Module; a name of torchvision or timm; 'module:function'; or a file of this package's networks
-    images,          # `Images`, a pair (x, y) of tensors, the name of a data set, or a folder with a folder for each class
+    model: torch.nn.Module | str | Path,      # nn.Module; a name of torchvision or timm; 'module:function'; or a file of this package's networks
+    images: Images | tuple | str | Path,      # `Images`, a pair (x, y) of tensors, the name of a data set, or a folder with a folder for each class
     *,
-    attacks=None,    # name -> `Attack`; None: the paper's four
-    sigma=.01,       # of LIGS' noise, in pixels of [0, 1]
-    name=None,       # of the model, in rows and report; None: as it was given
-    device=None,     # None: where the module is; for a model that is loaded here, a GPU if there is one
-    tf32=None,       # of a GPU's convolutions: False: strict float32, 4 to 5 times their time; True: TF32; None: PyTorch's setting
-    batch_size=256,  # images at once: speed and memory, not the answer
-    limit=None,      # how many images, balanced over the classes; None: all
-    seed=0,          # of the noise
-    weights=None,    # a local file, taken as it is, or for a named model the library's own, e.g. 'DEFAULT'
-    entry=None,      # of that file, e.g. 'state_dict'; None: an average of weights (EMA) if there is one, else a usual name
-    standardize=None,# layer in front: 'none', 'data', 'imagenet', (mean, std); None: the one of the library's own weights
-    size=None,       # side of the images of a folder; None: short side 256, centre 224
-    checks=200,      # images for the checks, 0: no checks
-    progress=True,   # show a bar
+    attacks: dict[str, Attack] | None = None, # name -> `Attack`; None: the paper's four
+    sigma: float = .01,                       # of LIGS' noise, in pixels of [0, 1]
+    name: str | None = None,                  # of the model, in rows and report; None: as it was given
+    device: str | torch.device | None = None, # None: where the module is; for a model that is loaded here, a GPU if there is one
+    tf32: bool | None = None,                 # of a GPU's convolutions: False: strict float32, 4 to 5 times their time; True: TF32; None: PyTorch's setting
+    batch_size: int = 256,                    # images at once: speed and memory, not the answer
+    limit: int | None = None,                 # how many images, balanced over the classes; None: all
+    seed: int = 0,                            # of the noise
+    weights: str | Path | None = None,        # a local file, taken as it is, or for a named model the library's own, e.g. 'DEFAULT'
+    entry: str | None = None,                 # of that file, e.g. 'state_dict'; None: an average of weights (EMA) if there is one, else a usual name
+    standardize: str | tuple | None = None,# layer in front: 'none', 'data', 'imagenet', (mean, std); None: the one of the library's own weights
+    size: int | None = None,                  # side of the images of a folder; None: short side 256, centre 224
+    checks: int = 200,                        # images for the checks, 0: no checks
+    progress: bool = True,                    # show a bar
 ) -> Measurement:
     """Clean and robust accuracy and LIGS of any classifier, with checks that detect gradient masking: a `Measurement`.
 
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for a model, images or numbers that cannot be measured, before the first attack.
     """
+    device = _check_device(device)
     numbers = _check_numbers(sigma, batch_size=batch_size, checks=checks, seed=seed, limit=limit, size=size)
     attacks, found = _check_attacks(attacks), find_model(model, weights, entry)
     data = eval_images(images, numbers['limit'], numbers['size'])

@@ -6,6 +6,7 @@
 __all__ = ['find_model', 'with_standardize']
 
 # %% ../../nbs/5_how_it_works/81_measure_subject.ipynb #d5659f56
+import re
 import sys
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -93,6 +94,17 @@ def _on_device(model, device=None): # None: where the model is
     try: yield model.to(device) if device != before else model, device, torch.float64 if p.dtype == torch.float64 else torch.float32
     finally:
         if device != before: model.to(before)
+
+def _check_device(name): # None: of no choice
+    "The device, 'gpu' as 'cuda'. Raises ValueError for one that torch does not know, or that is not there."
+    if name is None: return None
+    name = re.sub('^gpu', 'cuda', str(name))
+    try: device = torch.device(name)
+    except RuntimeError: raise ValueError(f'device {name!r} is unknown: choose cpu, cuda, cuda:1 or mps.') from None
+    count = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(device.type, 1)
+    if not count: raise ValueError(f'device {name!r}: torch finds none on this machine. Leave the device out, or choose cpu.')
+    if (device.index or 0) >= max(count, 1): raise ValueError(f'device {name!r}: this machine has {count} of them, numbered from 0.')
+    return device
 
 def _default_device(model):
     "None, where a module is, for a module; for a model that is loaded here, a GPU if there is one."

@@ -7,6 +7,7 @@ __all__ = ['ARCHS', 'Standardize', 'Classifier', 'build_model']
 
 # %% ../../nbs/2_robustness/06_models.ipynb #97241ec8
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -18,8 +19,8 @@ from .norms import NORMS, make_norm
 class Standardize(nn.Module):
     "(x - mean) / std for each channel: the first layer of a network that takes pixels in [0, 1]."
     def __init__(self,
-        mean, # of each channel, in [0, 1]
-        std,  # of each channel, positive
+        mean: Sequence[float], # of each channel, in [0, 1]
+        std: Sequence[float],  # of each channel, positive
     ):
         super().__init__()
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))  # 1 c 1 1
@@ -182,16 +183,16 @@ def _check_choice(argument, value, choices):
 
 # %% ../../nbs/2_robustness/06_models.ipynb #94c47ea3
 def build_model(
-    arch,           # one of `ARCHS`
-    norm,           # one of `NORMS`; required, so that no network has a norm, or none, by default
+    arch: str,                           # one of `ARCHS`
+    norm: str,                           # one of `NORMS`; required, so that no network has a norm, or none, by default
     *,
-    num_classes=10, # number of logits
-    in_channels=3,  # channels of the images
-    width=1.0,      # a multiple of 1/32; scales the channels and the number of groups
-    mean=None,      # of each channel, in [0, 1]; None: not standardised, as the paper does on SVHN
-    std=None,       # of each channel, positive
-    stem='cifar',   # 'cifar' (images of about 32 pixels) or 'imagenet' (224)
-    seed=None,      # of the initialisation; None draws from torch's current generator
+    num_classes: int = 10,               # number of logits
+    in_channels: int = 3,                # channels of the images
+    width: float = 1.0,                  # a multiple of 1/32; scales the channels and the number of groups
+    mean: Sequence[float] | None = None, # of each channel, in [0, 1]; None: not standardised, as the paper does on SVHN
+    std: Sequence[float] | None = None,  # of each channel, positive
+    stem: str = 'cifar',                 # 'cifar' (images of about 32 pixels) or 'imagenet' (224)
+    seed: int | None = None,             # of the initialisation; None draws from torch's current generator
 ) -> Classifier:
     """A new network that takes pixels in [0, 1] and returns logits. With one seed all norms have the same weights.
 

@@ -58,10 +58,10 @@ def dequantize(
 
 # %% ../../nbs/5_how_it_works/31_checkpoints.ipynb #85d8bf15
 def save_model(
-    model,   # a `Classifier`
-    path,    # the safetensors file to write
-    bits=32, # 32: every tensor as it is | 8: the weights of convolutions and linear layers in eight bits
-):
+    model: Classifier, # a `Classifier`
+    path: str | Path,  # the safetensors file to write
+    bits: int = 32,    # 32: every tensor as it is | 8: the weights of convolutions and linear layers in eight bits
+) -> None:
     """Write a checkpoint, atomically: the weights, and the arguments of `build_model`.
 
     Raises ValueError for another number of bits, OSError if the file cannot be written.
@@ -89,9 +89,9 @@ def _quantized(tensors, names):
 
 # %% ../../nbs/5_how_it_works/31_checkpoints.ipynb #0a230114
 def load_model(
-    path,         # a checkpoint of `save_model`
-    device='cpu', # torch device of the network
-) -> Classifier:  # in eval mode
+    path: str | Path,                   # a checkpoint of `save_model`
+    device: str | torch.device = 'cpu', # torch device of the network
+) -> Classifier:                        # in eval mode
     """The network of a checkpoint, with its weights in float32.
 
     Raises FileNotFoundError if there is no file, ValueError if it is damaged or its weights are not those of the network that

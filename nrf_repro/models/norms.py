@@ -55,11 +55,11 @@ def moments(
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #e4e703d6
 def normalize(
-    x,          # n c h w, floats
-    norm,       # one of `NORMS`; 'none' returns x
-    groups=32,  # number of groups, used by 'gn' only
-    eps=1e-5,   # added to the variance, under the root
-):              # x_hat, n c h w
+    x: torch.Tensor,   # n c h w, floats
+    norm: str,         # one of `NORMS`; 'none' returns x
+    groups: int = 32,  # number of groups, used by 'gn' only
+    eps: float = 1e-5, # added to the variance, under the root
+) -> torch.Tensor:     # x_hat, n c h w
     """`x` minus its mean over S_i, divided by its standard deviation over S_i.
 
     Raises ValueError if `norm` is unknown or `groups` does not divide the channels.
@@ -97,10 +97,10 @@ class InstanceNorm(nn.InstanceNorm2d):
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #e6cc7377
 def make_norm(
-    norm,       # one of `NORMS`; there is no default
-    channels,   # of the map that is normalised
-    groups=32,  # number of groups, used by 'gn' only
-):              # nn.Module, n c h w -> n c h w
+    norm: str,        # one of `NORMS`; there is no default
+    channels: int,    # of the map that is normalised
+    groups: int = 32, # number of groups, used by 'gn' only
+) -> nn.Module:       # nn.Module, n c h w -> n c h w
     """The PyTorch layer of a norm, with learnable gamma and beta per channel; 'none' gives the identity.
 
     Raises ValueError if `norm` is unknown or `groups` does not divide `channels`, TypeError if `groups` is no int.

@@ -8,12 +8,14 @@ __all__ = ['compare', 'render_compare']
 # %% ../../nbs/5_how_it_works/78_comparison.ipynb #64ceddf0
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..experiment.profile import build_root
 from ..experiment.store import read_json
 from .differences import difference, holm
 from .html import download, environment, template_text, to_markdown
@@ -21,8 +23,8 @@ from .tables import OWN_NAMES, measurement_name
 from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, is_share, norm_name, number
 from .verdict_table import verdict_lines
 from ..results.claims import decide
-from ..results.rules import load_claims
-from ..results.rows import IDENTITY, NAMED_NORMS, resolve_repo_path, paper_rows, read_rows, write_atomically
+from ..results.rules import Claim, load_claims
+from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, write_atomically
 
 # %% ../../nbs/5_how_it_works/78_comparison.ipynb #5f7fa1e1
 KEY = tuple(f for f in IDENTITY if f not in ('seed', 'profile'))
@@ -86,10 +88,10 @@ class Side:
     data: dict   # data set -> fingerprints of the training images, where a run's folder holds them
 
 def _folder_of(name): # of a profile's rows: of a run of one's own, or as published
-    for base in ('reports/build', 'reports/published'):
-        try: folder = resolve_repo_path(f'{base}/{name}')
+    for base in (build_root(), 'reports/published'):
+        try: folder = resolve_repo_path(Path(base, name))
         except FileNotFoundError: continue
-        if (folder / 'rows.jsonl').is_file(): return folder
+        if holds_rows(folder): return folder
     raise FileNotFoundError(f'{name!r} is no file, no folder with rows, and no profile that was run: '
                             'run `nrf-repro report --profile NAME` first.')
 
@@ -122,8 +124,7 @@ def side(what,        # a frame of rows, something with `.rows`, a file, a folde
     if not isinstance(what, (str, Path)):
         raise TypeError(f'cannot compare a {type(what).__name__}: give rows, a file, a folder or a profile.')
     path = Path(what) if Path(what).exists() else _folder_of(what)
-    whole = path / 'rows.jsonl'
-    rows, own = _rows_at(whole if whole.is_file() else path), path.resolve()
+    rows, own = _rows_at(path / 'rows.jsonl' if holds_rows(path) else path), path.resolve()
     named = own.parent.name if own.name == 'rows.jsonl' else own.stem if own.is_file() else own.name
     return Side(name or named, rows, {} if path.is_file() else fingerprints(path))
 
@@ -155,8 +156,8 @@ def _moved(line):
     return 'same' if line['p_holm'] >= .05 else 'up' if line['difference'] > 0 else 'down'
 
 # %% ../../nbs/5_how_it_works/78_comparison.ipynb #89994eab
-def compare(a, b,       # as for `side`: before, and after
-            ignore=()): # fields that may differ, e.g. ('norm',) to compare one norm with another
+def compare(a: object, b: object, # as for `side`: before, and after
+            ignore: Sequence[str] = ()) -> pd.DataFrame: # fields that may differ, e.g. ('norm',) to compare one norm with another
     """A line per measurement: means, b - a with interval, settings that differ, or on which side alone it is.
 
     Raises ValueError for an unknown field in `ignore`, and if a seed of a measurement has two values.
@@ -282,12 +283,12 @@ def _page(a, b, ignore, lines, verdicts, note=''):  # sides, of `compare`, of `_
                 alone=_grouped(lines[alone]), origins=origins(a, b).values.tolist(), files=files, reach=math.ceil(20 * reach) / 20)
 
 # %% ../../nbs/5_how_it_works/78_comparison.ipynb #5c8f1d46
-def render_compare(a, b,            # as for `side`
-                   out,             # the HTML file to write
-                   *, ignore=(),    # as for `compare`
-                   claims=None,     # of `load_claims`; {}: no verdicts
-                   paper=None,      # of `paper_rows`
-                   names=(None, None)):  # of the sides
+def render_compare(a: object, b: object, # as for `side`
+                   out: str | Path,               # the HTML file to write
+                   *, ignore: Sequence[str] = (), # as for `compare`
+                   claims: dict[str, Claim] | None = None, # of `load_claims`; {}: no verdicts
+                   paper: pd.DataFrame | None = None, # of `paper_rows`
+                   names: tuple = (None, None)) -> Path: # of the sides
     "Write the comparison as one self-contained HTML file, atomically. Raises as `side` and `compare` do."
     a, b = (side(s, name) for s, name in zip((a, b), names))
     claims, paper, note = _rules(ignore, claims, paper)

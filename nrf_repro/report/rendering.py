@@ -6,7 +6,9 @@
 __all__ = ['render']
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #309f1e4a
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -25,7 +27,8 @@ from .verdict_table import verdict_table, verdicts_html
 from ..results import power
 from ..results.paired import RUN
 from ..results.claims import decide
-from ..results.rows import IDENTITY, NAMED_NORMS, resolve_repo_path, paper_rows, read_rows, source_hash, write_atomically
+from ..results.rules import Claim
+from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, source_hash, write_atomically
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #b9e0e0d1
 def of_profile(rows, profile):
@@ -182,7 +185,7 @@ def published_above(profile, claim, # one of `load_claims`, with the order of sc
     larger = claim.scales[claim.scales.index(profile) + 1:]
     try: base = resolve_repo_path(folder)
     except FileNotFoundError: return {}
-    return {name: read_rows(base/name/'rows.jsonl') for name in larger if (base/name/'rows.jsonl').is_file()}
+    return {name: read_rows(base/name/'rows.jsonl') for name in larger if holds_rows(base/name)}
 
 def headline_part(rows, profile, claims, paper, folder='reports/published'): # rows of this profile; folder: of published profiles
     "The forest plot of the main claim with its reading, or None where no network has rows with BN and without."
@@ -306,16 +309,16 @@ def linked(notebooks, # title -> relative path
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #8692dc5a
 def render(
-    rows,         # a frame of `read_rows`
-    claims,       # of `load_claims`
-    out,          # the HTML file to write
+    rows: pd.DataFrame,                          # a frame of `read_rows`
+    claims: dict[str, Claim],                    # of `load_claims`
+    out: str | Path,                             # the HTML file to write
     *,
-    profile,      # whose rows are shown; others are left out and named
-    paper=None,   # of `paper_rows`; read from reports/paper when not given
-    published='reports/published', # folder whose larger scales are drawn beside this profile, where it is there
-    studies=None, # a function of rows that gives (study, part), `nrf_repro.studies.base.shown`; None: studies are listed as not shown
-    **meta,       # see META: what the rows cannot tell
-) -> Path:        # of the file
+    profile: str,                                # whose rows are shown; others are left out and named
+    paper: pd.DataFrame | None = None,           # of `paper_rows`; read from reports/paper when not given
+    published: str | Path = 'reports/published', # folder whose larger scales are drawn beside this profile, where it is there
+    studies: Callable | None = None,             # a function of rows that gives (study, part), `nrf_repro.studies.base.shown`; None: studies are listed as not shown
+    **meta: Any,                                 # see META: what the rows cannot tell
+) -> Path:                                       # of the file
     """Write the report, one self-contained HTML file, atomically.
 
     Raises ValueError for a profile without rows and for an unknown key of meta.

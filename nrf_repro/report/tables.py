@@ -15,6 +15,7 @@ from .html import fragment
 from .text import (ARROWS, COLUMNS, NETWORK, arch_name, bounds, direction, eps_text, line_name, name_of, network_name, norm_name,
                                    number)
 from ..results.intervals import probability_below, t_interval, wilson
+from ..results.rules import Claim
 from ..results.rows import CONTROLS, NAMED_NORMS, PRINTED_NOTES, printed_note
 
 # %% ../../nbs/5_how_it_works/67_tables.ipynb #5dac39f6
@@ -151,13 +152,13 @@ def table(rows,               # of `read_rows`
     return cells.assign(printed=pd.Series([t for t, _ in printed], dtype=object), printed_value=[v for _, v in printed])
 
 # %% ../../nbs/5_how_it_works/67_tables.ipynb #03c9ecae
-def table_1(rows, paper=None, rule=None, regime='standard'): # as in `table`
+def table_1(rows: pd.DataFrame, paper: pd.DataFrame | None = None, rule: Claim | None = None, regime: str = 'standard') -> pd.DataFrame: # as in `table`
     "Table 1 of the paper: clean accuracy and four attacks without normalisation and with BN, and the difference; LIGS where it was measured."
     measured = rows[(rows.experiment == 'final') & (rows.regime == regime)].metric
     columns = TABLE_1 + ('ligs',) * ('ligs' in set(measured))
     return table(rows, ('none', 'bn'), columns, paper=paper, rule=rule, regime=regime)
 
-def table_2(rows, paper=None, rule=None, regime='standard'): # as in `table`
+def table_2(rows: pd.DataFrame, paper: pd.DataFrame | None = None, rule: Claim | None = None, regime: str = 'standard') -> pd.DataFrame: # as in `table`
     "Table 2 of the paper: clean accuracy and PGD l2 of the five norms, and the difference of each from no normalisation."
     return table(rows, NAMED_NORMS, ('clean', 'pgd_l2'), paper=paper, rule=rule, regime=regime)
 

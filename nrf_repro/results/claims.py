@@ -14,7 +14,7 @@ import pandas as pd
 from .paired import (
     RUN, _cells, _compare, _evidence, _seeds_text, _usable, _varying, effect_of, interval_verdict, screen, select)
 from .rows import CONTROLS, FIELDS, paper_rows
-from .rules import VERDICTS, by_scale, level_of
+from .rules import VERDICTS, Claim, by_scale, level_of
 
 # %% ../../nbs/5_how_it_works/46_claims.ipynb #8de8cf00
 def verdict_over_cells(interval, # of the part's effect
@@ -192,9 +192,9 @@ def _conclude(claims, parts): # `load_claims`, lines of `decide_parts` of one pr
     return pd.DataFrame(lines)
 
 # %% ../../nbs/5_how_it_works/46_claims.ipynb #a3d1f0b6
-def decide(claims,     # of `load_claims`
-           rows,       # a frame of `read_rows`
-           paper=None): # of `paper_rows`; read from reports/paper when not given
+def decide(claims: dict[str, Claim], # of `load_claims`
+           rows: pd.DataFrame,       # a frame of `read_rows`
+           paper: pd.DataFrame | None = None) -> pd.DataFrame: # of `paper_rows`; read from reports/paper when not given
     """One line for each claim: verdict, effect and interval of its weakest part, the paper's effect, the reason, and `complete`.
 
     A claim is complete if each of its parts has an effect. Raises `ValueError` if the rows lack a column.
@@ -204,8 +204,8 @@ def decide(claims,     # of `load_claims`
     return _conclude(claims, decide_parts(claims, rows, paper))
 
 # %% ../../nbs/5_how_it_works/46_claims.ipynb #d41c8e55
-def headline(decided, # lines of `decide` of several profiles, with a column `profile`
-             claims): # of `load_claims`
+def headline(decided: pd.DataFrame, # lines of `decide` of several profiles, with a column `profile`
+             claims: dict[str, Claim]) -> pd.DataFrame: # of `load_claims`
     """One line for each claim: that of the largest scale at which it was run.
 
     A claim that was run nowhere has the verdict 'not run' and the profile ''. Raises `ValueError` if a profile has no place in the order of scales.
@@ -221,9 +221,9 @@ def headline(decided, # lines of `decide` of several profiles, with a column `pr
     return pd.DataFrame(lines)
 
 # %% ../../nbs/5_how_it_works/46_claims.ipynb #b7e09d34
-def decide_published(claims,     # of `load_claims`
-                     found,      # profile -> rows, of `read_published`
-                     paper=None): # of `paper_rows`; read from reports/paper when not given
+def decide_published(claims: dict[str, Claim],       # of `load_claims`
+                     found: dict[str, pd.DataFrame], # profile -> rows, of `read_published`
+                     paper: pd.DataFrame | None = None) -> pd.DataFrame: # of `paper_rows`; read from reports/paper when not given
     """The lines of `decide` and those of `decide_parts`, each with a column `profile`, the smallest scale first.
 
     Raises `ValueError` if a profile has no place in the order of scales.

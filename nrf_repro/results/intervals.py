@@ -7,6 +7,7 @@ __all__ = ['Interval', 'wilson', 'paired_interval', 't_interval', 'two_way']
 
 # %% ../../nbs/5_how_it_works/43_intervals.ipynb #39000002
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ class Interval(NamedTuple):
     n: int
 
 # %% ../../nbs/5_how_it_works/43_intervals.ipynb #39000006
-def wilson(k,          # number of correct images
-           n,          # number of images
-           level=.95): # confidence
+def wilson(k: int,                          # number of correct images
+           n: int,                          # number of images
+           level: float = .95) -> Interval: # confidence
     "Wilson's interval for a share of images. Raises `ValueError` unless 0 <= k <= n and n >= 1."
     if not 0 <= k <= n or n < 1: raise ValueError(f'wilson needs 0 <= k <= n and n >= 1, got k={k}, n={n}')
     ci = scipy.stats.binomtest(round(k), int(n)).proportion_ci(level, method='wilson')
@@ -43,8 +44,8 @@ def paired_interval(
     return Interval(gained - lost, (b - c) / m - half, (b - c) / m + half, n)
 
 # %% ../../nbs/5_how_it_works/43_intervals.ipynb #3900000b
-def t_interval(values,     # one number per seed
-               level=.95): # confidence
+def t_interval(values: Sequence[float] | np.ndarray, # one number per seed
+               level: float = .95) -> Interval:      # confidence
     "Student's t interval of the mean, an `Interval`. The bounds are NaN for fewer than two values."
     values = np.asarray(values, dtype=float)
     n, mean = len(values), float(np.mean(values)) if len(values) else math.nan
@@ -147,10 +148,10 @@ def _without_gaps(values): # networks x images of cells on the same images -> th
     if keep.sum() < 2: raise ValueError(f'{keep.sum()} images have an outcome in each network. At least 2 are needed.')
     return [v[:, keep] for v in values]
 
-def two_way(values,       # of each cell: networks x images, treatment minus control; NaN where an image has no value
-            names=None,   # of the test images of each cell; cells with the same name share their images
-            weights=None, # of the cells; equal when not given
-            level=.95):   # confidence
+def two_way(values: Sequence[np.ndarray],           # of each cell: networks x images, treatment minus control; NaN where an image has no value
+            names: Sequence | None = None,          # of the test images of each cell; cells with the same name share their images
+            weights: Sequence[float] | None = None, # of the cells; equal when not given
+            level: float = .95) -> Combined:        # confidence
     """The `Combined` interval of the mean over cells: seeds and images are random, cells are fixed; NaN bounds if no cell has two seeds.
 
     Raises `ValueError` if the shapes do not fit, or fewer than two images have a value in each network. Source: the multi-reader

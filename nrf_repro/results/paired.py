@@ -15,7 +15,7 @@ import pandas as pd
 from .intervals import Combined, t_over_cells, two_way
 from .outcomes import unpack_outcomes
 from .rows import BOUNDS, CONTROLS, IDENTITY
-from .rules import level_of
+from .rules import Claim, level_of
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #79b8af8d
 def select(rows,   # a frame of rows
@@ -221,8 +221,8 @@ EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'r
                   'target', 'batch_size', 'profile', 'treatment', 'control', 'effect', 'low', 'high', 'n_seeds', 'interval', 'room', 'agrees']
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #2962cc88
-def effects(claim, # a `Claim`
-            rows): # a frame of `read_rows`
+def effects(claim: Claim,                        # a `Claim`
+            rows: pd.DataFrame) -> pd.DataFrame: # a frame of `read_rows`
     "One line for each part and cell, with `EFFECT_COLUMNS`: both means, the paired effect and its interval, for a forest plot."
     lines = [dict(id=claim.id, part=part.name) | cell for part in claim.parts
              for cell in _cells(_evidence(claim, part, rows)[0], part, claim)]

@@ -18,7 +18,7 @@ from .claims import verdict_over_cells
 from .paired import _agrees, _alone, _evidence, _groups, _seeds_text, interval_verdict
 from .rules import VERDICTS, Part, level_of, load_claims
 from .intervals import t_over_cells, two_way
-from .rows import resolve_repo_path, read_published, write_atomically
+from .rows import checkout_path, resolve_repo_path, read_published, write_atomically
 
 # %% ../../nbs/5_how_it_works/47_power.ipynb #42000005
 class Design(NamedTuple):
@@ -167,7 +167,7 @@ def write_error_rates(path=None, # where to; reports/error_rates.csv of the chec
     for profile, claim in tqdm(tasks, desc='error rates', disable=not progress):
         lines += [dict(profile=profile) | rates for rates in error_rates(claim, found[profile], runs)]
     table = pd.DataFrame(lines).round(4)
-    write_atomically(resolve_repo_path('reports') / 'error_rates.csv' if path is None else path, table.to_csv(index=False, lineterminator='\n'))
+    write_atomically(path or checkout_path(TABLE, 'name a file'), table.to_csv(index=False, lineterminator='\n'))
     return table
 
 def read_error_rates(path=TABLE):

@@ -9,14 +9,17 @@ __all__ = ['make_row', 'write_rows', 'read_rows', 'paper_rows', 'read_published'
 import ast
 import hashlib
 import json
+import lzma
 import math
 import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -229,8 +232,8 @@ def row_line(row): # of `complete`
     return json.dumps(kept, ensure_ascii=False, allow_nan=False) + '\n'
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #bea0775d
-def write_rows(path,  # where to, JSON lines
-               rows): # dicts of `make_row`, or a frame of `read_rows`
+def write_rows(path: str | Path, # where to, JSON lines
+               rows: pd.DataFrame | Iterable[dict]) -> Path: # dicts of `make_row`, or a frame of `read_rows`
     "Write all rows or none, and return the path. Raises `ValueError` for a row that is wrong, and `OSError` if writing fails."
     return write_atomically(path, ''.join(map(row_line, sort_rows(rows))))
 
@@ -238,6 +241,7 @@ def write_rows(path,  # where to, JSON lines
 def _files(path): # -> the files of rows at a path
     path = Path(path)
     if path.is_file(): return [path]
+    if (packed := path.with_name(f'{path.name}.xz')).is_file(): return [packed]   # as an installed package holds them
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder of rows; run the experiment first')
     if found := sorted(path.rglob('*.jsonl')): return found
     raise FileNotFoundError(f'{path}: no file of rows (*.jsonl) under this folder; run the experiment first')
@@ -253,7 +257,9 @@ def _lines(path): # -> (place, row) per line
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #3e29d475
 def _raw_lines(path): # -> lines as bytes, without a byte order mark and empty last lines; line ends within a row's text are text
-    raw = path.read_bytes().removeprefix(b'\xef\xbb\xbf').rstrip(b' \t\r\n')
+    raw = path.read_bytes()
+    if path.suffix == '.xz': raw = lzma.decompress(raw)
+    raw = raw.removeprefix(b'\xef\xbb\xbf').rstrip(b' \t\r\n')
     return raw.split(b'\n') if raw else []
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #583c077d
@@ -263,7 +269,7 @@ def frame(rows): # dicts with FIELDS
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind(name)) for name in FIELDS})
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #1cc292ef
-def read_rows(*paths): # files of rows, or folders searched for *.jsonl at any depth
+def read_rows(*paths: str | Path) -> pd.DataFrame: # files of rows, or folders searched for *.jsonl at any depth
     """All rows of the files as a frame. The same row twice is one row.
 
     Raises `FileNotFoundError` without a file, and `ValueError` for a bad line or two values for one measurement.
@@ -275,12 +281,30 @@ def read_rows(*paths): # files of rows, or folders searched for *.jsonl at any d
             raise ValueError(f'{place} and {first} give two values for one measurement: {describe(row)}')
     return frame(row for _, row in seen.values())
 
+# %% ../../nbs/5_how_it_works/41_results.ipynb #814c2de7
+def holds_rows(folder):
+    "Does a folder hold rows.jsonl, or the compressed file of it that `read_rows` reads in its place?"
+    return any(Path(folder, name).is_file() for name in ('rows.jsonl', 'rows.jsonl.xz'))
+
 # %% ../../nbs/5_how_it_works/41_results.ipynb #0ad819a1
-def resolve_repo_path(path): # as given, or relative to the folder that holds the package
-    "The path itself where it exists, else the same path in the checkout. Raises `FileNotFoundError` where neither exists."
-    for here in (Path(path), PACKAGE.parent/path):
-        if here.exists(): return here
-    raise FileNotFoundError(f'{path}: not there, neither from {Path.cwd()} nor from {PACKAGE.parent}')
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent/'reports'/'claims.yaml').is_file() else None  # None: the package is installed
+DATA = Path(str(files('nrf_repro')/'_data'))   # the same files in an installed package: setup.py copies them when it builds a wheel
+_OWN = ('reports', 'requirements.lock')        # relative paths that begin with these name files of this project, in every working directory
+
+def resolve_repo_path(path): # of a file of the project, such as reports/claims.yaml, or of the user
+    """A path of the project in the checkout, or in the installed package; another path as it is, if it exists.
+
+    Raises `FileNotFoundError` where it exists nowhere.
+    """
+    own = [CHECKOUT/path if CHECKOUT else DATA/path]
+    for here in (*own, Path(path)) if Path(path).parts[:1] in [(name,) for name in _OWN] else (Path(path), *own):
+        if here.exists() or here.with_name(f'{here.name}.xz').exists(): return here
+    raise FileNotFoundError(f'{path}: not there, neither in {CHECKOUT or DATA} nor in {Path.cwd()}')
+
+def checkout_path(path, instead): # instead: what to do outside a checkout, for the message
+    "A path to write to in the checkout. Raises `FileNotFoundError` in an installed package, which is never written to."
+    if CHECKOUT: return CHECKOUT/path
+    raise FileNotFoundError(f'{path} is written in a clone of the repository, and this package is installed: {instead}.')
 
 __getattr__ = _lazy.renamed('nrf_repro.results.rows', dict(resolve_repo_path=resolve_repo_path, write_atomically=write_atomically))
 
@@ -297,7 +321,7 @@ def _printed(folder): # -> table, dataset, arch, norm, column, digits
                 yield 'table 2', r['dataset'], r['arch'], norm, column, r[f'{norm}_{what}']
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #8447f594
-def paper_rows(folder='reports/paper'): # holds table1.csv and table2.csv
+def paper_rows(folder: str | Path = 'reports/paper') -> pd.DataFrame: # holds table1.csv and table2.csv
     "The paper's tables 1 and 2 as a frame of rows (fractions), with two more columns: `table`, and `printed`, the digits as text."
     rows, empty = [], dict.fromkeys(FIELDS) | dict(experiment='paper', regime='standard')
     for table, dataset, arch, norm, column, digits in _printed(resolve_repo_path(folder)):
@@ -322,8 +346,8 @@ def printed_note(dataset, arch, norm, attack): # -> text or None
                  and (note['dataset'], note['arch'], note['norm']) == (dataset, arch, norm)), None)
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #8a55e4cd
-def read_published(folder='reports/published'): # holds a folder with rows.jsonl for each profile
+def read_published(folder: str | Path = 'reports/published') -> dict[str, pd.DataFrame]: # holds a folder with rows.jsonl for each profile
     "Profile -> frame of its published rows. Raises `FileNotFoundError` if there are none."
-    found = {path.parent.name: read_rows(path) for path in sorted(resolve_repo_path(folder).glob('[!.]*/rows.jsonl'))}
+    found = {place.name: read_rows(place/'rows.jsonl') for place in sorted(resolve_repo_path(folder).glob('[!.]*')) if holds_rows(place)}
     if found: return found
     raise FileNotFoundError(f'{folder} holds no profile with rows.jsonl. Run nrf-repro publish first.')

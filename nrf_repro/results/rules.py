@@ -7,6 +7,7 @@ __all__ = ['Claim', 'load_claims']
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #73000003
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, create_model
@@ -82,7 +83,7 @@ def _parse_claim(entry, rules, place): # one entry under `claims`, and the defau
     return Claim(**given | dict(parts=parts, scales=scales))
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #659f9826
-def load_claims(path='reports/claims.yaml'): # -> dict: id -> Claim, in the file's order
+def load_claims(path: str | Path = 'reports/claims.yaml') -> dict[str, Claim]: # -> dict: id -> Claim, in the file's order
     """The claims and their rules, parsed and checked.
 
     Raises `FileNotFoundError` without the file, and `ValueError` for a key or value that a rule cannot have; both name the place.

@@ -6,14 +6,16 @@
 __all__ = ['invariance_error', 'is_invariant', 'principal_axes', 'fit_whitening', 'whiten']
 
 # %% ../../nbs/1_normalisation/01_rescaling.ipynb #d8208b70
+from collections.abc import Callable
+
 import numpy as np
 
 # %% ../../nbs/1_normalisation/01_rescaling.ipynb #9f4628fd
 def invariance_error(
-    transform,  # x -> array; computes its statistics from its argument
-    change,     # x -> changed x
-    x,          # data, n d
-) -> float:     # 0 if the transform is invariant to the change
+    transform: Callable, # x -> array; computes its statistics from its argument
+    change: Callable,    # x -> changed x
+    x: np.ndarray,       # data, n d
+) -> float:              # 0 if the transform is invariant to the change
     """Root mean square of transform(change(x)) - transform(x), in standard deviations of transform(x).
 
     Raises ValueError if the transform is constant on x.
@@ -57,10 +59,10 @@ def principal_axes(
 
 # %% ../../nbs/1_normalisation/01_rescaling.ipynb #5e6d614d
 def fit_whitening(
-    x,            # data, n d
-    kind='pca',   # 'pca' (principal axes, largest variance first) or 'zca' (rotated back to the original axes)
-    eps=0.,       # added to each variance
-):                # mean (d) and matrix (d d); whitened rows are (x - mean) @ matrix.T
+    x: np.ndarray,                  # data, n d
+    kind: str = 'pca',              # 'pca' (principal axes, largest variance first) or 'zca' (rotated back to the original axes)
+    eps: float = 0.,                # added to each variance
+) -> tuple[np.ndarray, np.ndarray]: # mean (d) and matrix (d d); whitened rows are (x - mean) @ matrix.T
     """The mean and the matrix that whiten the rows of x; both can be applied to other rows.
 
     Raises ValueError if `kind` is unknown, x is not a finite matrix, or eps is 0 and a direction has no variance.
@@ -76,10 +78,10 @@ def fit_whitening(
 
 # %% ../../nbs/1_normalisation/01_rescaling.ipynb #dc32dfa6
 def whiten(
-    x,            # data, n d
-    kind='pca',   # 'pca' or 'zca'
-    eps=0.,       # added to each variance
-):                # n d; uncorrelated columns of variance 1 (at eps=0)
+    x: np.ndarray,     # data, n d
+    kind: str = 'pca', # 'pca' or 'zca'
+    eps: float = 0.,   # added to each variance
+) -> np.ndarray:       # n d; uncorrelated columns of variance 1 (at eps=0)
     """PCA or ZCA whitening of the rows of x, with their own mean and covariance.
 
     Raises ValueError as `fit_whitening` does.

@@ -6,6 +6,8 @@
 __all__ = ['bound_terms', 'layer_gradients', 'landscape']
 
 # %% ../../nbs/1_normalisation/04_smoothness.ipynb #64fcf7e1
+from collections.abc import Callable, Sequence
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -18,12 +20,12 @@ def _per_channel(t):  # n c h w -> c m
 
 # %% ../../nbs/1_normalisation/04_smoothness.ipynb #adf2f9ba
 def bound_terms(
-    y,       # BN's input, n c h w
-    g,       # gradient of the loss at BN's output, n c h w
-    g_y,     # gradient of the loss at BN's input, n c h w
-    gamma,   # BN's weight, c
-    eps=0.,  # BN's eps; sigma^2 is the variance plus eps
-):           # DataFrame, one row per channel; each column is a squared length, `factor` is gamma^2 / sigma^2
+    y: torch.Tensor,     # BN's input, n c h w
+    g: torch.Tensor,     # gradient of the loss at BN's output, n c h w
+    g_y: torch.Tensor,   # gradient of the loss at BN's input, n c h w
+    gamma: torch.Tensor, # BN's weight, c
+    eps: float = 0.,     # BN's eps; sigma^2 is the variance plus eps
+) -> pd.DataFrame:       # DataFrame, one row per channel; each column is a squared length, `factor` is gamma^2 / sigma^2
     """The terms of the bound of Santurkar et al. (2018), Theorem 4.1.
 
     `left` is the left side, `right` the right side with 1/m, `right_sqrt_m` the one with 1/sqrt(m), as on the talk's slide.
@@ -48,11 +50,11 @@ def _loss_at(model, params, x, y, loss=F.cross_entropy):
 
 # %% ../../nbs/1_normalisation/04_smoothness.ipynb #18b9c328
 def layer_gradients(
-    model,                 # a classifier; in training mode BN uses the batch's statistics
-    layer,                 # one of its modules, used once in a forward pass
-    x, y,                  # a batch and its labels
-    loss=F.cross_entropy,  # of logits and labels
-):                         # the layer's input; the gradient of the loss at its output, and at its input
+    model: torch.nn.Module,           # a classifier; in training mode BN uses the batch's statistics
+    layer: torch.nn.Module,           # one of its modules, used once in a forward pass
+    x: torch.Tensor, y: torch.Tensor, # a batch and its labels
+    loss: Callable = F.cross_entropy, # of logits and labels
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # the layer's input; the gradient of the loss at its output, and at its input
     """A layer's input and the gradients of the loss at its output and input; the model is not changed.
 
     Raises ValueError if the layer is not used exactly once.
@@ -84,11 +86,11 @@ def _step_from(params, gradient, step):
 
 # %% ../../nbs/1_normalisation/04_smoothness.ipynb #6a2379fe
 def landscape(
-    model,                 # in training mode BN uses the batch's statistics; the model is not changed
-    x, y,                  # the batch of this training step
-    steps,                 # step sizes, none of them 0; the parameters are theta - step * gradient
-    loss=F.cross_entropy,  # of logits and labels
-):                         # DataFrame, one row per step: step, loss, change, distance, smoothness
+    model: torch.nn.Module,           # in training mode BN uses the batch's statistics; the model is not changed
+    x: torch.Tensor, y: torch.Tensor, # the batch of this training step
+    steps: Sequence[float],           # step sizes, none of them 0; the parameters are theta - step * gradient
+    loss: Callable = F.cross_entropy, # of logits and labels
+) -> pd.DataFrame:                    # DataFrame, one row per step: step, loss, change, distance, smoothness
     """Loss and gradient along the gradient's direction, over the parameters that require a gradient.
 
     `change` is the l2 norm of the gradient's change, `distance` that of the parameters, `smoothness` their ratio (Santurkar

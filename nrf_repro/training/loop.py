@@ -8,8 +8,10 @@ __all__ = ['correct', 'Monitor', 'fit']
 # %% ../../nbs/5_how_it_works/38_training.ipynb #bfe316ba
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -28,10 +30,10 @@ def model_device(model):
     return next(iter(model.parameters()), torch.zeros(0)).device
 
 # %% ../../nbs/5_how_it_works/38_training.ipynb #8cc7ecf4
-def correct(model, # maps n c h w to logits n k
-            x,     # n c h w, in [0, 1]
-            y,     # n labels
-            batch_size=512): # images at once
+def correct(model: torch.nn.Module,                 # maps n c h w to logits n k
+            x: torch.Tensor,                        # n c h w, in [0, 1]
+            y: torch.Tensor,                        # n labels
+            batch_size: int = 512) -> torch.Tensor: # images at once
     "bool[n]: does the largest logit belong to the label? The model is used in eval mode, and its modes are restored."
     modes = {m: m.training for m in model.modules()}
     model.eval()
@@ -141,17 +143,17 @@ def _check_task(model, train, loss, targeted=False): # raises ValueError for wha
 
 # %% ../../nbs/5_how_it_works/38_training.ipynb #0306653d
 def fit(
-    model,          # any nn.Module that maps pixels in [0, 1] to logits; trained in place, on its device
-    train,          # `Images`
-    recipe,         # `Recipe`
+    model: torch.nn.Module,           # any nn.Module that maps pixels in [0, 1] to logits; trained in place, on its device
+    train: Images,                    # `Images`
+    recipe: Recipe,                   # `Recipe`
     *,
-    monitor=None,   # `Monitor`: what to measure, and when
-    folder=None,    # the state is stored here after every epoch, and a second call of the same run resumes from it
-    loss=cross_entropy, # (model, x, y) -> scalar; one with settings is best a frozen dataclass
-    on_epoch=None,  # called with (epoch, model, the epoch's record)
-    progress=True,  # show a bar with an estimate of the time left
-    team=SINGLE_PROCESS, # the processes that train the model
-):                  # history: a frame with one row for each epoch
+    monitor: Monitor | None = None,   # `Monitor`: what to measure, and when
+    folder: str | Path | None = None, # the state is stored here after every epoch, and a second call of the same run resumes from it
+    loss: Callable = cross_entropy,   # (model, x, y) -> scalar; one with settings is best a frozen dataclass
+    on_epoch: Callable | None = None, # called with (epoch, model, the epoch's record)
+    progress: bool = True,            # show a bar with an estimate of the time left
+    team: Any = SINGLE_PROCESS,       # the processes that train the model
+) -> pd.DataFrame:                    # history: a frame with one row for each epoch
     """Train a network by a recipe, resuming where an earlier call was interrupted. Returns the history; the model is left in eval mode.
 
     Raises `ValueError` for a wrong recipe, for no images, and for a model without a gradient or without an output for each label.

@@ -1,0 +1,21 @@
+# Made by docs/stubs.py from the names in __init__.py: `make book` writes it anew.
+from nrf_repro.results.claims import decide as decide
+from nrf_repro.results.claims import decide_published as decide_published
+from nrf_repro.results.claims import headline as headline
+from nrf_repro.results.intervals import Interval as Interval
+from nrf_repro.results.intervals import paired_interval as paired_interval
+from nrf_repro.results.intervals import t_interval as t_interval
+from nrf_repro.results.intervals import two_way as two_way
+from nrf_repro.results.intervals import wilson as wilson
+from nrf_repro.results.outcomes import pack_outcomes as pack_outcomes
+from nrf_repro.results.outcomes import unpack_outcomes as unpack_outcomes
+from nrf_repro.results.paired import effects as effects
+from nrf_repro.results.rows import frame as frame
+from nrf_repro.results.rows import make_row as make_row
+from nrf_repro.results.rows import paper_rows as paper_rows
+from nrf_repro.results.rows import read_published as read_published
+from nrf_repro.results.rows import read_rows as read_rows
+from nrf_repro.results.rows import write_rows as write_rows
+from nrf_repro.results.rules import Claim as Claim
+from nrf_repro.results.rules import Part as Part
+from nrf_repro.results.rules import load_claims as load_claims
