@@ -45,6 +45,7 @@ def _restore_modules(states):
 
 # %% ../../nbs/5_how_it_works/34_attack_inputs.ipynb #6291e75a
 def _same_storage(a, b):
+    "Do two tensors have the same type, device and memory?"
     return a.dtype == b.dtype and a.device == b.device and a.data_ptr() == b.data_ptr()
 
 @torch.no_grad()
@@ -77,7 +78,7 @@ def _as_labels(y):  # tensor, array or list of n class indices
     "The labels as a copy in int64. Raises ValueError if they are no integers."
     try: y = torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f'y is a {type(y).__name__} that is no list of numbers. Pass class indices as integers.') from None
+        raise ValueError(f'y cannot be read as numbers (it is a {type(y).__name__}). Pass class indices as integers.') from None
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f'y is {y.dtype}. Pass class indices as integers.')
     return y.detach().to(torch.int64, copy=True)
@@ -127,7 +128,7 @@ def check_logits(
 ):
     """Check the output of a model; returns nothing.
 
-    Raises TypeError or ValueError if z holds no finite logits, or if a label names no class. A class may be switched off by -inf.
+    Raises TypeError or ValueError if z holds no finite logits, or if a label names no class. A class may be excluded by -inf.
     """
     if not isinstance(z, torch.Tensor): raise TypeError(f'the model returned a {type(z).__name__}. It must return the logits alone.')
     if z.ndim != 2 or z.shape[1] < 2 or len(z) != len(y):

@@ -11,6 +11,13 @@ import binascii
 
 import numpy as np
 
+# %% ../../nbs/5_how_it_works/42_outcomes.ipynb #88fafd72
+SCALE, MISSING = 32767, -32768   # an outcome of 1, and one that has no value
+
+def _text(array):
+    "The bytes of an array as base64 text."
+    return base64.b64encode(array.tobytes()).decode()
+
 # %% ../../nbs/5_how_it_works/42_outcomes.ipynb #c46d0e00
 def pack_outcomes(values):  # n outcomes: booleans, 0 and 1, or numbers in [-1, 1] (NaN: no value)
     "The outcomes as text: one bit for each where all are 0 or 1, else 16 bits. Raises `ValueError` for numbers outside [-1, 1]."
@@ -20,11 +27,6 @@ def pack_outcomes(values):  # n outcomes: booleans, 0 and 1, or numbers in [-1, 
     if largest > 1 + 1e-6: raise ValueError(f'outcomes reach {largest:.3g}: pass numbers in [-1, 1]')
     whole = np.where(np.isnan(values), MISSING, np.round(values.clip(-1, 1) * SCALE))
     return 'int16:' + _text(whole.astype('<i2'))
-
-# %% ../../nbs/5_how_it_works/42_outcomes.ipynb #88fafd72
-SCALE, MISSING = 32767, -32768   # an outcome of 1, and one that has no value
-
-def _text(array): return base64.b64encode(array.tobytes()).decode()
 
 # %% ../../nbs/5_how_it_works/42_outcomes.ipynb #2f496084
 def unpack_outcomes(text,  # of `pack_outcomes`

@@ -29,10 +29,13 @@ def select(rows,   # a frame of rows
     return rows[keep]
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #71fbd02b
-def _varying(rows, names): # -> those of `names` with more than one value; a missing value counts as one
+def _varying(rows, names):
+    "Those of `names` with more than one value in the rows: a list. A missing value counts as one."
     return [name for name in names if rows[name].nunique(dropna=False) > 1]
 
-def _side(rows, field, value, keys): # the rows on one side of a comparison
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #7bcc0825
+def _side(rows, field, value, keys):
+    "The rows on one side of a comparison. The values 'first' and 'last' stand for the smallest and largest value of the field."
     if value not in ('first', 'last'): return select(rows, {field: value})
     extreme = rows.groupby(keys, dropna=False)[field].transform('min' if value == 'first' else 'max')
     return rows[(rows[field] == extreme).fillna(False).astype(bool)]
@@ -53,14 +56,16 @@ def pairs(rows,      # a frame of one metric
     return both.drop(columns=[field, f'{field}_control']).assign(difference=both.value - both.value_control)
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #f134ce25
-def _cell_numbers(pairs): # -> of each pair the number of its cell
+def _cell_numbers(pairs):
+    "The number of the cell of each pair: a series of ints."
     keys = _varying(pairs, [name for name in IDENTITY if name in pairs and name != 'seed'])
     return pairs.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=pairs.index)
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #42b5499b
 _RELATED = ('dataset', 'profile', 'arch', 'width')  # networks that are equal in these and in the seed are not independent
 
-def _group_numbers(pairs): # -> of each pair the number of its group
+def _group_numbers(pairs):
+    "The number of the group of each pair: a series of ints."
     keys = pairs[[name for name in _RELATED if name in pairs]].astype(object)
     if 'experiment' in pairs: keys.loc[pairs.experiment == 'transfer', [k for k in ('arch', 'width') if k in keys]] = None
     return keys.groupby([*keys], dropna=False, sort=False).ngroup()
@@ -71,7 +76,8 @@ class _Group(NamedTuple):
     cells: int
     values: np.ndarray
 
-def _by_seed(cell, seed, values): # of each pair of a group: its cell, its seed, and a number or numbers per image -> _Group
+def _by_seed(cell, seed, values): # of each pair of a group: its cell, its seed, and a number or numbers per image
+    "The `_Group` of some pairs. Where a seed lacks a cell, the cell's mean is used."
     values, cells, seeds = np.asarray(values, dtype=float), np.unique(cell), np.unique(seed)
     mean = {c: np.nanmean(values[cell == c]) for c in cells}
     share = {c: 1 / len(cells) / np.mean([(cell[seed == s] == c).any() for s in seeds]) for c in cells}   # 1 / cells, if no seed lacks one
@@ -79,14 +85,18 @@ def _by_seed(cell, seed, values): # of each pair of a group: its cell, its seed,
     return _Group(len(cells), np.mean([*mean.values()]) + np.stack([apart[seed == s].sum(axis=0) for s in seeds]))
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #9c913b53
-def _groups(pairs, values): # values: of each pair, a number or numbers per image -> list of _Group
+def _groups(pairs, values): # values: of each pair, a number or numbers per image
+    "The groups of the pairs: a list of `_Group`."
     cell, group, seed = _cell_numbers(pairs).to_numpy(), _group_numbers(pairs).to_numpy(), pairs.seed.astype(float).fillna(-1).to_numpy()
     return [_by_seed(cell[group == g], seed[group == g], [v for v, own in zip(values, group) if own == g]) for g in np.unique(group)]
 
-def _over_seeds(pairs, level): # -> Combined, from the spread over seeds alone
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #1bc34b48
+def _over_seeds(pairs, level):
+    "The mean difference with an interval from the spread over seeds alone: a `Combined`."
     groups = _groups(pairs, pairs.difference.astype(float))
     return t_over_cells([g.values for g in groups], [g.cells for g in groups], level)
 
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #29652df5
 def paired_effect(rows,             # a frame of one metric
                   field='norm', treatment='bn', control='none', # as in `pairs`
                   level=.95):       # confidence
@@ -95,7 +105,8 @@ def paired_effect(rows,             # a frame of one metric
     return Combined(math.nan, math.nan, math.nan, (0,)) if found.empty else _over_seeds(found, level)
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #ec041265
-RUN = ['experiment', 'dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'source', 'batch_size', 'seed', 'profile']
+RUN = [   # the fields that identify one run of training
+    'experiment', 'dataset', 'arch', 'norm', 'width', 'regime', 'lam', 'source', 'batch_size', 'seed', 'profile']
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #a1d0d77a
 def screen(chosen, # the rows that a part compares
@@ -116,12 +127,15 @@ def screen(chosen, # the rows that a part compares
     return seen.assign(would=would, why=np.where(seen.metric == claim.learned_by, '', would))
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #8f587d69
-def _compare(rows, part): # rows of the part's metric -> pairs
+def _compare(rows, part): # rows: of the part's metric
+    "The pairs of a part: a frame as of `pairs`. For a threshold each row is compared with it."
     if part.compare: return pairs(rows, **part.compare)
     rows = rows.dropna(subset=['value'])
     return rows.assign(value_control=part.threshold, n_control=rows.n, difference=rows.value - part.threshold)
 
-def _evidence(claim, part, rows): # -> pairs, and the rows left out
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #be43b135
+def _evidence(claim, part, rows):
+    "The pairs of a part, and the rows that were left out: two frames."
     rows = rows if 'arch' in part.where else rows[~rows.arch.isin(CONTROLS)]
     chosen = select(rows[rows.metric == part.metric], part.where)
     if not part.screen or chosen.empty: return _compare(chosen, part), chosen.iloc[:0].assign(why='', end=math.nan)
@@ -129,20 +143,24 @@ def _evidence(claim, part, rows): # -> pairs, and the rows left out
     return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #4000a006
-def _outcomes_of(pair, part): # one line of `_compare` -> the hash of the images, and the differences; None where something is missing
+def _outcomes_of(pair, part): # pair: one line of `_compare`
+    "The hash of the images, and the difference of each image; None where outcomes are missing or the images differ."
     if not isinstance(pair.outcomes, str): return None
     values = _unpacked(pair.outcomes, pair.n, pair.value)
     if not part.compare: return pair.images, values - part.threshold
     if not isinstance(pair.outcomes_control, str) or pair.images_control != pair.images: return None
     return pair.images, values - _unpacked(pair.outcomes_control, pair.n_control, pair.value_control)
 
-def _unpacked(text, n, value): # the outcomes as numbers; raises ValueError if their mean is not the value of their row
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #6426e82e
+def _unpacked(text, n, value):
+    "The outcomes as numbers. Raises ValueError if their mean is not the value of their row."
     values = unpack_outcomes(text, int(n))
     if abs(np.nanmean(values) - value) < 1e-3: return values
     raise ValueError(f'outcomes with the mean {np.nanmean(values):.6f} stand beside the value {value:.6f}. Take both from the same row.')
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #4000a007
-def _over_both(pairs, part, level): # the two-way interval -> Combined, or the reason why there is none
+def _over_both(pairs, part, level):
+    "The two-way interval as a `Combined`, or a text: the reason why there is none."
     found = [_outcomes_of(pair, part) for pair in pairs.itertuples()] if 'outcomes' in pairs else [None]
     if any(f is None for f in found): return 'no outcomes of single images are stored'
     names, group = np.array([images for images, _ in found]), _group_numbers(pairs).to_numpy()
@@ -161,6 +179,21 @@ class Effect(NamedTuple):
     seeds: tuple  # number of seeds of each cell
     remark: str   # for the reason of the verdict
 
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #4000a009
+def _seeds_text(seeds): # of each cell
+    "The numbers of seeds as text: '5 seeds', or '8 and 2 seeds' where cells differ."
+    counts = sorted(set(seeds), reverse=True)
+    return f'{" and ".join(map(str, counts))} seed{"s" * (counts != [1])}'
+
+def _possible(iv, part):
+    "The interval, cut where the metric's range ends."
+    bounds = [BOUNDS[word] for word in part.metric.split('_') if word in BOUNDS]
+    if not bounds or math.isnan(iv.low): return iv
+    low, high = bounds[0]
+    least, most = (low - high, high - low) if part.compare else (low - part.threshold, high - part.threshold)
+    return iv._replace(low=max(iv.low, least), high=min(iv.high, most))
+
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #43bd8721
 def effect_of(pairs, # of `_evidence`, or those of one cell
               part,  # a `Part`
               level): # confidence
@@ -174,18 +207,6 @@ def effect_of(pairs, # of `_evidence`, or those of one cell
     if iv.high - iv.low < 1e-12: return Effect(iv.mean, math.nan, math.nan, 'no spread', seeds, remark)
     return Effect(iv.mean, iv.low, iv.high, 't over seeds', seeds, remark)
 
-# %% ../../nbs/5_how_it_works/45_effects.ipynb #4000a009
-def _seeds_text(seeds): # of each cell: '5 seeds', or '8 and 2 seeds' where cells differ
-    counts = sorted(set(seeds), reverse=True)
-    return f'{" and ".join(map(str, counts))} seed{"s" * (counts != [1])}'
-
-def _possible(iv, part): # the interval, cut where the metric's range ends
-    bounds = [BOUNDS[word] for word in part.metric.split('_') if word in BOUNDS]
-    if not bounds or math.isnan(iv.low): return iv
-    low, high = bounds[0]
-    least, most = (low - high, high - low) if part.compare else (low - part.threshold, high - part.threshold)
-    return iv._replace(low=max(iv.low, least), high=min(iv.high, most))
-
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #3c27746e
 def interval_verdict(interval,        # with low and high, of treatment - control
                      direction,       # 'higher' or 'lower', the claimed side
@@ -196,23 +217,31 @@ def interval_verdict(interval,        # with low and high, of treatment - contro
     return 'reproduced' if low > smallest_effect else 'not reproduced' if high < smallest_effect else 'inconclusive'
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #85921622
-def _cells(evidence, part, claim): # yields a dict for each cell: means, interval, room, agreement
+def _cells(evidence, part, claim):
+    "Yield a dict for each cell: means of both sides, interval, room and agreement."
     for _, cell in evidence.groupby(_cell_numbers(evidence)):
         e = effect_of(cell, part, level_of(claim, part))
         yield cell.iloc[0].to_dict() | dict(
             treatment=cell.value.mean(), control=cell.value_control.mean(), middle=_middle(cell), effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
             interval=e.how, room=_has_room(cell, part), agrees=_agrees(e, part), alone=_alone(e, part))
 
-def _agrees(e, part): # does a cell's mean lie on the claimed side?
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #9c2fd8a7
+def _agrees(e, part): # e: the `Effect` of a cell
+    "Does its mean lie on the claimed side?"
     return bool((e.mean if part.direction == 'higher' else -e.mean) > min(0, part.smallest_effect))
 
-def _alone(e, part): # does a cell show the effect by itself? Without an interval its mean decides
+def _alone(e, part): # e: the `Effect` of a cell
+    "Does the cell show the effect by itself? Without an interval its mean decides."
     known = e if not math.isnan(e.low) else e._replace(low=e.mean, high=e.mean)
     return interval_verdict(known, part.direction, part.smallest_effect) == 'reproduced'
 
-def _middle(cell): return (cell.value.mean() + cell.value_control.mean()) / 2 # the mean of both sides
+# %% ../../nbs/5_how_it_works/45_effects.ipynb #3dec4e3f
+def _middle(cell):
+    "The mean of both sides of a cell."
+    return (cell.value.mean() + cell.value_control.mean()) / 2
 
-def _has_room(cell, part): # by the mean of both sides, which does not depend on their difference
+def _has_room(cell, part):
+    "Does the mean of both sides, which does not depend on their difference, lie within the room of the part?"
     low, high = part.room or (-math.inf, math.inf)
     return bool(low <= _middle(cell) <= high)
 
@@ -229,7 +258,8 @@ def effects(claim: Claim,                        # a `Claim`
     return pd.DataFrame(lines).reindex(columns=EFFECT_COLUMNS)
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #5c346dd2
-def _usable(evidence, part, claim): # -> the pairs to average, their cells, and the cells left out because they have no room
+def _usable(evidence, part, claim):
+    "The pairs to average, their cells, and the cells that are left out because they have no room: three frames."
     cells = pd.DataFrame(_cells(evidence, part, claim))
     keep = cells.room if cells.room.any() else ~cells.room
     return evidence[_cell_numbers(evidence).isin(cells.index[keep]).to_numpy()], cells[keep], cells[~keep]

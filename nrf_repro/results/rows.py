@@ -53,7 +53,8 @@ def typed(name,   # one of FIELDS
     return int(value)
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #ef0584ba
-def _text(name, value): # -> str
+def _text(name, value):
+    "The value as a str. Raises `TypeError` for another type, and `ValueError` for half a character."
     if not isinstance(value, str): raise TypeError(f'row field `{name}` takes text, got {value!r:.80}')
     try: value.encode()
     except UnicodeEncodeError: raise ValueError(f'row field `{name}` holds half a character: {value!r:.80}') from None
@@ -63,7 +64,8 @@ def _text(name, value): # -> str
 BOUNDS = {'accuracy': (0, 1), 'ligs': (-1, 1), 'vanished': (0, 1), 'success': (0, 1)}  # by a word of the metric's name
 NEEDS = {'robust': ('attack', 'eps', 'reading'), 'ligs': ('sigma',)}  # without these the number means nothing
 NAMED_NORMS = ('none', 'bn', 'in', 'ln', 'gn')
-CONTROLS = dict(resnet18_fixup='resnet18', resnet50_fixup='resnet50', vgg11_nf='vgg11', vgg16_nf='vgg16')  # trained without normalisation by other means: of which architecture
+CONTROLS = dict(   # networks without a normalisation layer that train by other means -> the architecture that they modify
+    resnet18_fixup='resnet18', resnet50_fixup='resnet50', vgg11_nf='vgg11', vgg16_nf='vgg16')
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #a0123870
 def check_row(row): # a dict whose fields are already typed
@@ -98,6 +100,7 @@ def computing_source(text): # of a module
     lines = [line for i, line in enumerate(text.splitlines(), 1) if i not in out]
     return '\n'.join(line for line in lines if line.strip() and not line.lstrip().startswith('#'))
 
+# %% ../../nbs/5_how_it_works/41_results.ipynb #bc77ebab
 @cache
 def source_hash():
     "12 hexadecimal digits of a sha256 over all modules on which a number can depend."
@@ -114,7 +117,8 @@ def torch_version():
     try: return version('torch')
     except PackageNotFoundError: return None
 
-def _git(*words): # -> the output of a git command, None if it fails
+def _git(*words):
+    "The output of a git command, or None if it fails."
     run = subprocess.run(['git', '-C', str(PACKAGE), *words], capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else None
 
@@ -147,6 +151,7 @@ def precision_on(device): # a device's name, such as 'cuda:0'
     import torch
     return 'tf32' if torch.backends.cudnn.allow_tf32 else 'float32'
 
+# %% ../../nbs/5_how_it_works/41_results.ipynb #2be80c81
 @contextmanager
 def tf32_set(on): # True | False | None: leave it as it is
     "Compute convolutions and matrix products on a GPU in TF32 (or in strict float32) inside the context."
@@ -188,7 +193,8 @@ def sort_rows(rows): # dicts, or a frame of `read_rows`
 # %% ../../nbs/5_how_it_works/41_results.ipynb #d02b4366
 _STREAMS = {'/dev/stdout': 1, '/dev/stderr': 2}
 
-def _stream_of(path): # -> the number of the open stream that /dev/stdout, /dev/stderr or /dev/fd/3 names; None for other paths
+def _stream_of(path):
+    "The number of the open stream that a path such as /dev/stdout or /dev/fd/3 names; None for other paths."
     folder, _, number = (path := os.path.abspath(path)).rpartition('/')
     return int(number) if folder == '/dev/fd' and number.isdigit() else _STREAMS.get(path)
 
@@ -197,7 +203,8 @@ def is_special(path):
     return _stream_of(path) is not None or os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #c3d04a02
-def _replace(path, text): # a link stays, and the file that it names is replaced
+def _replace(path, text):
+    "Write a file by replacing it; returns nothing. Where the path is a link, the file that it names is replaced."
     path = Path(os.path.realpath(path))
     draft = path.with_name(f'.{path.name[:80]}.{secrets.token_hex(4)}.tmp')  # two writers use different drafts
     try:
@@ -207,11 +214,16 @@ def _replace(path, text): # a link stays, and the file that it names is replaced
     finally:
         with suppress(OSError): draft.unlink()
 
-def _write_into(path, text): # path: a stream, which is continued, or a pipe or a device
+# %% ../../nbs/5_how_it_works/41_results.ipynb #8bfc2c87
+def _write_into(path, text):
+    "Write into a stream, a pipe or a device; returns nothing. A stream is continued."
     stream = _stream_of(path)
-    if stream is not None: sys.stdout.flush(), sys.stderr.flush()   # what was printed before comes before
+    if stream is not None:   # what was printed before comes before
+        sys.stdout.flush()
+        sys.stderr.flush()
     with open(path if stream is None else os.dup(stream), 'w', encoding='utf-8') as f: f.write(text)
 
+# %% ../../nbs/5_how_it_works/41_results.ipynb #353112dd
 def write_atomically(path,  # where to
                      text): # the contents, written as UTF-8
     """Write a text file, and return its path. If writing fails, the old file is unchanged.
@@ -238,7 +250,8 @@ def write_rows(path: str | Path, # where to, JSON lines
     return write_atomically(path, ''.join(map(row_line, sort_rows(rows))))
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #219dcaad
-def _files(path): # -> the files of rows at a path
+def _files(path):
+    "The files of rows at a path: a list. Raises `FileNotFoundError` if there are none."
     path = Path(path)
     if path.is_file(): return [path]
     if (packed := path.with_name(f'{path.name}.xz')).is_file(): return [packed]   # as an installed package holds them
@@ -247,7 +260,8 @@ def _files(path): # -> the files of rows at a path
     raise FileNotFoundError(f'{path}: no file of rows (*.jsonl) under this folder; run the experiment first')
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #7bc8ba48
-def _lines(path): # -> (place, row) per line
+def _lines(path):
+    "Yield for each line of a file its place, as text, and its row. Raises `ValueError` that begins with the place."
     for number, line in enumerate(_raw_lines(path), 1):
         try:
             row = json.loads(line.decode())
@@ -256,7 +270,8 @@ def _lines(path): # -> (place, row) per line
         except (ValueError, TypeError, RecursionError) as e: raise ValueError(f'{path} line {number}: {e}') from None
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #3e29d475
-def _raw_lines(path): # -> lines as bytes, without a byte order mark and empty last lines; line ends within a row's text are text
+def _raw_lines(path):
+    "The lines as bytes, without a byte order mark and empty last lines. Only a newline byte ends a line."
     raw = path.read_bytes()
     if path.suffix == '.xz': raw = lzma.decompress(raw)
     raw = raw.removeprefix(b'\xef\xbb\xbf').rstrip(b' \t\r\n')
@@ -306,13 +321,16 @@ def checkout_path(path, instead): # instead: what to do outside a checkout, for 
     if CHECKOUT: return CHECKOUT/path
     raise FileNotFoundError(f'{path} is written in a clone of the repository, and this package is installed: {instead}.')
 
+# %% ../../nbs/5_how_it_works/41_results.ipynb #5b1fb531
 __getattr__ = _lazy.renamed('nrf_repro.results.rows', dict(resolve_repo_path=resolve_repo_path, write_atomically=write_atomically))
 
+# %% ../../nbs/5_how_it_works/41_results.ipynb #c85a3798
 _PRINTED_ATTACKS = {'pgd_l2_0.25': ('pgd_l2', .25), 'pgd_linf_1_255': ('pgd_linf', 1 / 255),
                     'cw_l2_0.25': ('cw_l2', .25), 'cw_linf_1_255': ('cw_linf', 1 / 255)}  # table 1's columns
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #e8947623
-def _printed(folder): # -> table, dataset, arch, norm, column, digits
+def _printed(folder):
+    "Yield for each printed cell: table, dataset, arch, norm, column, and the digits as text."
     for r in pd.read_csv(folder/'table1.csv', dtype=str).to_dict('records'):
         for column in ('clean', *_PRINTED_ATTACKS): yield 'table 1', r['dataset'], r['arch'], r['norm'], column, r[column]
     for r in pd.read_csv(folder/'table2.csv', dtype=str).to_dict('records'):
@@ -340,7 +358,7 @@ PRINTED_NOTES = (  # footnotes of printed cells, which are never corrected
          note='printed PGD 28.61 beside CW 24.01 in the same l2 ball; other rows agree within 1.2 points'))
 
 # %% ../../nbs/5_how_it_works/41_results.ipynb #212c2bdd
-def printed_note(dataset, arch, norm, attack): # -> text or None
+def printed_note(dataset, arch, norm, attack):
     "The footnote of a printed cell, or None."
     return next((note['note'] for note in PRINTED_NOTES if attack in note['attacks']
                  and (note['dataset'], note['arch'], note['norm']) == (dataset, arch, norm)), None)

@@ -41,14 +41,15 @@ class Claim:
     parts: tuple           # of Part
     level: float           # confidence
     min_seeds: int         # fewer are inconclusive
-    agree: float           # share of cells that must point the claimed way
-    learned_by: str        # the metric of the next two
+    agree: float           # share of cells that must agree with the verdict
+    learned_by: str        # the metric by which networks are left out, for the limits of the next two
     undertrained: dict     # profile or data set -> accuracy; a network below it is left out
-    not_learned: dict      # the same; at or below it the network is a constant
+    not_learned: dict      # the same; a network at or below it predicts a constant
     scales: tuple          # profiles, the smallest first; the largest at which a claim was run gives its headline verdict
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #574e0026
-def _check_part(part, place): # -> the part; raises ValueError that begins with `place`
+def _check_part(part, place):
+    "The part itself. Raises ValueError that begins with `place` for a key or a row field that does not exist."
     if (part.compare is None) == (part.threshold is None): raise ValueError(f'{place}: give either compare or threshold')
     if part.compare and sorted(part.compare) != ['control', 'field', 'treatment']:
         raise ValueError(f'{place}: compare needs field, treatment and control, got {", ".join(part.compare)}')
@@ -56,10 +57,12 @@ def _check_part(part, place): # -> the part; raises ValueError that begins with 
     if unknown := sorted(set(named) - set(IDENTITY)): raise ValueError(f'{place}: no such row field: {", ".join(unknown)}')
     return part
 
+# %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #731dab59
 VERDICTS = ('not reproduced', 'not run', 'inconclusive', 'reproduced')  # of several parts the first one here decides
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #2326ad22
-def _expand(entry, place): # one entry under `parts` -> Parts
+def _expand(entry, place):
+    "Yield the `Part`s of one entry under `parts`."
     entry = dict(entry)
     each, name = entry.pop('each', {}), entry.pop('name', None)
     (field, values), compare = next(iter(each.items()), (None, [None])), entry.get('compare') or {}
@@ -74,7 +77,8 @@ def _expand(entry, place): # one entry under `parts` -> Parts
             yield _check_part(Part(**part), place)
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #b8858d3d
-def _parse_claim(entry, rules, place): # one entry under `claims`, and the defaults under `rules` -> Claim
+def _parse_claim(entry, rules, place):
+    "The `Claim` of one entry under `claims`; what it leaves out is taken from `rules`. Raises ValueError that begins with `place`."
     given = rules | entry
     for table in ('undertrained', 'not_learned'): given[table] = rules[table] | entry.get(table, {})
     scales = tuple(given['scales'])
@@ -101,6 +105,7 @@ _RULES = dict(level=Number, min_seeds=Count, agree=Number, learned_by=Text, unde
 _Value = Text | Number | None
 _RowFields = dict[Text, _Value | tuple[_Value, ...]]   # field -> value, or values
 
+# %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #3a82116d
 class _PaperEntry(Settings):
     table: Text = None
     effect: Number = None
@@ -121,6 +126,7 @@ class _PartEntry(Settings):
     missing: Literal[VERDICTS] = None
     paper: _PaperEntry = None
 
+# %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #91a4564c
 _Rules = create_model('_Rules', __base__=Settings, **{name: (kind, ...) for name, kind in _RULES.items()})
 _RuleChanges = create_model('_RuleChanges', __base__=Settings, **{name: (kind, None) for name, kind in _RULES.items()})
 
