@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         "Print usage and message, and exit with status 2."
         unknown = re.match(r'unrecognized arguments: (--[^ =]+)', message)
-        wrong = re.match(r"argument command: invalid choice: '([^']*)'", message)
+        wrong = re.match(r"argument (?:command|COMMAND): invalid choice: '([^']*)'", message)
         if unknown: message += f'.{close_names(unknown[1], self.known())}'
         if wrong: message += f'.{close_names(wrong[1], list(self.commands))}'
         super().error(message)

@@ -133,7 +133,7 @@ def refused(capsys, *words):
 
 @pytest.mark.parametrize('words, message', [
     ('measure net digits --eps 8/255', 'unrecognized arguments: --eps 8/255. Did you mean --linf or --l2?'), ('measure net digits --cuda', 'Did you mean --device?'),
-    ('measure net digits --lmit 3', 'Did you mean --limit?'), ('mesure net digits', 'Did you mean measure?'), ('report demo --core 3 --job x --nothing', '--nothing'),
+    ('measure net digits --lmit 3', 'Did you mean --limit or --linf?'), ('mesure net digits', 'Did you mean measure?'), ('report demo --core 3 --job x --nothing', '--nothing'),
     ('plan dmeo', "Unknown profile 'dmeo' (did you mean demo?): choose one of"), ('plan huge', "Unknown profile 'huge': choose one of"),
     ('plan tiny --profile demo', 'two profiles, tiny and demo: leave one of them out.'), ('measure vgg11 digits --rows - --out -', '--out - and --rows - would be mixed'),
     ('measure vgg11 digits --threads 0', '--threads 0: give at least 1')])
