@@ -30,6 +30,7 @@ class Part:
     screen: bool = True     # leave out networks that are undertrained or learned nothing
     missing: str = 'not run'  # the verdict without rows
     paper: dict = None      # {table} to compute the printed effect, or {effect, source}
+    added: datetime.date = None # when the part joined the claim, after rows were seen
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #f3434d1d
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +131,7 @@ class _PartEntry(Settings):
     screen: Flag = None
     missing: Literal[VERDICTS] = None
     paper: _PaperEntry = None
+    added: _Date = None
 
 _Rules = create_model('_Rules', __base__=Settings, **{name: (kind, ...) for name, kind in _RULES.items()})
 _RuleChanges = create_model('_RuleChanges', __base__=Settings, **{name: (kind, None) for name, kind in _RULES.items()})
@@ -148,6 +150,11 @@ class _ClaimEntry(_RuleChanges):
 class _ClaimsFile(Settings):
     rules: _Rules
     claims: tuple[_ClaimEntry, ...] = Field(min_length=1)
+
+# %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #be652559
+def as_first_written(claim): # of `load_claims`
+    "The claim without the parts that were added after rows were seen."
+    return dataclasses.replace(claim, parts=tuple(part for part in claim.parts if part.added is None))
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #9e2d4a70
 def by_scale(profiles, # names
