@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from conftest import ROOT
 from scipy import stats
 
 from nrf_repro.results import claims as C
@@ -30,7 +31,7 @@ def matrix(make, treated, control, norm='bn', other='none', **fields):
     "One row per seed and side, and a good clean accuracy for each network."
     return [row for name, values in ((norm, treated), (other, control)) for seed, value in enumerate(values)
             for row in (make(value, norm=name, seed=seed, **fields), *([] if make is clean else [
-                clean(norm=name, seed=seed, **{k: v for k, v in fields.items() if k in ('arch', 'dataset', 'regime', 'profile')})]))]
+                clean(norm=name, seed=seed, **{k: v for k, v in fields.items() if k in ('arch', 'dataset', 'regime', 'profile', 'epoch')})]))]
 
 
 def unique(rows): # clean rows of a network come along with each of its measurements
@@ -314,7 +315,7 @@ def test_images_without_a_value_are_left_out_and_counted():
 
 def test_a_threshold_is_compared_with_the_outcomes():
     values = (.96, .97, .95)
-    rows = stored([r for norm in ('none', 'bn') for r in matrix(ligs, values, values, norm=norm, other=norm, regime='adversarial')])
+    rows = stored(c6(values))
     got = decide_rows('C6', rows)
     assert (got.verdict, got.interval) == ('reproduced', 'seeds and images') and got.effect == pytest.approx(.06)
 
@@ -440,16 +441,40 @@ def test_c4_starts_when_something_was_learned():
     assert cells.control.tolist() == pytest.approx([.69, .69]) and cells.effect.tolist() == pytest.approx([0, 0])
 
 
+def c6(values, standard=(.80, .81, .79)): # LIGS after adversarial training, for 8 epochs, and after standard training, for 15
+    return [r for norm in ('none', 'bn') for regime, of, epoch in (('adversarial', values, 8), ('standard', standard, 15))
+            for r in matrix(ligs, of, of, norm=norm, other=norm, regime=regime, epoch=epoch)]
+
+
 def test_c6_is_one_sided():
     # mean .915, sd .008660, t(.95; 2) = 2.919986: lower end .9004; a two-sided interval would reach .8935
     values = (.92, .905, .92)
-    rows = [r for norm in ('none', 'bn') for r in matrix(ligs, values, values, norm=norm, other=norm, regime='adversarial')]
+    rows = c6(values)
     got = decide('C6', rows)
     assert got.verdict == 'reproduced' and got.effect == pytest.approx(.015)
     assert got.low == pytest.approx(.015 - 2.919986 * np.std(values, ddof=1) / 3**.5, abs=1e-6)
     lower = [r | dict(value=r['value'] - .01) if r['metric'] == 'ligs' and r['norm'] == 'bn' else r for r in rows]
     assert decide('C6', lower).reason.startswith('inconclusive: bn; reproduced: none')
-    assert decide('C6', [r | dict(regime='standard') for r in rows]).verdict == 'not run'
+    assert decide('C6', [r for r in rows if r['regime'] == 'standard']).verdict == 'not run'
+
+
+def test_c6_needs_a_gain_over_standard_training():
+    # both ways of training exceed the threshold; the number of epochs differs and is no part of the pair
+    rows = c6((.96, .97, .95), standard=(.95, .965, .935))
+    first = C.decide({'C6': U.as_first_written(CLAIMS['C6'])}, R.frame(unique(rows)), PAPER).iloc[0]
+    assert first.verdict == 'reproduced' and decide('C6', rows).verdict == 'inconclusive'
+    parts = C.decide_parts({'C6': CLAIMS['C6']}, R.frame(unique(rows)), PAPER).set_index('part')
+    assert parts.effect['against standard (bn)'] == pytest.approx(.01) and parts.n_seeds['against standard (none)'] == 3
+    assert decide('C6', c6((.96, .97, .95), standard=(.96, .97, .95))).verdict == 'inconclusive'     # no spread
+    assert decide('C6', c6((.96, .97, .95), standard=(.955, .965, .946))).verdict == 'not reproduced'
+
+
+def test_the_verdicts_of_c6_under_both_rules_are_those_stated_in_the_file():
+    found, claim = R.read_published(), CLAIMS['C6']
+    verdict = lambda c, rows: C.decide({'C6': c}, rows, PAPER).verdict.item()
+    both = {p: (verdict(U.as_first_written(claim), rows), verdict(claim, rows)) for p, rows in found.items()}
+    stated = '; '.join(f'{p} {first}, {now}' for p, (first, now) in sorted(both.items()) if now != 'not run')
+    assert f'#                      {stated}.' in (ROOT / 'reports/claims.yaml').read_text(encoding='utf-8')
 
 
 # C7 to C10: rules that wait for their rows

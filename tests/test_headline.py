@@ -59,7 +59,7 @@ def test_a_control_stands_beside_its_own_architecture():
     found = F.headline_effects(frame(rows), C2, PAPER).set_index('kind')
     assert set(found.index) == {'bn', 'nf'} and found.arch['nf'] == 'vgg11' and found.effect['nf'] == pytest.approx(-.05)
     control, = F.control_effects(frame(rows), C2).itertuples()
-    assert (control.from_none.mean, control.from_bn.mean) == pytest.approx((-.05, .05))
+    assert (control.from_none.mean, control.from_bn.mean, control.bn_from_none.mean) == pytest.approx((-.05, .05, -.10))
 
 
 def test_other_rows_do_not_count():

@@ -11,7 +11,7 @@ from made_up import made_up_rows
 from nrf_repro.report import curves, forest, rendering, tables
 from nrf_repro.report.figures import LOOKS, caption, inline_svg, kind_name, svg_text, MARKS
 from nrf_repro.report.html import download, jsonl, stylesheet, to_latex, to_markdown
-from nrf_repro.report.readings import control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
+from nrf_repro.report.readings import control_answers, control_lines, control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from nrf_repro.report.text import NETWORK, COLUMNS, amount, duration, eps_text, number
 from nrf_repro.report.verdict_table import headline_table, shown_part, verdict_table, verdicts_html
 from nrf_repro.results.claims import decide, decide_published
@@ -236,8 +236,40 @@ def test_controls(drop, said):
     rows = pd.concat([few, few[few.norm == 'none'].assign(arch='vgg11_nf', value=lower)])
     text, = reading_controls(rows, CLAIMS)
     assert all(words in text for words in said) and (reading_controls(ROWS, CLAIMS), len(control_table(ROWS, CLAIMS))) == ([], 0)
-    if drop == .12: assert control_table(rows, CLAIMS).iloc[0].tolist() == [
+    if drop == .12: assert control_table(rows, CLAIMS).iloc[0].tolist()[:7] == [
         'Digits, width 1/8 (made-up)', 'VGG11 NF', '3', '97.5, 97.5, 98.8', '82.0, 70.0, 58.0', '−12.0 [−15.0, −9.0]', '+12.0 [+7.0, +17.0]']
+
+
+# how much of BN's loss a network without a normalisation layer has
+
+def controls_rows(drop, clean=0.): # BN loses 24 points and 0.1 of LIGS; the control `drop`, and `clean` of clean accuracy
+    few = ROWS[ROWS.norm.isin(['none', 'bn'])]
+    less = lambda d: d.value - (drop + .002 * d.seed.astype(float)) * (d.metric == 'robust_accuracy') - clean * (d.metric == 'clean_accuracy')
+    return pd.concat([few, few[few.norm == 'none'].assign(arch='vgg11_nf', value=less)])
+
+
+@pytest.mark.parametrize('drop, answer', [(0., 'none of it'), (.12, 'a part'), (.24, 'all of it'), (.5, 'all of it')])
+def test_the_answer_follows_the_loss_of_the_control(drop, answer):
+    found = control_answers(controls_rows(drop), CLAIMS, 'C2')
+    assert (found.answer.tolist(), found.same.tolist()) == ([answer], [4]) and answer in control_table(controls_rows(drop), CLAIMS).iloc[0, -2]
+    question, line, *more = control_lines(controls_rows(drop), CLAIMS)
+    assert question.endswith('(Rule of 2026-11-29, written after the rows were seen.)')
+    assert f'{answer}: VGG11 NF, made-up (control − none' in line and any('contradicts' in m for m in more) == (answer == 'all of it')
+
+
+def test_a_control_that_is_less_accurate_has_no_answer():
+    found = control_answers(controls_rows(.24, clean=.05), CLAIMS, 'C2')
+    assert (found.answer.item(), found.why.item()) == ('no answer', '6.3 points less accurate than BN')
+
+
+def test_without_a_loss_of_bn_there_is_no_answer():
+    rows = controls_rows(.24)
+    rows = rows.assign(value=rows.value.mask((rows.norm == 'bn') & (rows.metric == 'robust_accuracy'), .9))
+    found = control_answers(rows, CLAIMS, 'C2')
+    assert (found.answer.item(), found.why.item()) == ('no answer', 'no clear loss with BN')
+
+
+def test_without_controls_there_are_no_lines(): assert control_lines(ROWS, CLAIMS) == [] and control_answers(ROWS, CLAIMS, 'C2').empty
 
 
 # the page

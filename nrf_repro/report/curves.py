@@ -88,28 +88,34 @@ def eps_curves(rows,       # as for `eps_rows`, one network
     return fig
 
 # %% ../../nbs/5_how_it_works/70_curves.ipynb #30773a47
-def _path(ax, rows, norm): # history of one network: mean clean and robust accuracy after each epoch as a line, the last one large
-    one, look = rows[rows.norm == norm], LOOKS[norm]
-    kinds = dict(clean='clean_accuracy', robust='robust_accuracy')
-    c = 100 * pd.DataFrame({k: one[one.metric == m].groupby('epoch').value.mean() for k, m in kinds.items()}).dropna()
+def _path(ax, rows, kind, metric): # history of one network: mean of clean accuracy and of the metric after each epoch as a line, the last one large
+    one, look, scale = rows[rows.kind == kind], dict(linestyle='-') | MARKS[kind], 1 if metric == 'ligs' else 100
+    c = pd.DataFrame({m: one[one.metric == m].groupby('epoch').value.mean() for m in ('clean_accuracy', metric)}).dropna()
     if not len(c): return
-    ax.plot(c.clean, c.robust, label=f'{norm_name(norm)}, epochs {c.index[0]} to {c.index[-1]}', **look | dict(markersize=4))
-    ax.plot(c.clean.iloc[-1], c.robust.iloc[-1], marker=look['marker'], color=look['color'], markersize=9)
+    x, y = 100 * c.clean_accuracy, scale * c[metric]
+    ax.plot(x, y, label=f'{kind_name(kind)}, epochs {c.index[0]} to {c.index[-1]}', **look | dict(markersize=4))
+    ax.plot(x.iloc[-1], y.iloc[-1], marker=look['marker'], color=look['color'], markersize=9)
+
+def _measured(part, metric): # the label of an axis
+    if metric == 'ligs': return PANELS['ligs']
+    a = next(part.dropna(subset='attack').itertuples())
+    return f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %'
 
 @styled
-def clean_robust(rows): # of one profile
-    "Robust against clean accuracy, epoch by epoch, a panel per network and a line per norm; None without a history."
+def clean_robust(rows, # of one profile
+                 metric='robust_accuracy'): # or 'ligs'
+    "Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel per network, a line per norm and control; None without a history."
     past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
-    nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == 'robust_accuracy').any()]
+    past = past.assign(kind=[kind_of(*k) for k in zip(past.arch, past.norm)], arch=past.arch.replace(CONTROLS))
+    nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == metric).any()]
     if not nets: return None
     columns, lines = min(len(nets), 3), math.ceil(len(nets) / 3)
     fig = Figure(figsize=(3.2 * columns, 2.9 * lines), layout='constrained')
     axes = fig.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[len(nets):]: ax.set_axis_off()
     for ax, part in zip(axes, nets):
-        for norm in (m for m in LOOKS if (part.norm == m).any()): _path(ax, part, norm)
-        a = next(part.dropna(subset='attack').itertuples())
-        ax.set(title=name_of(part), xlabel='clean accuracy, %', ylabel=f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %')
+        for kind in (k for k in MARKS if (part.kind == k).any()): _path(ax, part, kind, metric)
+        ax.set(title=name_of(part), xlabel='clean accuracy, %', ylabel=_measured(part, metric))
     legend_below(fig, ncols=2 * columns)
     return fig
 

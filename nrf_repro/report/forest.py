@@ -81,19 +81,23 @@ def headline_effects(rows,        # a frame of `read_rows`, of one profile or se
     return pd.DataFrame(lines, columns=EFFECT_FIELDS)
 
 # %% ../../nbs/5_how_it_works/71_forest.ipynb #1fe7d33a
+def _three_sides(cell): # pairs of a control and none, with the values of BN -> control - none, control - BN, BN - none
+    of_bn = {name: cell[f'{name}_bn'] for name in OF_IMAGES}
+    against_bn = cell.assign(value_control=cell.bn, difference=cell.value - cell.bn, **{f'{name}_control': v for name, v in of_bn.items()})
+    return cell, against_bn, cell.assign(value=cell.bn, difference=cell.bn - cell.value_control, **of_bn)
+
 def control_effects(rows,       # a frame of `read_rows`, of one profile or several
                     claim=None):  # as in `headline_effects`
-    "A line for each control and profile: its mean, those of none and BN, and the paired differences from both with their intervals."
+    "A line for each control and profile: its mean, those of none and BN, and the three paired differences with their intervals."
     claim, on = load_claims()['C2'] if claim is None else claim, [c for c in [*CELL, 'seed'] if c != 'kind']
     used = headline_pairs(rows, claim).query('used')
     bn = used[used.kind == 'bn'][[*on, 'value', *OF_IMAGES]].rename(columns=dict(value='bn') | {name: f'{name}_bn' for name in OF_IMAGES})
     lines = []
     for key, cell in used[used.kind != 'bn'].merge(bn, on=on).groupby(CELL, dropna=False, sort=False):
-        against_bn = cell.assign(value_control=cell.bn, difference=cell.value - cell.bn, **{f'{name}_control': cell[f'{name}_bn'] for name in OF_IMAGES})
-        found = [effect_of(side, claim.parts[0], claim.level) for side in (cell, against_bn)]
+        found = [effect_of(side, claim.parts[0], claim.level) for side in _three_sides(cell)]
         sides = [Interval(e.mean, e.low, e.high, len(cell)) for e in found]
         lines.append([*key, cell.value_control.mean(), cell.value.mean(), cell.bn.mean(), *sides])
-    return pd.DataFrame(lines, columns=[*CELL, 'none', 'value', 'bn', 'from_none', 'from_bn'])
+    return pd.DataFrame(lines, columns=[*CELL, 'none', 'value', 'bn', 'from_none', 'from_bn', 'bn_from_none'])
 
 # %% ../../nbs/5_how_it_works/71_forest.ipynb #702eea0b
 DATA_NAMES = dict(cifar10='CIFAR-10', digits='Digits', svhn='SVHN', imagenet='ImageNet')

@@ -6,12 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/5_how_it_works/72_readings.ipynb #f007905c
+import dataclasses
+
 import pandas as pd
 
 from .figures import kind_name
-from .forest import control_effects, in_order, scale_heading
+from .forest import control_effects, in_order, quantity, scale_heading
 from .tables import named, one_setting
-from .text import NETWORK, arch_name, direction, estimate_text, name_of, norm_name, number
+from .text import NETWORK, amount, arch_name, direction, estimate_text, name_of, norm_name, number, several
+from ..results.intervals import Interval
+from ..results.paired import interval_verdict
 
 # %% ../../nbs/5_how_it_works/72_readings.ipynb #bacc78bb
 def moves(c,            # a difference with column, value, low, high and seeds
@@ -75,9 +79,53 @@ def reading_3(rows): # history of one network
         ends = [_ends(part[part.column == 'ligs'], 'LIGS', 'ligs'), _ends(part[part.metric == 'robust_accuracy'], 'robust accuracy', 'clean')]
         yield f'{str(regime).capitalize()} training: {"; ".join(e for e in ends if e)}.'
 
+# %% ../../nbs/5_how_it_works/72_readings.ipynb #de31f9ed
+ANSWERS = {('yes', 'no'): 'all of it', ('yes', 'yes'): 'a part', ('no', 'yes'): 'none of it', # does the control lose? does BN lose more?
+           ('yes', 'open'): 'a part or all', ('open', 'yes'): 'none or a part'}
+
+def _loses(iv, part): # whether the interval lies beyond the smallest effect, wholly short of it, or across it
+    return {'reproduced': 'yes', 'not reproduced': 'no'}.get(interval_verdict(iv, part.direction, part.smallest_effect), 'open')
+
+def _bn_minus(c): return Interval(-c.from_bn.mean, -c.from_bn.high, -c.from_bn.low, c.from_bn.n) # BN - control; c of `control_effects`
+
+def answer_of(c,      # a line of `control_effects`
+              part,   # of the claim
+              behind, # BN - control in clean accuracy
+              rule):  # `Controls` of the claim
+    "How much of BN's loss the control has, and why there is no answer: one of `ANSWERS` and '', or 'no answer' and the reason."
+    shown = interval_verdict(c.bn_from_none, part.direction, 0)
+    if shown != 'reproduced': return 'no answer', 'no clear loss with BN'
+    if not behind <= rule.equal_accuracy: return 'no answer', f'{number(behind, "clean")} points less accurate than BN'
+    found = ANSWERS.get((_loses(c.from_none, part), _loses(_bn_minus(c), part)))
+    return (found, '') if found else ('no answer', 'too uncertain')
+
+# %% ../../nbs/5_how_it_works/72_readings.ipynb #16bda5d3
+def _answers_of(rows, claim, part, behind): # behind: (profile, dataset, arch, kind) -> BN - control in clean accuracy
+    for c in control_effects(rows, dataclasses.replace(claim, parts=(part,))).itertuples():
+        answer, why = answer_of(c, part, behind.get((c.profile, c.dataset, c.arch, c.kind), float('nan')), claim.controls)
+        yield dict(profile=c.profile, dataset=c.dataset, arch=c.arch, kind=c.kind, part=part.name, metric=part.metric, answer=answer, why=why,
+                   control=c.from_none, more=_bn_minus(c))
+
+def control_answers(rows,    # a frame of `read_rows`, of one profile or several
+                    claims,  # of `load_claims`
+                    id):     # of a claim with a rule on controls
+    "A line for each control: the answer of the claim's first part, why there is none, both differences, and `same`: how many parts answer so."
+    claim, columns = claims[id], ['profile', 'dataset', 'arch', 'kind']
+    behind = {(c.profile, c.dataset, c.arch, c.kind): -c.from_bn.mean for c in control_effects(rows, claims['C1']).itertuples()}
+    every = pd.DataFrame([line for part in claim.parts for line in _answers_of(rows, claim, part, behind)])
+    if every.empty: return every
+    first = every[every.part == claim.parts[0].name]
+    same = [sum(every[(every[columns] == list(c[columns])).all(axis=1)].answer == c.answer) for _, c in first.iterrows()]
+    return in_order(first.assign(same=same), claim.scales)
+
 # %% ../../nbs/5_how_it_works/72_readings.ipynb #559c6cbb
 def _three(c): return ', '.join(number(v, 'clean') for v in (c.none, c.value, c.bn))
 def _points(iv): return estimate_text(iv.mean, iv.low, iv.high, 'clean')
+
+def _answer_in_table(rows, claims, id, c): # c: of `control_effects`
+    found = control_answers(rows, claims, id)
+    own = found[(found[['profile', 'dataset', 'arch', 'kind']] == [c.profile, c.dataset, c.arch, c.kind]).all(axis=1)] if len(found) else found
+    return ', '.join(f'{a.answer}' + (f' ({a.why})' if a.why else '') for a in own.itertuples()) or 'not available'
 
 def control_table(rows,   # a frame of `read_rows`, of one profile or several
                   claims): # of `load_claims`
@@ -90,7 +138,8 @@ def control_table(rows,   # a frame of `read_rows`, of one profile or several
         lines.append({'Scale': scale_heading(own), 'Control': f'{arch_name(c.arch)} {kind_name(c.kind)}', 'Seeds': str(c.from_none.n),
                       'Clean, %: none, control, BN': _three(next(same.itertuples())) if len(same) else 'not available',
                       'PGD ℓ2, %: none, control, BN': _three(c),
-                      'Control − none, points': _points(c.from_none), 'Control − BN, points': _points(c.from_bn)})
+                      'Control − none, points': _points(c.from_none), 'Control − BN, points': _points(c.from_bn),
+                      **{f'Loses as much as BN? {id}': _answer_in_table(rows, claims, id, c) for id in claims if claims[id].controls}})
     return pd.DataFrame(lines)
 
 def reading_controls(rows, claims): # as in `control_table`
@@ -100,3 +149,32 @@ def reading_controls(rows, claims): # as in `control_table`
     lost, kept = sum(iv.high < 0 for iv in found.from_none), sum(iv.low > 0 for iv in found.from_bn)
     return [f'{lost} of {len(found)} controls are clearly less robust than the same network without normalisation (whole interval below zero); '
             f'{kept} of {len(found)} are clearly more robust than the network with BN (whole interval above zero).']
+
+# %% ../../nbs/5_how_it_works/72_readings.ipynb #5922f0eb
+def _sided(iv, metric): # an interval as text
+    return f'{amount(iv.mean, metric, unit=False)} [{amount(iv.low, metric, unit=False)}, {amount(iv.high, metric, unit=False)}]'
+
+def _control_named(a, parts): # of `control_answers`, the number of parts of its claim
+    name = f'{arch_name(a.arch)} {kind_name(a.kind)}, {a.profile}'
+    if a.why: return f'{name} ({a.why})'
+    same = f'; so in {a.same} of {parts} attacks' if parts > 1 else ''
+    return f'{name} (control − none {_sided(a.control, a.metric)}, BN − control {_sided(a.more, a.metric)}{same})'
+
+def _control_line(claim, found): # of `control_answers`, not empty
+    order, parts = [*ANSWERS.values(), 'no answer'], len(claim.parts)
+    by_answer = sorted(found.groupby('answer', sort=False), key=lambda own: order.index(own[0]))
+    said = '; '.join(f'{answer}: {", ".join(_control_named(a, parts) for a in own.itertuples())}' for answer, own in by_answer)
+    return f'{claim.id}, {quantity(claim.parts[0])}: {said}.'
+
+def _against_norm(found): # of `control_answers` -> what the answers say about the cause, or nothing
+    whole = list(dict.fromkeys(found[found.answer == 'all of it'].profile))
+    if whole: yield f'The loss of these controls at {several(whole)} needs no normalisation layer. This contradicts "it is the norm, and not the accuracy" there.'
+
+def control_lines(rows, claims): # as in `control_table`
+    "Plain lines: the question, the answers for each claim with a rule on controls, and what they contradict. No lines without controls."
+    found = {id: control_answers(rows, claims, id) for id, claim in claims.items() if claim.controls}
+    found = {id: lines for id, lines in found.items() if len(lines)}
+    if not found: return []
+    added = min(claims[id].controls.added for id in found)
+    return [f'Does an equally well trained network without a normalisation layer lose as much as the network with BN? (Rule of {added}, written after the rows were seen.)',
+            *(_control_line(claims[id], lines) for id, lines in found.items()), *_against_norm(next(iter(found.values())))]

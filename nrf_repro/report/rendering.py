@@ -18,7 +18,7 @@ from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuraci
 from .figures import caption, inline_svg
 from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding, quantity
 from .html import download, environment, jsonl, plain_html, template_text, to_latex, to_markdown
-from .readings import control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
+from .readings import control_lines, control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from .sensitivity import reading, reading_equal, sensitivity, sensitivity_table
 from .tables import (gradients, missing, not_run, notes_text, printed_notes, printed_table, settings, table_1, table_2,
                                      to_html, wide)
@@ -164,7 +164,8 @@ def figure_parts(rows, cells, claims): # rows of one profile, cells of `all_cell
         about = 'Small: seeds; large: their mean; a line joins None, the control and BN. '
         yield _part('plane', fig, 'Every network: robust against clean accuracy', about + caption(drawn))
     if {'C1', 'C2'} <= set(claims) and len(controls := control_table(rows, claims)):
-        yield _part('controls', None, 'Controls without normalisation', CONTROLS_CAPTION, reading_controls(rows, claims), plain_html(controls, CONTROLS_CAPTION, 'controls-cells'))
+        yield _part('controls', None, 'Controls without normalisation', CONTROLS_CAPTION,
+                    [*reading_controls(rows, claims), *control_lines(rows, claims)], plain_html(controls, CONTROLS_CAPTION, 'controls-cells'))
     for part in _by_network(final):
         if fig := eps_curves(part): yield _part('eps', fig, f'Robust accuracy against eps, {name_of(part)}', caption(eps_rows(part)))
 

@@ -50,7 +50,8 @@ def verdicts_html(verdicts, claims, caption, id='verdicts'): # as in `verdict_li
 # %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #cea68a70
 _PART_NAMES = {
     'LIGS (none)': 'LIGS without normalisation', 'LIGS (bn)': 'LIGS with BN', 'testbed (none)': 'testbed, without normalisation',
-    'testbed (bn)': 'testbed, BN', 'none': 'without normalisation', 'd_rand (bn against none)': 'trained on D_rand: BN minus no normalisation',
+    'testbed (bn)': 'testbed, BN', 'none': 'without normalisation', 'against standard (none)': 'adversarial minus standard training, no normalisation',
+    'against standard (bn)': 'adversarial minus standard training, BN', 'd_rand (bn against none)': 'trained on D_rand: BN minus no normalisation',
     'd_rand (none learns nothing)': 'trained on D_rand: no normalisation minus chance', 'conflicting (bn)': 'conflicting features, BN',
     'conflicting (none)': 'conflicting features, no normalisation', 'robust': 'robust accuracy', 'clean': 'clean accuracy',
     'none against bn': 'sources without normalisation minus with BN', 'early against final': 'early-stopped minus final sources'}

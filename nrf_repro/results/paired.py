@@ -41,13 +41,15 @@ def _side(rows, field, value, keys):
     return rows[(rows[field] == extreme).fillna(False).astype(bool)]
 
 # %% ../../nbs/5_how_it_works/45_effects.ipynb #c971d324
+_BROUGHT = dict(regime=('epoch',))  # fields that differ with another one: each way of training has its own last epoch
+
 def pairs(rows,      # a frame of one metric
           field,     # the field in which the two rows of a pair differ
           treatment, # its value on one side
           control):  # its value on the other side
     "One line for each pair of rows: both values, their `difference` (treatment - control), and the outcomes of both."
     rows = rows.dropna(subset=['value'])
-    others = [name for name in IDENTITY if name not in (field, 'seed')]
+    others = [name for name in IDENTITY if name not in (field, 'seed', *_BROUGHT.get(field, ()))]
     keys = ['seed', *_varying(rows, others)]  # what is constant needs no matching
     one, other = (_side(rows, field, value, keys) for value in (treatment, control))
     own = [field, 'value', 'n', *(name for name in ('images', 'outcomes') if name in rows)]

@@ -1,0 +1,69 @@
+"""Intervals that the chapters of parts III and IV state are those that their cells compute or check.
+
+A stated interval, such as −16.3 [−19.7, −12.9], is bound if three numbers that follow each other in an output or in a check of the
+same chapter are equal to it at its precision (in points or as a fraction; the text may turn the sign of a loss). The outputs come
+from the rows when the chapter runs, so a row that changes makes the sentence fail here. Outputs of slow cells are stored.
+"""
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+NUMBER = r'[−+-]?(?:\d+\.?\d*|\.\d+)(?:e-\d+)?'
+STATED = re.compile(rf'(?<![ℓ\w])({NUMBER})(?: points?| %)? \[({NUMBER}), ({NUMBER})\]')
+CHAPTERS = sorted((ROOT / 'nbs').glob('[34]_*/*.ipynb'))
+
+
+def computed(notebook): # -> the numbers of each output and each code cell, as texts
+    for cell in notebook['cells']:
+        if cell['cell_type'] != 'code': continue
+        yield ''.join(cell['source'])
+        for out in cell['outputs']:
+            yield ''.join(out.get('text', ''))
+            yield from (''.join(text) for kind, text in out.get('data', {}).items() if kind in ('text/plain', 'text/markdown'))
+
+
+def stated(notebook): # -> texts
+    return [m.groups() for cell in notebook['cells'] if cell['cell_type'] == 'markdown' for m in STATED.finditer(''.join(cell['source']))]
+
+
+def size(text): return abs(float(text.replace('−', '-')))
+
+
+def same(number, text): # a computed number, and a stated one
+    digits = len(text.partition('.')[2])
+    return any(abs(factor * number - size(text)) <= .5000001 * 10**-digits for factor in (1, 100))
+
+
+def unbound(notebook):
+    "The stated intervals that no output and no check of the notebook has."
+    triples = []
+    for text in computed(notebook):
+        numbers = [size(x) for x in re.findall(NUMBER, text)]
+        triples += zip(numbers, numbers[1:], numbers[2:])
+    def bound(words):
+        mean, low, high = words
+        return any(same(a, mean) and (same(b, low) and same(c, high) or same(b, high) and same(c, low)) for a, b, c in triples)
+    return [f'{mean} [{low}, {high}]' for mean, low, high in stated(notebook) if not bound((mean, low, high))]
+
+
+def chapter(*cells): return dict(cells=list(cells))
+def prose(text): return dict(cell_type='markdown', source=[text])
+def code(source, *texts): return dict(cell_type='code', source=[source], outputs=[dict(text=[t]) for t in texts])
+
+
+def test_an_interval_is_bound_by_an_output_or_a_check():
+    said = prose('BN loses 16.3 points [12.9, 19.7], and LIGS by −0.131 [−0.173, −0.089].')
+    assert unbound(chapter(said, code('x', '-0.1631 -0.1968 -0.1287\n−0.131 [−0.173, −0.089]'))) == []
+    assert unbound(chapter(said, code("test_eq(x, [-16.3, -19.7, -12.9])"))) == ['−0.131 [−0.173, −0.089]']
+    assert unbound(chapter(said, code('x', '-0.1641 -0.1968 -0.1287'))) == ['16.3 [12.9, 19.7]', '−0.131 [−0.173, −0.089]']
+
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_stated_intervals_are_computed(path): assert unbound(json.loads(path.read_text(encoding='utf-8'))) == []
+
+
+def test_so_many_intervals_are_bound():
+    counts = [len(stated(json.loads(path.read_text(encoding='utf-8')))) for path in CHAPTERS]
+    assert sum(counts) >= 100 and sum(n > 0 for n in counts) >= 8
