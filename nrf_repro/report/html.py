@@ -8,7 +8,10 @@ __all__ = []
 # %% ../../nbs/5_how_it_works/66_html.ipynb #8f0b50df
 import base64
 import gzip
+import re
+import tomllib
 from functools import cache
+from importlib.resources import files
 
 import pandas as pd
 
@@ -38,6 +41,30 @@ def plain_html(frame,    # anything that prints; its first column names the line
                caption, id):
     "A small frame as an HTML fragment."
     return fragment('plain', frame.map(lambda v: '' if pd.isna(v) else str(v)), caption, id)
+
+# %% ../../nbs/5_how_it_works/66_html.ipynb #a04ce750
+@cache
+def glossary():
+    "The terms by id, in the order of their names: dicts with name, text and, where given, long, match and chapter."
+    terms = tomllib.loads((files('nrf_repro.report') / 'glossary.toml').read_text(encoding='utf-8'))
+    return dict(sorted(terms.items(), key=lambda term: term[1]['name'].lower()))
+
+_OPAQUE = r'<!--.*?-->|<(script|style|svg|a|button|h[1-6]|code|pre|summary|title|thead|dt)\b.*?</\1>'
+_TAG = r'<(?:[^<>"\']|"[^"]*"|\'[^\']*\')*>'
+
+def mark_terms(html): # a page with the glossary's entries as `#term-<id>`
+    "The page, with the first use of each term as a link that shows its definition."
+    left = {spelling: id for id, term in glossary().items() for spelling in term.get('match', [term['name']])}
+    words = re.compile(r'(?<![\w-])(?:' + '|'.join(map(re.escape, sorted(left, key=len, reverse=True))) + r')(?![\w-])')
+    def link(found):
+        if (id := left.get(found[0])) is None: return found[0]
+        for spelling in [s for s in left if left[s] == id]: del left[spelling]
+        return fragment('term', found[0], id, glossary()[id])
+    pieces, end = [], 0
+    for skipped in re.finditer(f'{_OPAQUE}|{_TAG}', html, re.S):
+        pieces += [words.sub(link, html[end:skipped.start()]), skipped[0]]
+        end = skipped.end()
+    return ''.join(pieces) + html[end:]
 
 # %% ../../nbs/5_how_it_works/66_html.ipynb #59c35aee
 TEX = {'−': '$-$', 'ℓ2': r'$\ell_2$', 'ℓ∞': r'$\ell_\infty$', '▲': r'$\uparrow$', '▼': r'$\downarrow$', '≈': r'$\approx$',
