@@ -20,7 +20,7 @@ from .html import download, environment, template_text, to_markdown
 from .tables import OWN_NAMES, measurement_name
 from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, is_share, norm_name, number
 from .verdict_table import verdict_lines
-from ..results.claims import decide
+from ..results.claims import conclude, decide_parts
 from ..results.rules import load_claims
 from ..results.rows import IDENTITY, NAMED_NORMS, resolve_repo_path, paper_rows, read_rows, write_atomically
 
@@ -200,10 +200,9 @@ NO_RULES = 'Verdicts are left out: reports/claims.yaml and reports/paper, which 
 def compare_verdicts(a, b, claims=None, paper=None):  # as for `side`; of `load_claims`; of `paper_rows`
     "A line per claim: verdict and effect on both sides, and whether the verdict changed."
     claims = load_claims() if claims is None else claims
-    lines = [list(verdict_lines(decide(claims, side(s).rows, paper), claims)) for s in (a, b)]
-    def ours(v): return f'{v["ours"]} {v["interval"]}'.strip()
-    both = [(v['id'], v['title'], v['verdict'], w['verdict'], ours(v), ours(w), v['verdict'] != w['verdict'])
-            for v, w in zip(*lines)]
+    decided = [decide_parts(claims, side(s).rows, paper) for s in (a, b)]
+    lines = [verdict_lines(conclude(claims, parts), parts, claims) for parts in decided]
+    both = [(v['id'], v['title'], v['verdict'], w['verdict'], v['ours'], w['ours'], v['verdict'] != w['verdict']) for v, w in zip(*lines)]
     return pd.DataFrame(both, columns=VERDICT)
 
 def _rules(ignore=(), claims=None, paper=None):  # as for `render_compare` -> claims, printed numbers, and a text where they are missing

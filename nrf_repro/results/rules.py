@@ -45,6 +45,7 @@ class Claim:
     undertrained: dict     # profile or data set -> accuracy; a network below it is left out
     not_learned: dict      # the same; at or below it the network is a constant
     scales: tuple          # profiles, the smallest first; the largest at which a claim was run gives its headline verdict
+    chapter: str = None    # of the book that tests the claim, below nbs/, without .ipynb
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #574e0026
 def _check_part(part, place): # -> the part; raises ValueError that begins with `place`
@@ -127,6 +128,7 @@ class _ClaimEntry(_RuleChanges):
     id: Text
     title: Text
     statement: Text
+    chapter: Text = None
     parts: tuple[_PartEntry, ...] = Field(min_length=1)
 
 class _ClaimsFile(Settings):
