@@ -318,13 +318,17 @@ def with_sources(parts, claims, profile): # of `drawn`
         yield p | dict(claims=[id for id in EVIDENCE.get(p['kind'], '').split() if id in claims],
                        source=source(p['rows'], p['code'], command_for(profile, p['kind'])))
 
+def _first_of_each(parts): # -> (id, short title): of parts that differ in the network alone the first
+    short = [(p['id'], re.split(r'[:,] ', p['title'].removesuffix(': BN and controls against no normalisation'))[0]) for p in parts]
+    return [(id, title) for i, (id, title) in enumerate(short) if title not in [t for _, t in short[:i]]]
+
 def linked_lines(lines, parts, rows, claims, found, profile): # of `verdict_lines`, of `with_sources`; of one profile; of `sensitivity`
     "The lines of the verdicts with their stability, their parts of the page, chapter and provenance."
     for line in lines:
         claim = claims[line['id']]
         used = source(needed(claim, rows), 'nrf_repro.results.claims.decide', command_for(profile))
         yield line | dict(stable=stable_text(found, claim.id), chapter=claim.chapter, source=used,
-                          sections=[(p['id'], p['title']) for p in parts if claim.id in p['claims']])
+                          sections=_first_of_each(p for p in parts if claim.id in p['claims']))
 
 def grouped(parts, lines): # of `with_sources`, of `linked_lines`
     "The parts by their main claim, in the order of the claims; those of no claim come last, without a line."

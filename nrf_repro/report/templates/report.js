@@ -45,7 +45,8 @@
 
   // what is wider than its box says so; on a narrow page the contents begin folded
   const measure = () => document.querySelectorAll('.nrf-scroll').forEach(box => box.toggleAttribute('data-wide', box.scrollWidth > box.clientWidth + 1));
-  if (matchMedia('(max-width: 68rem)').matches) document.querySelector('.contents details').open = false;
+  const contents = document.querySelector('.contents details');
+  if (contents && matchMedia('(max-width: 68rem)').matches) contents.open = false;
   addEventListener('resize', measure);
   measure();
 })();
