@@ -71,7 +71,7 @@ def test_undertrained_networks_are_marked_where_they_stand(claims):
     *(dict(experiment=study) for study in STUDIES)], ids=str)
 def test_odd_rows_still_give_a_report(odd, claims, tmp_path):
     html = render(frame(made_up_rows(**odd)), claims, tmp_path).read_text()
-    assert html.count('<tbody class="nrf-verdict">') == len(claims) and '>nan' not in html.lower() and ' nan' not in html.lower()
+    assert html.count('<tbody class="nrf-verdict"') == len(claims) and '>nan' not in html.lower() and ' nan' not in html.lower()
 
 
 def test_everything_is_escaped(claims, tmp_path):
