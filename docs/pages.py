@@ -142,7 +142,13 @@ def copy_reports(root, out):
     for file in published_files(root):
         target = out / file.relative_to(root / 'reports')
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+        if file.name == 'report.html': target.write_text(on_site(file.read_text(encoding='utf-8')), encoding='utf-8')
+        else: shutil.copyfile(file, target)
+
+
+def on_site(report):
+    "The text of a published report, whose links to notebooks of chapters lead to their pages instead."
+    return re.sub(r'(href="\.\./\.\./)\.\./nbs/(?:\w+/)?(\w+)\.ipynb"', r'\1\2.html"', report)
 
 
 def page(name):

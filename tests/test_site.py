@@ -209,6 +209,11 @@ def test_every_reference_says_where_it_appeared():
     assert f'year = {{{2026}}}' in pages.bibtex('ours', dict(title='t', authors=[dict(name='a')], **{'date-released': '2026-11-21'}))
 
 
+def test_a_published_report_leads_to_the_chapters_of_the_site():
+    assert pages.on_site('<a href="../../../nbs/2_robustness/11_ligs.ipynb">x</a> <a href="notebooks/a.ipynb">') == (
+        '<a href="../../11_ligs.html">x</a> <a href="notebooks/a.ipynb">')
+
+
 def test_without_published_reports_the_page_says_so(tmp_path):
     (tmp_path / 'reports').mkdir()
     shutil.copy(ROOT / 'reports/claims.yaml', tmp_path / 'reports')
