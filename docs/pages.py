@@ -56,7 +56,7 @@ def all_pages(root, cfg):
     "Name -> Markdown."
     cff = yaml.safe_load((root / 'CITATION.cff').read_text(encoding='utf-8'))
     url = f'{cfg["git_url"]}/blob/{cfg["branch"]}'
-    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=page('add'), cite=cite(cff, cfg, url),
+    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=page('add'), test_a_model=page('test_a_model'), cite=cite(cff, cfg, url),
                 bibliography=bibliography(cff))
 
 
