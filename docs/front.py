@@ -2,6 +2,7 @@
 import math
 import re
 import sys
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -50,8 +51,9 @@ TABLE = """<table class="claims">
 {lines}
 </tbody>
 </table>"""
-LINE = """<tr id="{id}"><th scope="row"><a href="{report}"><b>{id}</b> {claim}</a><small>{shown}</small></th>{badges}<td class="plot">{plot}</td><td class="number">{effect}</td><td class="evidence"><a href="{report}" aria-label="{id} in the report">report</a> <a href="{chapter}.html">chapter {number}</a></td></tr>"""
-BADGE = '<td class="badge-{kind}{head}" data-scale="{scale}" title="{title}"><span class="sign" aria-hidden="true">{sign}</span><span class="visually-hidden">{verdict}</span>{stable}</td>'
+LINE = """<tr id="{id}"><th scope="row"><a href="{report}"><b>{id}</b> {claim}</a><small>{shown}</small></th>{badges}<td class="plot">{plot}</td><td class="number">{effect}</td><td class="evidence"><a href="{chapter}.html">chapter {number}</a></td></tr>"""
+BADGE = '<td class="badge-{kind}{head}" data-scale="{scale}">{cell}</td>'
+VERDICT = '<a href="{link}" title="{title}"><span class="sign" aria-hidden="true">{sign}</span><span class="visually-hidden">{scale}: {verdict}</span>{stable}</a>'
 
 
 def frames(found):
@@ -100,21 +102,23 @@ def plot(v, metric, span, width=190, height=22):
     low, high = span
     def x(value): return round((100 * value - low) / (high - low) * width, 1)
     y, said = height / 2, f'{effect_text(v, metric)}' + ('' if math.isnan(v.paper_effect) else f'; paper {100 * v.paper_effect:+.1f}'.replace('-', '−'))
-    ticks = ''.join(f'<path class="grid" d="M{x(t / 100)} 0V{height}"/>' for t in range(-100, 101, 20) if low < t < high and t)
+    ticks = ''.join(f'<path class="grid" d="M{x(t / 100)} 0V{height}"/>' for t in range(-100, 101, 10) if low < t < high and t)
     marks = f'<path class="zero" d="M{x(0)} 0V{height}"/>'
     if not math.isnan(v.low): marks += f'<path class="bar" d="M{x(v.low)} {y}H{x(v.high)}"/>'
     if not math.isnan(v.effect): marks += f'<circle class="dot" cx="{x(v.effect)}" cy="{y}" r="3"/>'
     if not math.isnan(v.paper_effect):
-        c = x(v.paper_effect)
-        marks += f'<path class="paper" d="M{c - 4} {y - 4}l8 8m0 -8l-8 8"/>'
+        c = min(x(v.paper_effect), width - 14)
+        arrow = f'M{c + 7} {y}h6m-3 -3l3 3l-3 3' if x(v.paper_effect) > width - 6 else ''
+        marks += f'<path class="paper" d="M{c - 4} {y - 4}l8 8m0 -8l-8 8{arrow}"/>'
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="{escape(said)}">{ticks}{marks}</svg>'
 
 
 def span_of(board):
-    "The ends of the axis that all lines share, in points."
+    "The ends of the axis that all lines share, in points. A paper's value above all intervals is an arrow at the end."
     shown = [board.first(id, board.shown_scale(id)) for id in CLAIMS]
-    ends = [100 * x for v in shown for x in (v.low, v.high, v.effect, v.paper_effect, 0) if not math.isnan(x)]
-    return min(ends) - 4, max(ends) + 4
+    low = [100 * x for v in shown for x in (v.low, v.effect, v.paper_effect, 0) if not math.isnan(x)]
+    high = [100 * x for v in shown for x in (v.high, v.effect, 0) if not math.isnan(x)]
+    return min(low) - 4, max(high) + 8
 
 
 def badges(board, id):
@@ -127,7 +131,9 @@ def badges(board, id):
         title = f'{scale}: {v.verdict}.{complete}' + (f' The same in {same[0]} of {same[1]} variants.' if same and run else '')
         stable = f'<span class="stable">{same[0]}/{same[1]}</span>' if same and run else ''
         head = ' headline' if scale == board.top.profile[id] else ''
-        yield BADGE.format(kind=v.verdict.replace(' ', '-'), head=head, scale=scale, title=title, sign=SIGNS[v.verdict], verdict=v.verdict, stable=stable)
+        link = VERDICT.format(link=report_link(board, id, scale), title=title, sign=SIGNS[v.verdict], scale=scale, verdict=v.verdict, stable=stable)
+        cell = link if run else f'<span class="sign" aria-hidden="true">{SIGNS[v.verdict]}</span><span class="visually-hidden">not run</span>'
+        yield BADGE.format(kind=v.verdict.replace(' ', '-'), head=head, scale=scale, cell=cell)
 
 
 def shown_text(board, id):
@@ -142,10 +148,13 @@ def shown_text(board, id):
     return f'{text} · {how} {PARTS.get(v.part) or _part_name(v.part)}: {amount(v.effect, metric, unit=False)}'
 
 
-def report_link(board, id):
-    "The published report of the shown scale, at the claim if the report has an anchor for it."
-    scale = board.shown_scale(id)
-    text = (board.root / f'reports/published/{scale}/report.html').read_text(encoding='utf-8')
+@cache
+def report_text(root, scale): return (root / f'reports/published/{scale}/report.html').read_text(encoding='utf-8')
+
+
+def report_link(board, id, scale):
+    "The published report of a scale, at the claim if the report has an anchor for it."
+    text = report_text(board.root, scale)
     return f'published/{scale}/report.html' + (f'#{id}' if f'id="{id}"' in text else '#verdicts' if 'id="verdicts"' in text else '')
 
 
@@ -155,7 +164,7 @@ def table(board):
     for id, (claim, _, chapter) in CLAIMS.items():
         first, metric = board.first(id, board.shown_scale(id)), board.claims[id].parts[0].metric
         lines.append(LINE.format(id=id, claim=escape(claim), shown=escape(shown_text(board, id)), badges=''.join(badges(board, id)), plot=plot(first, metric, span),
-                                 effect=effect_text(first, metric), report=report_link(board, id), chapter=chapter, number=int(chapter[:2])))
+                                 effect=effect_text(first, metric), report=report_link(board, id, board.shown_scale(id)), chapter=chapter, number=int(chapter[:2])))
     heads = ''.join(f'<th scope="col" class="scale">{scale}</th>' for scale in board.scales)
     return TABLE.format(scales=heads, lines='\n'.join(lines))
 
@@ -201,7 +210,7 @@ TILES = (
      '<a href="01_rescaling.html">Begin with chapter 1</a>, then drag eps in an <a href="{interactive}">interactive figure</a>.', 'learn.html'),
     ('researcher', 'Check the results', 'front/researcher.svg', 'Intervals beside a zero line',
      '<a href="reports.html">Reports</a>, <a href="{rows}">rows</a>, <a href="{rules}">rules</a> and <a href="24_conclusions.html">conclusions</a>.', 'reports.html'),
-    ('engineer', 'Test a model', 'front/engineer.png', 'The page that the command writes: accuracies with intervals and checks',
+    ('engineer', 'Test a model', 'front/engineer.webp', 'The page that the command writes: accuracies with intervals and checks',
      '<code>nrf-repro measure MODEL IMAGES</code> writes <a href="test_a_model.html">this page</a>.', 'test_a_model.html'))
 
 
@@ -217,8 +226,7 @@ def tiles(board, cfg):
 def interactive(board):
     "The interactive figures of the report of the largest scale that has some."
     for scale in board.scales:
-        text = (board.root / f'reports/published/{scale}/report.html').read_text(encoding='utf-8')
-        if 'id="interactive-figures"' in text: return f'published/{scale}/report.html#interactive-figures'
+        if 'id="interactive-figures"' in report_text(board.root, scale): return f'published/{scale}/report.html#interactive-figures'
     return '76_interactive.html'
 
 
@@ -231,7 +239,8 @@ def page(root, cfg):
 
 LEARN = """# Learn
 
-The book has {count} chapters in five parts. Each begins with its claim, shows the code beside what it computes, and runs on a CPU.
+The book has {count} chapters. Parts I to IV make the argument; part V shows how the package works. Each chapter begins with
+its claim and runs on a CPU.
 New here? Read chapters 1, 3, 8 and 11, then [the conclusions](24_conclusions.ipynb). Terms are in the [glossary](glossary.md).
 """
 

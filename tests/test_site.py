@@ -226,7 +226,7 @@ def test_each_claim_has_a_line_with_the_effect_that_its_title_names(board):
 
 def test_the_answer_follows_the_verdict(board, monkeypatch):
     assert front.answer(board).startswith('<strong>Yes</strong>')
-    monkeypatch.setitem(board.top.verdict, 'C2', 'not reproduced')
+    monkeypatch.setattr(board, 'top', board.top.assign(verdict='not reproduced'))
     assert front.answer(board).startswith('<strong>No</strong>')
 
 
@@ -234,7 +234,7 @@ def test_an_interval_lies_on_the_side_of_zero_that_it_says():
     def at(effect, low, high, paper): return front.plot(type('V', (), dict(effect=effect, low=low, high=high, paper_effect=paper)), 'clean_accuracy', (-20, 20), width=100)
     drawn = at(-.1, -.15, -.05, float('nan'))
     assert 'class="zero" d="M50.0' in drawn and 'd="M12.5 11.0H37.5"' in drawn and 'cx="25.0"' in drawn and 'class="paper"' not in drawn
-    assert 'class="paper" d="M71.0' in at(.1, .05, .15, .1)
+    assert 'class="paper" d="M71.0' in at(.1, .05, .15, .1) and 'M93.0 11.0h6' in at(.1, .05, .15, .9)
 
 
 # Reference
