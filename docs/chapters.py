@@ -90,6 +90,12 @@ def is_noise(output):
     return not text.strip() or bool(re.search(r'Warning:|\[IPKernelApp\]|\d%\|', text))
 
 
+def without_empty_heads(output):
+    "The corner of a table of pandas is an empty heading, which a screen reader would announce."
+    if not (html := text_of(output.get('data', {}).get('text/html', ''))): return output
+    return output | dict(data=output['data'] | {'text/html': re.sub(r'<th([^>]*)>\s*</th>', r'<td\1></td>', html)})
+
+
 def markdown_of(outputs):
     "What cells with `output: asis` print."
     found = (text_of(o.get('text', '')) or text_of(o.get('data', {}).get('text/markdown', '')) for o in outputs)
@@ -103,7 +109,7 @@ def new_cell(kind, source, **more):
 
 def code_cell(cell, words, code, heading, module, caption='', said=''):
     "A code cell as cells of the site. `caption` of its figure, and what else is `said` of it."
-    outputs = [o for o in cell.get('outputs', []) if not is_noise(o)]
+    outputs = [without_empty_heads(o) for o in cell.get('outputs', []) if not is_noise(o)]
     asis = words.get('output') == 'asis'
     silent = asis or words.get('output') == 'false' or 'hide_output' in words
     shown = code and words.get('echo') != 'false' and 'hide_input' not in words

@@ -35,6 +35,7 @@ toc_object_entries_show_parents = 'hide'
 html_theme = 'sphinx_book_theme'
 html_context = dict(default_mode='auto', topnav=front.NAV, description=cfg['description'])
 templates_path = ['_templates']
+html_sidebars = {'**': ['home.html', 'icon-links.html', 'search-button-field.html', 'sbt-sidebar-nav.html']}
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_js_files = [('site.js', dict(priority=300, defer='defer'))]
