@@ -4,6 +4,7 @@ import json
 import re
 from hashlib import md5
 
+import captions
 from chapter_links import LINKS
 
 NUMERALS = ('', 'I', 'II', 'III', 'IV', 'V')
@@ -43,11 +44,41 @@ def only_imports(code):
     return bool(body) and all(map(quiet, body)) and any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
 
 
+DRAWING = re.compile(r'(ax|axs|axes|fig|plt|sns|left|right|legend|handles?)\w*')
+QUIET = {'dict', 'zip', 'enumerate', 'range', 'list', 'tuple', 'sorted', 'min', 'max', 'len', 'str', 'int', 'float', 'slice', 'reversed'}
+
+
+def only_draws(code):
+    "Nothing but calls of Matplotlib on its axes, and what they loop over: it computes nothing that a reader must see."
+    body = code_tree(code)
+    return bool(body) and any(draws(n) for n in body) and all(draws(n) or plain(n) for n in body)
+
+
+def root_of(node):
+    "The first name of `a.b[0].c(...)`; '' for anything else."
+    while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)): node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ''
+
+
+def draws(node):
+    "A call on axes or a figure, or a loop of such calls."
+    if isinstance(node, (ast.For, ast.With, ast.If)): return all(draws(n) or plain(n) for n in (*node.body, *getattr(node, 'orelse', ())))
+    if isinstance(node, (ast.Expr, ast.Assign)) and isinstance(node.value, ast.Call): return bool(DRAWING.fullmatch(root_of(node.value)))
+    return False
+
+
+def plain(node):
+    "An assignment that calls nothing but Python's own functions, or `;`-like statements."
+    if not isinstance(node, (ast.Assign, ast.Pass)): return False
+    return all(root_of(n) in QUIET for n in ast.walk(node) if isinstance(n, ast.Call))
+
+
 def fold(words, code):
     "What is written on a folded cell; None for a cell that is shown."
     lines = len(code.splitlines())
     if words.get('code-fold') in ('false', 'show'): return None
     if only_imports(code): return f'Show the imports ({lines} lines)' if lines > 2 else None
+    if lines > 3 and only_draws(code): return f'Show the code of the figure ({lines} lines)'
     if words.get('code-fold') == 'true' or lines > LONG: return f'Show the code ({lines} lines)'
     return None
 
@@ -59,16 +90,16 @@ def is_noise(output):
     return not text.strip() or bool(re.search(r'Warning:|\[IPKernelApp\]|\d%\|', text))
 
 
+def without_empty_heads(output):
+    "The corner of a table of pandas is an empty heading, which a screen reader would announce."
+    if not (html := text_of(output.get('data', {}).get('text/html', ''))): return output
+    return output | dict(data=output['data'] | {'text/html': re.sub(r'<th([^>]*)>\s*</th>', r'<td\1></td>', html)})
+
+
 def markdown_of(outputs):
     "What cells with `output: asis` print."
     found = (text_of(o.get('text', '')) or text_of(o.get('data', {}).get('text/markdown', '')) for o in outputs)
     return '\n\n'.join(filter(None, found))
-
-
-def titles_of(code):
-    "The titles that a cell gives its plots, for those who don't see them."
-    found = re.findall(r'''(?:title=|set_title\(|suptitle\()\s*(['"])(.+?)\1''', code)
-    return '; '.join(dict.fromkeys(text for _, text in found if '{' not in text))
 
 
 def new_cell(kind, source, **more):
@@ -76,9 +107,9 @@ def new_cell(kind, source, **more):
     return dict(cell_type=kind, id=id, metadata={}, source=source) | more
 
 
-def code_cell(cell, words, code, heading, module):
-    "A code cell as cells of the site."
-    outputs = [o for o in cell.get('outputs', []) if not is_noise(o)]
+def code_cell(cell, words, code, heading, module, caption='', said=''):
+    "A code cell as cells of the site. `caption` of its figure, and what else is `said` of it."
+    outputs = [without_empty_heads(o) for o in cell.get('outputs', []) if not is_noise(o)]
     asis = words.get('output') == 'asis'
     silent = asis or words.get('output') == 'false' or 'hide_output' in words
     shown = code and words.get('echo') != 'false' and 'hide_input' not in words
@@ -86,8 +117,8 @@ def code_cell(cell, words, code, heading, module):
     if not shown: tags.append('remove-input')
     elif prompt := fold(words, code): tags.append('hide-input'); mystnb['code_prompt_show'] = prompt
     if exported := words.keys() & {'export', 'exports', 'exporti'}: tags.append('exported')
-    if not silent and any('image/png' in o.get('data', {}) for o in outputs):
-        mystnb['image'] = dict(alt=': '.join(filter(None, (f'Figure in the section “{heading}”', titles_of(code)))))
+    if not silent and (pictures := [o for o in outputs if 'image/png' in o.get('data', {})]):
+        mystnb |= captions.options(pictures[-1], caption, said, heading)
     made = new_cell('code', code, execution_count=None, outputs=[] if silent else outputs,
                     metadata=dict(tags=tags) | (dict(mystnb=mystnb) if mystnb else {}))
     before = [new_cell('markdown', label(cell, module))] if exported and shown else []
@@ -103,7 +134,8 @@ def label(cell, module):
 def convert(nb):
     "The cells of a notebook as the site shows them."
     module, heading = default_exp(nb), ''
-    for cell in nb['cells']:
+    cells = captions.attach(nb['cells'])
+    for cell in cells:
         source = text_of(cell['source'])
         if cell['cell_type'] != 'code':
             words, text = split_directives(source) if source.startswith('#|') else ({}, source)
@@ -114,7 +146,7 @@ def convert(nb):
         words, code = split_directives(source)
         if 'hide' in words or words.get('include') == 'false': continue
         if 'nb_export(' in code or 'nbdev_export(' in code: continue
-        yield from code_cell(cell, words, code, heading, module)
+        yield from code_cell(cell, words, code, heading, module, cell.get('caption', ''), cell.get('said', ''))
 
 
 def default_exp(nb):
@@ -194,7 +226,7 @@ def notebook(cells):
 
 def page(name, nb, names, cfg, modules, part=''):
     "A chapter with its badges under its title. `part` is its folder below nbs/."
-    cells = prose(list(convert(nb)), nb, names, cfg, modules)
+    cells = prose(captions.defined(list(convert(nb)), f'{part}/{name}'), nb, names, cfg, modules)
     repo = cfg['git_url'].partition('github.com/')[2]
     row = BADGES.format(**cfg | dict(number=number_of(name), path='/'.join(filter(None, (part, name))), repo=repo),
                         install=f'First cell to run there: %pip install git+{cfg["git_url"]}')
@@ -213,17 +245,22 @@ def part_title(folder):
     return f'{NUMERALS[int(number)]}. {PARTS.get(name, name.replace("_", " ").capitalize())}'
 
 
-def home(nb, book, cfg, modules, reference, parts=None):
-    "The first page, which holds the order of all others. `parts`: chapter -> its folder below nbs/."
-    cells = prose(list(convert(nb)), nb, list(book), cfg, modules)
+def trees(book, reference, parts=None):
+    "The order of all pages, for the end of the first one. `parts`: chapter -> its folder below nbs/."
     titles = {name: title_of(chapter) or name for name, chapter in book.items()}
     folders = {n: (parts or {}).get(n, '') for n in titles}
-    trees = [*(toctree(part_title(folder) if folder else 'The book',
-                       [f'{number_of(n)}  {t} <{n}>' for n, t in titles.items() if folders[n] == folder])
-               for folder in dict.fromkeys(folders.values())),
-             toctree('Using it', ['reports', 'benchmarks', 'robustness', 'add', 'cite', 'bibliography']),
-             toctree('Reference', ['tasks', *(f'{m} <api/{m}>' for m in reference)])]
-    return notebook([*cells, new_cell('markdown', '\n\n'.join(trees))])
+    made = [*(toctree(part_title(folder) if folder else 'The book',
+                      [f'{number_of(n)}  {t} <{n}>' for n, t in titles.items() if folders[n] == folder])
+              for folder in dict.fromkeys(folders.values())),
+            toctree('Results', ['reports', 'Findings, limits, profiles <overview>', 'benchmarks', 'robustness']),
+            toctree('Using it', ['learn', 'test_a_model', 'glossary', 'add', 'cite', 'bibliography']),
+            toctree('Reference', ['tasks', *(f'{m} <api/{m}>' for m in reference)])]
+    return '\n\n'.join(made)
+
+
+def overview(nb, names, cfg, modules):
+    "nbs/index.ipynb as a page."
+    return notebook(prose(list(convert(nb)), nb, names, cfg, modules))
 
 
 def title_of(nb):

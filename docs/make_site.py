@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import chapters
+import front
 import pages
 import reference
 
@@ -43,8 +44,11 @@ def sources(root, notebooks, modules):
     site['api/cli.md'] = reference.command_line(site.get('api/cli.md'))
     site |= {f'{name}.md': text for name, text in pages.all_pages(root, cfg).items()}
     home = book.pop('index', None) or pages.home(cfg)
+    site['overview.ipynb'] = chapters.overview(home, list(book), cfg, found)
+    site['glossary.md'] = front.glossary(book)
+    site['learn.md'] = front.learn(book, parts, chapters.part_title, chapters.number_of, chapters.title_of)
     site |= {f'{name}.ipynb': chapters.page(name, nb, list(book), cfg, found, parts[name]) for name, nb in book.items()}
-    site['index.ipynb'] = chapters.home(home, book, cfg, found, [m.name for m in found], parts)
+    site['index.md'] = f'{front.page(root, cfg)}\n\n{chapters.trees(book, [m.name for m in found], parts)}\n'
     return {name: text for name, text in site.items() if text}
 
 

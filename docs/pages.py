@@ -56,7 +56,7 @@ def all_pages(root, cfg):
     "Name -> Markdown."
     cff = yaml.safe_load((root / 'CITATION.cff').read_text(encoding='utf-8'))
     url = f'{cfg["git_url"]}/blob/{cfg["branch"]}'
-    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=page('add'), cite=cite(cff, cfg, url),
+    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=page('add'), test_a_model=page('test_a_model'), cite=cite(cff, cfg, url),
                 bibliography=bibliography(cff))
 
 
@@ -142,7 +142,13 @@ def copy_reports(root, out):
     for file in published_files(root):
         target = out / file.relative_to(root / 'reports')
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+        if file.name == 'report.html': target.write_text(on_site(file.read_text(encoding='utf-8')), encoding='utf-8')
+        else: shutil.copyfile(file, target)
+
+
+def on_site(report):
+    "The text of a published report, whose links to notebooks of chapters lead to their pages instead."
+    return re.sub(r'(href="\.\./\.\./)\.\./nbs/(?:\w+/)?(\w+)\.ipynb"', r'\1\2.html"', report)
 
 
 def page(name):

@@ -56,15 +56,15 @@ def opened(browser, page_url): # page_url: a fixture of the module that asks
 
 @pytest.fixture(scope='session')
 def faults_of():
-    "A function: page -> what axe-core finds serious or critical on it, all folds open."
+    "A function: page -> what axe-core finds serious or critical on it (`every`: also moderate or minor), all folds open."
     if not (axe := os.environ.get('AXE')): pytest.skip('accessibility was not checked: AXE=path/to/axe.min.js is not given')
 
-    def look(page):
+    def look(page, every=False):
         page.evaluate('document.querySelectorAll("details").forEach(d => d.open = true)')
         page.evaluate('Promise.allSettled(document.getAnimations().map(a => a.finished))')      # what fades in is faint for a moment
         page.add_script_tag(path=axe)
         found = page.evaluate('axe.run(document, {resultTypes: ["violations"], preload: false})')['violations']
-        return [(v['id'], n['target'], n['html'][:120]) for v in found if v['impact'] in ('serious', 'critical') for n in v['nodes'][:3]]
+        return [(v['id'], n['target'], n['html'][:120]) for v in found if every or v['impact'] in ('serious', 'critical') for n in v['nodes'][:3]]
     return look
 
 

@@ -367,7 +367,7 @@ def test_an_interval_of_shares_ends_where_shares_do():
 
 def test_the_reason_names_cells_that_show_the_effect_and_cells_without_room():
     got = decide('C2', c2() + c2((.74, .90, .70), (.80, .81, .79), arch='vgg16') + c2((.001, .002, .003), (.04, .03, .035), arch='resnet18'))
-    assert '2 of 2 cells agree, beyond it by itself: vgg11. No room: resnet18 (0.019). Cells are chosen by the mean of both sides' in got.reason
+    assert '2 of 2 architectures agree, beyond it by itself: vgg11. No room: resnet18 (0.019). Cells are chosen by the mean of both sides' in got.reason
 
 
 def test_constant_networks_are_not_robust_features():

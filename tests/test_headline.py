@@ -182,9 +182,9 @@ def test_a_report_leads_with_its_own_lines_and_the_published_larger_ones(tmp_pat
     for name in ('demo', 'cifar'): write_rows(tmp_path / 'published' / name / 'rows.jsonl', frame([*both(profile=name)]))
     for folder, larger in ((tmp_path / 'published', True), (tmp_path / 'nowhere', False)):
         html = report.render(own, CLAIMS, tmp_path / 'report.html', profile='cifar-small', published=folder).read_text(encoding='utf-8')
-        assert html.index('id="headline"') < html.index('id="verdicts"') and html.count('<h2 id="headline"') == 1
+        assert html.index('In this profile') < html.index('id="verdicts"') < html.index('id="headline"') and html.count('<h3 id="headline"') == 1
         assert ('all images (cifar, published)' in html) == ('Published: at the largest scale' in html) == larger
-        assert '(demo' not in html[:html.index('id="verdicts"')]
+        assert '(demo' not in html
         assert 'In this profile, CIFAR-10, width 1/4, 10,000 training images (cifar-small)' in html
 
 

@@ -353,6 +353,8 @@ def test_the_page_is_whole_and_escaped(images, tmp_path):
     html = measured(Rounded(Linear()), images, name='<x>').to_html(tmp_path / 'new/page.html').read_text()
     assert '&lt;x&gt;' in html and '<x>' not in html and 'src="http' not in html and html.count('<h1>') == 1
     for text in ('id="numbers"', 'id="checks"', 'rows.jsonl', 'undefined', 'Read with care'): assert text in html
+    marks = re.findall(r'href="#check-(\d+)"', html)
+    assert marks and all(f'id="check-{i}"' in html for i in marks)                       # a questioned number leads to the check
 
 
 def test_command_line_on_a_model_of_ours(tmp_path, capsys):

@@ -14,7 +14,7 @@ from nrf_repro.report import tables
 from nrf_repro.report.readings import reading_1
 from nrf_repro.experiment.profile import STUDIES
 from nrf_repro.results.rules import load_claims
-from nrf_repro.results.rows import FIELDS, frame, make_row, paper_rows
+from nrf_repro.results.rows import FIELDS, frame, make_row, paper_rows, read_rows
 from nrf_repro.studies.base import shown
 from made_up import made_up_rows
 
@@ -71,7 +71,7 @@ def test_undertrained_networks_are_marked_where_they_stand(claims):
     *(dict(experiment=study) for study in STUDIES)], ids=str)
 def test_odd_rows_still_give_a_report(odd, claims, tmp_path):
     html = render(frame(made_up_rows(**odd)), claims, tmp_path).read_text()
-    assert html.count('<tbody class="nrf-verdict">') == len(claims) and '>nan' not in html.lower() and ' nan' not in html.lower()
+    assert html.count('<tbody class="nrf-verdict"') == len(claims) and '>nan' not in html.lower() and ' nan' not in html.lower()
 
 
 def test_everything_is_escaped(claims, tmp_path):
@@ -98,10 +98,32 @@ def test_mixed_sources_and_profiles_are_warned_of(rows, claims, tmp_path):
     mixed = pd.concat([rows, rows.head(3).assign(profile='tiny')]).reset_index(drop=True)
     mixed.loc[0, 'source_hash'] = '0123456789ab'
     html = render(mixed, claims, tmp_path).read_text()
-    assert '3 of tiny' in html and '2 versions of the code' in html
+    care = re.search(r'<div class="warning".*?</div>', html, re.S)[0]
+    assert '3 of tiny' in care and '2 versions of the code' in html and '0123456789ab' not in care and '`' not in care
     with pytest.raises(ValueError, match="no rows of profile 'paper'.*'made-up'"): report.render(rows, claims, tmp_path / 'no.html', profile='paper')
     with pytest.raises(ValueError, match="unknown key 'machin'"): render(rows, claims, tmp_path, machin='x')
     assert not (tmp_path / 'no.html').exists()
+
+
+def test_anchors_name_what_they_show_and_lead_there_and_back(rows, claims, tmp_path):
+    html = render(rows, claims, tmp_path).read_text()
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert set(claims) <= set(ids) and {'evidence-C1', 'table-1', 'figure-3-digits-vgg11-0-125', 'term-ligs', 'files'} <= set(ids)
+    part = html[html.index('id="table-1"'):html.index('id="headline"')]
+    assert 'href="#C1"' in part and 'report.tables.table_1' in part and 'nrf-repro report --profile made-up --all' in part
+    assert 'href="#table-1"' in html[html.index('id="C1"'):html.index('id="C3"')]
+    numbers = re.search(r'data-lines="([\d,-]+)">(\d+) as', part)
+    found = [i for span in numbers[1].split(',') for a, *b in [span.split('-')] for i in range(int(a), int((b or [a])[0]) + 1)]
+    shown = rows.sort_values(list(report.IDENTITY), kind='stable', ignore_index=True).loc[found]
+    assert len(found) == int(numbers[2]) and set(shown.experiment) == {'final'} and set(shown.norm) == {'none', 'bn'}
+
+
+def test_stability_stands_beside_the_verdict_and_in_read_with_care(rows, claims, tmp_path):
+    html = render(rows, claims, tmp_path).read_text()
+    found = report.sensitivity(claims, rows)
+    same = found[found.id == 'C2'].same
+    assert f'same in {same.sum()} of {len(same)} variants' in html[html.index('id="C2"'):html.index('id="C3"')]
+    assert 'verdicts stay the same with one seed less' in re.search(r'<div class="warning".*?</div>', html, re.S)[0]
 
 
 def test_downloads_hold_the_rows(rows, claims, tmp_path):
@@ -174,8 +196,13 @@ def test_links_and_downloads_work(opened):
     ids = set(page.evaluate('[...document.querySelectorAll("[id]")].map(e => e.id)'))
     links = page.evaluate('[...document.querySelectorAll("a")].map(a => a.getAttribute("href"))')
     assert {u[1:] for u in links if u.startswith('#')} <= ids and [u for u in links if not u.startswith(('#', 'data:'))] == ['a b.ipynb']
+    page.click('#files > summary')
     with page.expect_download() as got: page.click('a[download="rows.csv"]')
     assert list(pd.read_csv(got.value.path())) == [f for f in FIELDS if f != 'outcomes']
+    with page.expect_download() as got: page.click('article[aria-labelledby="table-1"] a[data-lines]')
+    part = read_rows(got.value.path())
+    assert got.value.suggested_filename == 'table-1.jsonl' and set(part.norm) == {'none', 'bn'} and set(part.experiment) == {'final'}
+    assert len(part) == int(page.text_content('article[aria-labelledby="table-1"] a[data-lines]').split()[0])
 
 
 def test_accessible_names(opened):
@@ -183,5 +210,23 @@ def test_accessible_names(opened):
     assert page.evaluate('document.documentElement.lang') == 'en'
     assert page.evaluate('[...document.querySelectorAll("table")].every(t => t.caption && t.caption.textContent.trim())')
     assert page.evaluate('[...document.querySelectorAll("th")].every(t => t.scope)')
-    assert page.evaluate('[...document.querySelectorAll("svg[role=img]")].map(s => s.getAttribute("aria-label").length).every(n => n > 40)')
+    assert page.evaluate('[...document.querySelectorAll("[role=img]")].map(s => s.getAttribute("aria-label").length).every(n => n > 40)')
     assert page.evaluate('[...document.querySelectorAll(".nrf-scroll")].every(s => s.tabIndex === 0 && (s.getAttribute("aria-label") || s.getAttribute("aria-labelledby")))')
+
+
+def test_the_contents_stay_in_sight_and_fold_on_a_phone(opened):
+    page = opened(1440)
+    page.evaluate('document.getElementById("glossary").scrollIntoView()')
+    assert 0 <= page.evaluate('document.querySelector("nav").getBoundingClientRect().top') < 10
+    page = opened(390)
+    assert not page.evaluate('document.querySelector("nav details").open')
+    assert page.evaluate('[...document.querySelectorAll("figure svg")].every(s => s.getBoundingClientRect().width <= 390)')
+    wide = page.evaluate('[...document.querySelectorAll(".nrf-scroll")].filter(b => b.scrollWidth > b.clientWidth + 1).map(b => b.hasAttribute("data-wide"))')
+    assert wide and all(wide)
+
+
+def test_a_printed_report_keeps_all_columns(opened):
+    page = opened(794)
+    page.emulate_media(media='print')
+    right = page.evaluate('[...document.querySelectorAll("table thead th")].map(c => c.getBoundingClientRect().right)')
+    assert page.evaluate('document.querySelector("#verdicts-cells thead").getClientRects().length') and max(right) <= 794

@@ -9,14 +9,15 @@ import pytest
 
 from made_up import made_up_rows
 from nrf_repro.report import curves, forest, rendering, tables
-from nrf_repro.report.figures import LOOKS, caption, inline_svg, kind_name, svg_text, MARKS
-from nrf_repro.report.html import download, jsonl, stylesheet, to_latex, to_markdown
+from nrf_repro.report.figures import LOOKS, caption, inline_figure, inline_svg, kind_name, svg_text, MARKS
+from nrf_repro.report.html import download, glossary, jsonl, mark_terms, source, stylesheet, to_latex, to_markdown
 from nrf_repro.report.readings import control_answers, control_lines, control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
-from nrf_repro.report.text import NETWORK, COLUMNS, amount, duration, eps_text, number
-from nrf_repro.report.verdict_table import headline_table, shown_part, verdict_table, verdicts_html
-from nrf_repro.results.claims import decide, decide_published
+from nrf_repro.report.sensitivity import needed
+from nrf_repro.report.text import NETWORK, COLUMNS, amount, duration, eps_text, number, plain
+from nrf_repro.report.verdict_table import headline_table, rule_text, shown_part, verdict_lines, verdict_table, verdicts_html
+from nrf_repro.results.claims import conclude, decide, decide_parts, decide_published
 from nrf_repro.results.rules import load_claims
-from nrf_repro.results.rows import NAMED_NORMS, frame, make_row, paper_rows, printed_note, source_hash, write_rows
+from nrf_repro.results.rows import NAMED_NORMS, frame, make_row, paper_rows, printed_note, resolve_repo_path, source_hash, write_rows
 
 CLAIMS, PAPER = load_claims(), paper_rows()
 RULE = CLAIMS['C1']
@@ -138,14 +139,39 @@ def test_markdown_latex_and_downloads():
 
 # verdicts
 
+def lines_of(rows):
+    parts = decide_parts(CLAIMS, rows, PAPER)
+    return list(verdict_lines(conclude(CLAIMS, parts), parts, CLAIMS))
+
+
 def test_verdict_tables():
-    verdicts = decide(CLAIMS, ROWS, PAPER)
-    v = verdict_table(verdicts, CLAIMS).set_index('Claim')
+    lines = lines_of(ROWS)
+    v = verdict_table(lines).set_index('Claim')
     robust = next(line for name, line in v.iterrows() if name.startswith('C2'))
-    assert len(v) == 10 and robust.Verdict == '✓ reproduced' and robust.Ours == 'pgd_l2: −24.0 points [−26.0, −22.0]' and v.Verdict.iloc[-1] == '– not run'
+    assert len(v) == 10 and robust.Verdict == '✓ reproduced' and robust.Ours == 'PGD ℓ2: −24.0 points [−26.0, −22.0]' and v.Verdict.iloc[-1] == '– not run'
     assert [shown_part(CLAIMS[id]) for id in ('C1', 'C2', 'C3', 'C4', 'C6')] == ['points', 'PGD ℓ2, points', 'IN, points', 'LIGS without normalisation', 'without normalisation, LIGS minus 0.9']
-    html = str(verdicts_html(verdicts, CLAIMS, 'Verdicts'))
-    assert html.count('<tbody class="nrf-') == 10 and 'nrf-badge-not-run' in html
+    html = str(verdicts_html(lines, 'Verdicts'))
+    assert html.count('<tbody class="nrf-') == 10 and 'nrf-badge-not-run' in html and re.findall(r'<tbody class="nrf-verdict" id="(C\d+)"', html) == list(CLAIMS)
+    assert '✓ PGD ℓ∞</summary>' in html and not re.search(r'pgd_l|cw_l|vgg11|bn minus', html)
+
+
+def test_a_line_shows_the_effect_of_its_title_and_the_part_that_decided():
+    raised = ROWS.assign(value=ROWS.value.mask((ROWS.norm == 'ln') & (ROWS.attack == 'pgd_l2'), .85 + .01 * ROWS.seed.astype(float)))
+    c3, = (line for line in lines_of(raised) if line['id'] == 'C3')
+    assert [(e['name'], e['decided']) for e in c3['effects']] == [('IN', False), ('LN', True)] and c3['ours'].startswith('IN: −10.0')
+    one = dict(experiment='regularization', dataset='digits', arch='vgg11', norm='bn', profile='made-up', n=400)
+    gain = frame([make_row(**one, seed=seed, lam=lam, **kind, value=value + .001 * seed * lam) for seed in range(3) for lam in (0., 3.)
+                  for kind, value in ((dict(metric='clean_accuracy'), .95 - .01 * lam / 3),
+                                      (dict(metric='robust_accuracy', attack='pgd_l2', eps=1., steps=10, reading='any'), .2 + .3 * lam / 3))])
+    c8, = (line for line in lines_of(gain) if line['id'] == 'C8')
+    assert [e['name'] for e in c8['effects']] == ['robust accuracy', 'clean accuracy']     # the gain beside its cost
+
+
+def test_rules_in_words():
+    assert [rule_text(CLAIMS[id].parts[i], CLAIMS[id]) for id, i in (('C2', 1), ('C6', 0), ('C8', 1))] == [
+        'robust accuracy, BN minus no normalisation (PGD ℓ∞): the 95 % interval must lie below −3.0 points.',
+        'LIGS minus 0.9: the 90 % interval must lie above zero.', 'clean accuracy, lambda 3 minus lambda 0: the 95 % interval must lie above −3.0 points.']
+    assert plain('pgd_linf: none minus bn -0.2 on vgg11_nf, the nrf label') == "PGD ℓ∞: no normalisation minus BN −0.2 on VGG11 NF, the non-robust feature's label"
 
 
 def test_the_part_that_decided_is_named_across_scales():
@@ -164,7 +190,7 @@ def test_looks_differ_in_line_and_marker_and_are_dark_enough():
         return float(np.dot((.2126, .7152, .0722), linear))
     assert len({str(look['linestyle']) for look in LOOKS.values()}) == len({look['marker'] for look in LOOKS.values()}) == 5
     assert all(1.05 / (luminance(look['color']) + .05) > 4.5 for look in LOOKS.values())
-    assert [kind_name(k) for k in MARKS] == ['None', 'BN', 'IN', 'LN', 'GN', 'Fixup', 'NF']
+    assert [kind_name(k) for k in MARKS] == ['Without normalisation', 'BN', 'IN', 'LN', 'GN', 'Fixup', 'NF']
 
 
 def test_figure_3():
@@ -172,9 +198,9 @@ def test_figure_3():
     assert [[line.get_linestyle() for line in ax.lines] for ax in fig.axes] == [['-', '--']] * 6
     half = HISTORY[(HISTORY.regime == 'standard') & (HISTORY.metric != 'ligs')]
     assert [t.get_text() for ax in curves.figure_3(half).axes for t in ax.texts] == ['not measured']
-    for arch, more in dict(vgg11=set(), resnet18={'None, paper (ResNet18)', 'BN, paper (ResNet18)'}).items():   # a VGG11 is not in the paper's figure 3
+    for arch, more in dict(vgg11=set(), resnet18={'Without normalisation, paper (ResNet18)', 'BN, paper (ResNet18)'}).items():   # a VGG11 is not in the paper's figure 3
         fig = curves.figure_3(frame(history(dataset='cifar10', arch=arch, regimes=['standard'])))
-        assert {t.get_text() for t in fig.legends[0].get_texts()} == {'None', 'BN'} | more
+        assert {t.get_text() for t in fig.legends[0].get_texts()} == {'Without normalisation', 'BN'} | more
     with pytest.raises(ValueError, match='figure 3 needs rows'): curves.figure_3(ROWS)
 
 
@@ -299,15 +325,54 @@ def test_larger_published_scales_are_found(tmp_path):
     assert rendering.published_above('made-up', CLAIMS['C2'], tmp_path) == rendering.published_above('demo', CLAIMS['C2'], tmp_path / 'nowhere') == {}
 
 
-def test_a_profile_that_is_too_small_is_named_in_the_reason():
+def test_claims_for_which_a_profile_is_too_small():
     made = pd.DataFrame(dict(id=['C1', 'C2', 'C3'], verdict=['inconclusive', 'reproduced', 'not run'], reason='r.'))
     powers = pd.DataFrame([dict(profile='mine', id=id, rule='all seeds', power=p) for id, p in dict(C1=.2, C2=.8, C3=.1).items()])
-    assert rendering.with_power(made, 'mine', powers).reason.tolist() == [
-        'r. This profile is too small to decide the claim if the effect is only twice the smallest one (power 20 %).', 'r.', 'r.']
-    assert rendering.with_power(made, 'other', powers).reason.tolist() == made.reason.tolist()
+    assert rendering.too_small_for(made, 'mine', powers) == dict(
+        C1='This profile is too small to decide the claim if the effect is only twice the smallest one (power 20 %).')
+    assert rendering.too_small_for(made, 'other', powers) == {}
 
 
 def test_studies_that_are_not_shown_are_listed(tmp_path):
     rows = pd.concat([ROWS, ROWS.head(3).assign(experiment='transfer')], ignore_index=True)
     html = rendering.render(rows, {'C2': CLAIMS['C2']}, tmp_path / 'report.html', profile='made-up').read_text()
     assert 'the rows of the study transfer are not shown' in html
+
+
+# provenance and glossary
+
+def test_a_part_names_its_rows_its_function_and_a_command():
+    s = source([7, 3, 4, 5, 5], 'nrf_repro.report.tables.table_1', 'make it')
+    assert s == dict(lines='3-5,7', count=4, code='report.tables.table_1', chapter='5_how_it_works/67_tables', command='make it')
+
+
+def test_the_named_rows_make_the_table_and_the_verdict_again():
+    more = pd.concat([ROWS, HISTORY, frame(made_up_rows(regime='adversarial'))], ignore_index=True)
+    used = tables.table_rows(more, ('none', 'bn'), ('clean', 'pgd_l2'), 'standard')
+    few = more.loc[used.index]
+    again, once = (tables.table(r, ('none', 'bn'), ('clean', 'pgd_l2')) for r in (few, more))
+    pd.testing.assert_frame_equal(again, once)
+    assert len(few) == 2 * 3 * 2
+    for id, claim in CLAIMS.items():
+        few = more.loc[needed(claim, more)]
+        a, b = (decide({id: claim}, r.reset_index(drop=True), PAPER) for r in (few, more))
+        pd.testing.assert_frame_equal(a, b)
+        assert (len(few) < len(more)) and (id != 'C2' or len(few) == 2 * 3 * 5)
+
+
+def test_the_glossary_is_complete_and_marks_first_uses_only():
+    terms, book = glossary(), resolve_repo_path('nbs')
+    assert len(terms) >= 40 and [t['name'].lower() for t in terms.values()] == sorted(t['name'].lower() for t in terms.values())
+    for id, t in terms.items():
+        assert set(t) <= {'name', 'long', 'text', 'match', 'chapter'} and (book / f'{t["chapter"]}.ipynb').is_file(), id
+        assert all(len(sentence.split()) <= 25 for sentence in re.split(r'(?<=[.:]) ', t['text'])), id
+    page = mark_terms('<h2>LIGS</h2><svg aria-label="a > b"><text>LIGS</text></svg><p title="LIGS">LIGS and LIGS, d_rand, <a href="#x">PGD</a></p>')
+    assert page.count('#term-ligs') == page.count('<a class="nrf-term"') == 1 and '<p title="LIGS"><a' in page
+
+
+def test_panels_become_svgs_of_their_own_with_one_name():
+    html = inline_figure(curves.figure_3(HISTORY), 'Six panels', 'f')
+    assert html.count('<svg') == 7 and html.count('aria-hidden="true"') == 7 and html.count('role="img" aria-label="Six panels"') == 1
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids)) and html.count('Clean accuracy, %') >= 2
+    assert inline_figure(forest.forest(tables.table(ROWS, ('none', 'bn'), ('clean',))), 'One panel', 'g').startswith('<svg role="img" aria-label="One panel"')

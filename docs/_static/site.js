@@ -12,7 +12,7 @@ function setFormulas() {
 function letScroll() {
   for (const e of document.querySelectorAll('span.tex'))
     e.classList.toggle('wide', e.firstChild.getBoundingClientRect().width > e.closest('p, li, td, th, dd, figcaption, h1, h2, h3, div').clientWidth);
-  for (const e of document.querySelectorAll('.tex, div.cell_output .output, div.cell_output pre, div.highlight pre'))
+  for (const e of document.querySelectorAll('.tex, div.cell_output .output, div.cell_output figure, div.cell_output pre, div.highlight pre, .pst-scrollable-table-container'))
     if (e.scrollWidth > e.clientWidth && !e.hasAttribute('tabindex')) e.tabIndex = 0;
 }
 
@@ -26,5 +26,19 @@ function closeContents() {
   document.getElementById('pst-secondary-sidebar-modal')?.addEventListener('click', e => e.target.closest('a[href^="#"]') && e.currentTarget.close());
 }
 
+// A search result's summary comes from the article: without the theme's menus, labels and code. From an entry of the index it is the section below it.
+function summaries() {
+  if (typeof Search === 'undefined') return;
+  Search.htmlToText = (html, anchor) => {
+    const page = new DOMParser().parseFromString(html, 'text/html'), article = page.querySelector('article.bd-article');
+    if (!article) return '';
+    for (const e of article.querySelectorAll('.headerlink, script, style, h1, p.badges, p.exported, p.written, div.cell_input, .visually-hidden')) e.remove();
+    let part = anchor && article.querySelector(anchor);
+    if (part && !part.textContent.trim()) part = part.nextElementSibling || part.closest('section');
+    return (part || article).textContent.replace(/\s+/g, ' ').trim();
+  };
+}
+
+summaries();
 document.addEventListener('DOMContentLoaded', () => { nameByWords(); closeContents(); setFormulas(); letScroll(); });
 window.addEventListener('resize', letScroll);

@@ -8,11 +8,12 @@ __all__ = []
 # %% ../../nbs/5_how_it_works/84_measure_page.ipynb #c615ea30
 import pandas as pd
 
+from ..experiment.published import leaderboard, published_rows
 from .checks import _display_name, _percent
 from ..report.html import download, jsonl
 from ..results.rows import write_atomically
 from ..report.html import environment, to_markdown
-from ..report.text import eps_text, number
+from ..report.text import arch_name, eps_text, norm_name, number
 
 # %% ../../nbs/5_how_it_works/84_measure_page.ipynb #4dbe499c
 _SIGNS = dict(passed='✓ passed', flagged='✗ flagged', open='? open')
@@ -50,6 +51,24 @@ def _checks_text(m):
     return (f'{len(m.flagged)} of {len(m.checks)} checks were flagged ({"; ".join(m.flagged)}): '
             'do not quote these numbers before they are explained.')
 
+# %% ../../nbs/5_how_it_works/84_measure_page.ipynb #a67e78cc
+_OF_ALL = {'classes', 'input scale', 'class order', 'above chance', 'batch', 'deterministic'}   # a flagged check of these questions every number
+_OF_GRADIENTS = {'logits', 'zero gradient'}                                                     # of these: all that follow the gradient
+
+def _marks(line, m): # of `_line`
+    "The numbers of the flagged checks that question a value."
+    for i, c in enumerate(m.checks.itertuples()):
+        check, _, about = c.name.partition(', ')
+        if c.verdict == 'flagged' and (check in _OF_ALL or (check in _OF_GRADIENTS and line['name'] != 'Clean') or (about and line['name'].endswith(about))): yield i
+
+def _yardstick(m):
+    "Published networks on the same data: a line each, with clean and robust accuracy and LIGS; none where no rows are at hand."
+    try: board = leaderboard(published_rows())
+    except FileNotFoundError: return []
+    same = board[(board.dataset == m.frame.dataset.iloc[0]) & board.regime.eq('standard') & board['robust, %'].notna()]
+    return [dict(name=f'{arch_name(r.arch)}, {norm_name(r.norm)}', profile=r.profile, clean=f'{r.clean:.1f} %', robust=f'{r.robust:.1f} %', ligs=number(r.LIGS, 'ligs'),
+                 eps=eps_text(r.eps)) for r in same.rename(columns={'clean, %': 'clean', 'robust, %': 'robust'}).itertuples()]
+
 # %% ../../nbs/5_how_it_works/84_measure_page.ipynb #a645945c
 def markdown(m): # `Measurement`
     "The measurement as Markdown."
@@ -74,5 +93,5 @@ def html(m,     # `Measurement`
     values = dict(name=m.name, summary=f'{_numbers_text(m)} {_checks_text(m)}', flagged=m.flagged, facts=m.facts,
                   files=[download(file, *text) for file, text in texts.items()],
                   checks=[c | dict(sign=_SIGNS[c['verdict']]) for c in m.checks.to_dict('records')],
-                  lines=[d for d in lines if not d['check']], extra=[d for d in lines if d['check']])
+                  yardstick=_yardstick(m), lines=[d | dict(marks=list(_marks(d, m))) for d in lines if not d['check']], extra=[d | dict(marks=[]) for d in lines if d['check']])
     return write_atomically(path, env.get_template('measure.html.j2').render(values, style=style + more, script=script))

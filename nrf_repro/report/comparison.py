@@ -20,9 +20,9 @@ from ..experiment.store import read_json
 from .differences import difference, holm
 from .html import download, environment, template_text, to_markdown
 from .tables import OWN_NAMES, measurement_name
-from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, is_share, norm_name, number
+from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, in_points, norm_name, number
 from .verdict_table import verdict_lines
-from ..results.claims import decide
+from ..results.claims import conclude, decide_parts
 from ..results.rules import Claim, load_claims
 from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, write_atomically
 
@@ -201,10 +201,9 @@ NO_RULES = 'Verdicts are left out: reports/claims.yaml and reports/paper, which 
 def compare_verdicts(a, b, claims=None, paper=None):  # as for `side`; of `load_claims`; of `paper_rows`
     "A line per claim: verdict and effect on both sides, and whether the verdict changed."
     claims = load_claims() if claims is None else claims
-    lines = [list(verdict_lines(decide(claims, side(s).rows, paper), claims)) for s in (a, b)]
-    def ours(v): return f'{v["ours"]} {v["interval"]}'.strip()
-    both = [(v['id'], v['title'], v['verdict'], w['verdict'], ours(v), ours(w), v['verdict'] != w['verdict'])
-            for v, w in zip(*lines)]
+    decided = [decide_parts(claims, side(s).rows, paper) for s in (a, b)]
+    lines = [verdict_lines(conclude(claims, parts), parts, claims) for parts in decided]
+    both = [(v['id'], v['title'], v['verdict'], w['verdict'], v['ours'], w['ours'], v['verdict'] != w['verdict']) for v, w in zip(*lines)]
     return pd.DataFrame(both, columns=VERDICT)
 
 def _rules(ignore=(), claims=None, paper=None):  # as for `render_compare` -> claims, printed numbers, and a text where they are missing
@@ -244,13 +243,20 @@ def _note(r): # what distinguishes a line from others of the same name
     if pd.notna(r.eps) and 'eps' not in r.settings: notes.append(f'eps {eps_text(r.eps)}')
     return ', '.join(notes + [f'{f.replace("_", " ")} {getattr(r, f)}' for f in NOTED if pd.notna(getattr(r, f))])
 
+def _unit(metric): # the axis on which a difference is drawn; None: a count, which is not drawn
+    return 'points' if in_points(metric) else 'LIGS' if metric.startswith('ligs') else None
+
+def _reach(lines): # unit -> the end of its axis
+    ends = lines[['low', 'high', 'difference']].abs().max(axis=1).groupby(lines.metric.map(_unit)).max().dropna()
+    return {unit: math.ceil(20 * max(.01, ends[unit])) / 20 for unit in ('points', 'LIGS') if unit in ends}
+
 def _texts(r):  # a line of `compare` as page and table show it
-    column = 'clean' if is_share(r.metric) else 'ligs'
+    column = 'clean' if in_points(r.metric) else 'ligs'
     a, b = ('' if pd.isna(v) else number(v, column) for v in (r.a, r.b))
     return dict(name=measurement_name(_column(r._asdict())), note=_note(r), a=a, b=b, interval=bounds(r.low, r.high, column, True),
                 arrow=ARROWS.get(r.moved, ''), difference=number(r.difference, column, True),
                 value=r.difference, low=r.low, high=r.high, seeds=max(len(r.seeds_a), len(r.seeds_b)),
-                how=r.how, settings=r.settings, moved=r.moved, only=r.only)
+                how=r.how, settings=r.settings, moved=r.moved, only=r.only, unit=_unit(r.metric))
 
 def _network(r): # the network that a line is about
     arch = arch_name(r.arch) if isinstance(r.arch, str) else None
@@ -274,13 +280,12 @@ def comparison_markdown(lines): # of `compare`
 # %% ../../nbs/5_how_it_works/78_comparison.ipynb #2f5ac0b9
 def _page(a, b, ignore, lines, verdicts, note=''):  # sides, of `compare`, of `_shown_verdicts` -> everything that the template shows
     alone, past = lines.only != '', lines.experiment == 'history'
-    reach = max([.01, *lines[['low', 'high', 'difference']].abs().max().dropna()])
     files = [download('comparison.csv', lines.to_csv(index=False), 'text/csv'),
              download('comparison.md', comparison_markdown(lines), 'text/markdown')]
     signed = [v | {f'sign_{s}': SIGNS[v[f'verdict_{s}']] for s in 'ab'} for v in verdicts.to_dict('records')]
     return dict(a=a.name, b=b.name, ignore=', '.join(ignore), summary=f'{conclusion(lines, verdicts)} {note}'.strip(), verdicts=signed,
                 hint=nothing_in_common(a, b, ignore), groups=_grouped(lines[~alone & ~past]), past=_grouped(lines[~alone & past]),
-                alone=_grouped(lines[alone]), origins=origins(a, b).values.tolist(), files=files, reach=math.ceil(20 * reach) / 20)
+                alone=_grouped(lines[alone]), origins=origins(a, b).values.tolist(), files=files, reach=_reach(lines[~alone]))
 
 # %% ../../nbs/5_how_it_works/78_comparison.ipynb #5c8f1d46
 def render_compare(a: object, b: object, # as for `side`

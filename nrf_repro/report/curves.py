@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .figures import INK, LOOKS, MARKS, band, kind_name, kind_of, legend_below, styled
 from .tables import named, one_setting, summary
-from .text import COLUMNS, NETWORK, arch_name, eps_text, name_of, norm_name
+from .text import COLUMNS, NETWORK, arch_name, eps_text, name_of
 from ..results.rows import CONTROLS
 
 # %% ../../nbs/5_how_it_works/70_curves.ipynb #03834a10
@@ -26,7 +26,7 @@ PANELS = {'clean': 'Clean accuracy, %', 'robust': 'Robust accuracy, %', 'ligs': 
 def _paper_ends(ax, epoch, kind, regime): # kind: one of PANELS
     for norm in ('none', 'bn'):
         value = FIGURE_3_ENDS[regime, norm][list(PANELS).index(kind)] * (1 if kind == 'ligs' else 100)
-        ax.plot(epoch, value, 'x', color=LOOKS[norm]['color'], markersize=8, markeredgewidth=2.2, label=f'{norm_name(norm)}, paper (ResNet18)')
+        ax.plot(epoch, value, 'x', color=LOOKS[norm]['color'], markersize=8, markeredgewidth=2.2, label=f'{kind_name(norm)}, paper (ResNet18)')
 
 def _panel(ax, rows, column, regime, ends): # ends: whether the paper's end values belong here
     kind = column if column in PANELS else 'robust'
@@ -55,7 +55,7 @@ def figure_3(rows):  # history rows of one network (both ways of training) and o
         part = rows[rows.regime == regime]
         ends = part.dataset.eq('cifar10').all() and part.arch.eq('resnet18').all()
         for ax, column in zip(axes, columns): _panel(ax, part, column, regime, ends)
-        axes[0].set_ylabel(f'{regime} training')
+        for ax in axes: ax.set_ylabel(f'{regime} training')
     legend_below(fig)
     return fig
 

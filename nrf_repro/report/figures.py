@@ -12,6 +12,7 @@ import re
 
 import matplotlib as mpl
 import matplotlib.style
+from matplotlib.transforms import Bbox
 import pandas as pd
 
 from .text import COLUMNS, arch_name, eps_text, norm_name, several
@@ -30,7 +31,9 @@ CONTROL = '#59636e'      # controls without a normalisation layer are grey
 MARKS = LOOKS | {'fixup': dict(color=CONTROL, marker='*'), 'nf': dict(color=CONTROL, marker='P')}
 
 def kind_of(arch, norm): return arch.rpartition('_')[2] if arch in CONTROLS else norm   # a key of MARKS
-def kind_name(kind): return norm_name(kind) if kind in LOOKS else arch_name(f'_{kind}').strip()
+def kind_name(kind):
+    if kind == 'none': return 'Without normalisation'
+    return norm_name(kind) if kind in LOOKS else arch_name(f'_{kind}').strip()
 
 INKED = ['text.color', 'axes.labelcolor', 'axes.edgecolor', 'axes.titlecolor', 'xtick.color', 'ytick.color']
 STYLE = {'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.size': 9,
@@ -50,7 +53,7 @@ def band(ax, line, norm,    # a frame with epoch, value, low and high; the norm 
          scale=100):        # per cent
     "Draw the mean as a line with markers, and the interval as a band."
     x = line.epoch.astype(float)
-    ax.plot(x, scale * line.value, label=norm_name(norm), **LOOKS[norm])
+    ax.plot(x, scale * line.value, label=kind_name(norm), **LOOKS[norm])
     ax.fill_between(x, scale * line.low, scale * line.high, color=LOOKS[norm]['color'], alpha=.18, linewidth=0)
 
 def legend_below(fig, ncols=None, order=None): # the labels to show, in this order
@@ -75,26 +78,56 @@ def caption(rows): # that were drawn
 # %% ../../nbs/5_how_it_works/69_figures.ipynb #4031f350
 THEMED = {INK: 'ink', GRID: 'grid', CONTROL: 'control', '#ffffff': 'bg'} | {look['color']: norm for norm, look in LOOKS.items()}
 
-def svg_text(fig):
+def svg_text(fig,
+             box=None): # a part of it, in inches
     "The figure as an SVG document without date, so that the same figure is the same text."
     out = io.StringIO()
     nothing = dict.fromkeys(['Date', 'Creator', 'Format', 'Type'])
-    with mpl.style.context(['default', STYLE]): fig.savefig(out, format='svg', metadata=nothing, transparent=True)
+    with mpl.style.context(['default', STYLE]): fig.savefig(out, format='svg', metadata=nothing, transparent=True, bbox_inches=box)
     svg = out.getvalue()
     names = dict.fromkeys(re.findall(r'id="([a-z][0-9a-f]{10})"', svg))  # matplotlib makes some of memory addresses: number them instead
     for i, name in enumerate(names): svg = svg.replace(name, f'{name[0]}{i}-')
     return svg
 
+def _escaped(text): return str(text).replace('&', '&amp;').replace('"', '&quot;').replace('<', '&lt;')
+
 def inline_svg(fig,
                alt,        # the alternative text
-               prefix):    # unique in the page
+               prefix,     # unique in the page
+               box=None):  # as for `svg_text`
     "The figure as an <svg> element that follows the page's theme."
-    svg = svg_text(fig)
+    svg = svg_text(fig, box)
     svg = re.sub(r'\s*<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
     for color, name in THEMED.items(): svg = svg.replace(f': {color}', f': var(--nrf-{name}, {color})')
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    label = str(alt).replace('&', '&amp;').replace('"', '&quot;').replace('<', '&lt;')
-    head = (f'<svg role="img" aria-label="{label}" {size[0]} width="{math.ceil(float(size[1]) * 4 / 3)}" '
+    head = (f'<svg role="img" aria-label="{_escaped(alt)}" {size[0]} width="{math.ceil(float(size[1]) * 4 / 3)}" '
             'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">')
     return re.sub(r'<svg[^>]*>', lambda _: head, svg, count=1)
+
+# %% ../../nbs/5_how_it_works/69_figures.ipynb #ceeef3d8
+def _panels(fig): # -> lists of axes that share a place; none where the figure cannot be divided
+    whole = fig.texts or fig._suptitle or fig._supxlabel or fig._supylabel or any(ax.get_label() == '<colorbar>' for ax in fig.axes)
+    groups = {}
+    for ax in fig.axes:
+        if ax.axison: groups.setdefault(tuple(ax.get_position().bounds), []).append(ax)
+    return [] if whole or len(groups) < 2 else list(groups.values())
+
+def _label_alone(fig): # so that each panel has the numbers of its axes
+    for ax in fig.axes:
+        for axis, side in ((ax.yaxis, 'left'), (ax.xaxis, 'bottom')):
+            if axis.get_ticks_position() in (side, 'default'): axis.set_tick_params(**{f'label{side}': True})
+
+def inline_figure(fig, alt, prefix): # as for `inline_svg`
+    "The figure as one image: an <svg>, or a box with one for each panel and for the legend."
+    _label_alone(fig)
+    fig.draw_without_rendering()
+    if not (panels := _panels(fig)): return inline_svg(fig, alt, prefix)
+    fig.set_layout_engine('none')
+    parts = [*panels, *([legend] for legend in fig.legends)]
+    boxes = [Bbox.union([a.get_tightbbox() for a in part]).padded(3).transformed(fig.dpi_scale_trans.inverted()) for part in parts]
+    drawn = []
+    for i, (part, box) in enumerate(zip(parts, boxes)):
+        for artist in (*fig.axes, *fig.legends): artist.set_visible(any(artist is own for own in part))
+        drawn.append(inline_svg(fig, '', f'{prefix}{chr(97 + i)}', box).replace(' role="img" aria-label=""', ' aria-hidden="true"'))
+    return f'<div class="panels" role="img" aria-label="{_escaped(alt)}">{"".join(drawn)}</div>'

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from .curves import FIGURE_3_ENDS
 from .figures import GRID, INK, LOOKS, MARKS, kind_name, kind_of, styled
 from .tables import TABLE_1, table
-from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_name, name_of, number, several
+from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_name, name_of, number, quantity, several
 from ..results.paired import effect_of, pairs, screen, select
 from ..results.rules import load_claims
 from ..results.intervals import Interval
@@ -135,12 +135,6 @@ def effect_text(c): # of `headline_effects`
     "The difference with its interval, in points or as LIGS; one seed has no interval."
     return 'not available' if pd.isna(c.effect) else estimate_text(c.effect, c.low, c.high, 'ligs' if c.metric == 'ligs' else 'clean')
 
-def quantity(part): # of a claim
-    "What a part measures, in words."
-    name = dict(ligs='LIGS').get(part.metric, part.metric.replace('_', ' '))
-    attack = part.where.get('attack')
-    return f'{name} under {COLUMNS.get(attack, attack)}' if attack else name
-
 def in_order(effects, # of `headline_effects`
              scales=()): # profiles, the smallest first
     "The lines with the largest scale first, other profiles last; within a profile BN before the controls of each architecture."
@@ -174,10 +168,10 @@ def _beside(ax, y, text, x, **look): # at a place of the figure's width, at the 
     ax.annotate(text, (x, y), xycoords=('figure fraction', 'data'), va='center', annotation_clip=False, **look)
 
 def _legend(effects, small): # what the band is wide -> handles and labels
-    entries = [(Line2D([], [], **_mark_look('bn')), 'BN minus none')]
-    entries += [(Line2D([], [], **_mark_look(kind)), f'{kind_name(kind)} minus none (control without normalisation)')
+    entries = [(Line2D([], [], **_mark_look('bn')), 'BN minus no normalisation')]
+    entries += [(Line2D([], [], **_mark_look(kind)), f'{kind_name(kind)} (control without normalisation) minus no normalisation')
                 for kind in TREATMENTS[1:] if (effects.kind == kind).any()]
-    if effects.paper.notna().any(): entries.append((Line2D([], [], **CROSS), 'BN minus none, paper'))
+    if effects.paper.notna().any(): entries.append((Line2D([], [], **CROSS), 'BN minus no normalisation, paper'))
     entries.append((Patch(color=GRID), f'less than {small}: too small to count'))
     return [list(side) for side in zip(*entries)]
 
@@ -314,7 +308,7 @@ def forest(cells):  # of `all_cells`
     parts = list(cells.groupby([*NETWORK, 'unit'], dropna=False, sort=False))
     if not parts: raise ValueError('a forest plot needs differences between two norms of the same seeds; there are none')
     heights = [len(part) + 1.8 for _, part in parts]
-    fig = Figure(figsize=(7, .3 + .27 * sum(heights)), layout='constrained')
+    fig = Figure(figsize=(5.6, .3 + .27 * sum(heights)), layout='constrained')
     for ax, (key, part) in zip(fig.subplots(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0], parts):
         _forest_axis(ax, part, 1 if key[-1] else 100)
         ax.set_title(name_of(part) + (', LIGS' if key[-1] else ', accuracy'))

@@ -6,6 +6,7 @@
 __all__ = ['render']
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #309f1e4a
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,20 @@ from typing import Any
 import pandas as pd
 
 from ..experiment.profile import STUDIES
-from .checks import doubts
+from .checks import checks_text, doubts
 from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuracies, plane
-from .figures import caption, inline_svg
-from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding, quantity
-from .html import download, environment, jsonl, plain_html, template_text, to_latex, to_markdown
+from .figures import caption, inline_figure
+from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding
+from .html import download, environment, glossary, jsonl, mark_terms, plain_html, source, template_text, to_latex, to_markdown
 from .readings import control_lines, control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
-from .sensitivity import reading, reading_equal, sensitivity, sensitivity_table
-from .tables import (gradients, missing, not_run, notes_text, printed_notes, printed_table, settings, table_1, table_2,
+from .sensitivity import fragile_text, needed, reading, reading_equal, sensitivity, sensitivity_table, stable_text
+from .tables import (gradients, missing, not_run, notes_text, printed_notes, printed_table, settings, table_1, table_2, table_rows,
                                      to_html, wide)
-from .text import COLUMNS, NETWORK, SIGNS, arch_name, duration, name_of, norm_name
-from .verdict_table import verdict_table, verdicts_html
+from .text import COLUMNS, NETWORK, SIGNS, arch_name, duration, name_of, norm_name, quantity, several
+from .verdict_table import verdict_lines, verdict_table, verdicts_html
 from ..results import power
-from ..results.paired import RUN
-from ..results.claims import decide
+from ..results.paired import RUN, select
+from ..results.claims import conclude, decide_parts
 from ..results.rules import Claim
 from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, source_hash, write_atomically
 
@@ -41,21 +42,29 @@ def of_profile(rows, profile):
     others = ', '.join(map(repr, sorted(rows.profile.dropna().unique()))) or 'no profile'
     raise ValueError(f'no rows of profile {profile!r} to report; there are rows of {others}')
 
-ADVICE = {'source_hash': ('versions of the code', '`nrf-repro verify` computes a sample of the rows again with the present code and compares.'),
+ADVICE = {'source_hash': ('versions of the code', 'nrf-repro verify computes a sample of the rows again with the present code and compares.'),
           'torch': ('versions of torch', 'Rounding may differ between them.'), 'device': ('devices', 'Rounding may differ between them.')}
 
-def warnings_of(rows,     # all rows given
-                profile):
-    "What makes these numbers less comparable than they look, as a list of texts."
-    found, kept = [], of_profile(rows, profile)
-    others = rows.profile[rows.profile != profile].fillna('none').value_counts()
-    each = ', '.join(f'{n} of {p}' for p, n in others.items())
-    if each: found.append(f'Rows of other profiles are left out: {each}.')
+def versions(rows): # of one profile
+    "A text for each of code, torch and device of which the rows have several."
     for field, (what, advice) in ADVICE.items():
-        values = kept[field].fillna('unknown').value_counts()
+        values = rows[field].fillna('unknown').value_counts()
         each = ', '.join(f'{v} ({n} rows)' for v, n in values.items())
-        if len(values) > 1: found.append(f'The rows come from {len(values)} {what}: {each}. {advice}')
-    return found
+        if len(values) > 1: yield f'The rows come from {len(values)} {what}: {each}. {advice}'
+
+def cautions(every, profile, # all rows given
+             found,       # of `sensitivity`
+             small,       # of `too_small_for`
+             cells):      # the tables shown
+    "What a reader should know before trusting a verdict, as a list of texts."
+    others = every.profile[every.profile != profile].fillna('none').value_counts()
+    each = ', '.join(f'{n} of {p}' for p, n in others.items())
+    poor = sorted({f'{arch_name(c.arch)} {norm_name(c.norm)} ({c.dataset})' for part in cells for c in part.itertuples() if c.flag and c.seeds and not isinstance(c.base, str)})
+    texts = [fragile_text(found), checks_text(every[every.profile == profile]),
+             f'The profile is too small to decide {several(small)}: simulated power below 50 % for an effect twice the smallest one that counts.' * bool(small),
+             f'Undertrained networks decide nothing and are marked: {", ".join(poor)}.' * bool(poor),
+             f'Rows of other profiles are left out: {each}.' * bool(each)]
+    return [text for text in texts if text]
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #ec19e461
 META = {'about': 'what the profile is, one sentence',
@@ -136,8 +145,11 @@ def missing_texts(rows, cells, verdicts, meta): # cells: the tables shown
     return found + ([f'claims without rows: {"; ".join(idle)}'] if idle else []) + list(meta['missing'] or [])
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #05ba7213
-def _part(id, fig, title, caption, reading=(), html=None):
-    return dict(id=id, fig=fig, title=title, caption=caption, reading=list(reading), html=html, alt=' '.join([f'{title}.', *reading, caption]))
+def _slug(text): return re.sub(r'[^a-z0-9]+', '-', str(text).lower()).strip('-')
+
+def _part(kind, fig, title, caption, reading=(), html=None, *, rows, code, of='', files=()): # kind: a key of EVIDENCE; of: which one of its kind
+    return dict(kind=kind, id=kind + f'-{_slug(of)}' * bool(of), fig=fig, title=title, caption=caption, reading=list(reading), html=html, rows=rows.index,
+                code=f'nrf_repro.{code}', files=list(files), alt=' '.join([f'{title}.', *reading, caption]))
 
 def _by_network(rows): return (part for _, part in rows.groupby(['dataset', 'arch', 'width'], dropna=False))
 
@@ -151,32 +163,41 @@ def figure_parts(rows, cells, claims): # rows of one profile, cells of `all_cell
     if len(cells):
         about = ('Filled: the 95 % interval of the paired differences excludes zero. Crosses: the paper. Right: the probability, given the seeds, '
                  'that the norm has the lower value. ')
-        yield _part('effects', forest(cells), 'Every cell: each norm against none', about + caption(final), [*reading_cells(cells)])
+        yield _part('effects', forest(cells), 'Each norm against no normalisation', about + caption(final), [*reading_cells(cells)], rows=final, code='report.forest.forest')
     for part in _by_network(past[past.norm.isin(['none', 'bn'])]):
-        yield _part('figure-3', figure_3(part), f'Figure 3: training, {name_of(part, regime=False)}', caption(part), [*reading_3(part)])
+        name = name_of(part, regime=False)
+        yield _part('figure-3', figure_3(part), f'Figure 3: training, {name}', caption(part), [*reading_3(part)], of=name, rows=part, code='report.curves.figure_3')
     standard = past[past.regime == 'standard']
     if fig := clean_robust(standard):
         said = [line for part in _by_network(standard) for line in reading_equal(part)]
         about = 'Means over seeds, epoch by epoch. ' + caption(standard[standard.metric == 'robust_accuracy'])
-        yield _part('against', fig, 'Robust against clean accuracy', about, said)
+        yield _part('against', fig, 'Robust against clean accuracy', about, said, rows=standard, code='report.curves.clean_robust')
     if fig := plane(final):
         drawn = final[final.attack.eq('pgd_l2') & final.arch.isin(final_accuracies(final).arch)]
         about = 'Small: seeds; large: their mean; a line joins None, the control and BN. '
-        yield _part('plane', fig, 'Every network: robust against clean accuracy', about + caption(drawn))
+        yield _part('plane', fig, 'Every network: robust against clean accuracy', about + caption(drawn), rows=final, code='report.curves.plane')
     if {'C1', 'C2'} <= set(claims) and len(controls := control_table(rows, claims)):
+        used = rows.loc[sorted({*needed(claims['C1'], rows), *needed(claims['C2'], rows)})]
         yield _part('controls', None, 'Controls without normalisation', CONTROLS_CAPTION,
-                    [*reading_controls(rows, claims), *control_lines(rows, claims)], plain_html(controls, CONTROLS_CAPTION, 'controls-cells'))
+                    [*reading_controls(rows, claims), *control_lines(rows, claims)],
+                    plain_html(controls, CONTROLS_CAPTION, 'controls-cells'), rows=used, code='report.readings.control_table')
     for part in _by_network(final):
-        if fig := eps_curves(part): yield _part('eps', fig, f'Robust accuracy against eps, {name_of(part)}', caption(eps_rows(part)))
+        if fig := eps_curves(part): yield _part('eps', fig, f'Robust accuracy against eps, {name_of(part)}', caption(eps_rows(part)), of=name_of(part),
+                                            rows=eps_rows(part), code='report.curves.eps_curves')
 
 def study_parts(rows, studies): # of one profile; as for `render`
     "The parts of each study, with html in the place of a figure where it is a table."
     for i, (study, p) in enumerate(studies(rows) if studies else ()):
         html = None if p['table'] is None else plain_html(p['table'], p['caption'], f'study-{study}-{i}-cells')
-        yield _part(f'study-{study}', p['fig'], p['title'], p['caption'], p['reading'], html)
+        code = f'studies.{STUDIES[study].module}.show_{study}'
+        yield _part(study, p['fig'], p['title'], p['caption'], p['reading'], html, of=p['title'], rows=rows[rows.experiment == study], code=code)
 
-def _drawn(parts): # -> the parts with numbered ids and their figures as SVG
-    return [p | dict(id=f'{p["id"]}-{i}', svg=p['fig'] and inline_svg(p['fig'], p['alt'], f'f{i}')) for i, p in enumerate(parts)]
+def drawn(parts): # of `_part`
+    "The parts with their figures as SVG; a second part with the same id gets a number."
+    seen = {}
+    for i, p in enumerate(parts):
+        seen[p['id']] = count = seen.get(p['id'], 0) + 1
+        yield p | dict(id=p['id'] + f'-{count}' * (count > 1), svg=p['fig'] and inline_figure(p['fig'], p['alt'], f'f{i}'))
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #ee69e127
 def published_above(profile, claim, # one of `load_claims`, with the order of scales
@@ -198,16 +219,16 @@ def headline_part(rows, profile, claims, paper, folder='reports/published'): # r
     said = [headline_finding(own, claim, lead='In this profile')]
     if larger: said = [f'Published: {headline_finding(effects, claim, lead="at the largest scale")}', *said]
     what = quantity(claim.parts[0])
-    part = _part('headline', draw_headline(effects, claim, larger), f'{what[0].upper()}{what[1:]}: BN and controls against no normalisation',
-                 headline_caption(effects, claim, finding=False), said)
-    return part | dict(svg=inline_svg(part['fig'], part['alt'], 'lead'))
+    used = select(rows[rows.metric == claim.parts[0].metric], claim.parts[0].where)
+    return _part('headline', draw_headline(effects, claim, larger), f'{what[0].upper()}{what[1:]}: BN and controls against no normalisation',
+                 headline_caption(effects, claim, finding=False), said, rows=used, code='report.forest.draw_headline')
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #b7cbe4ad
 CAPTIONS = {
     'table-1': 'Accuracy in per cent without norm and with BN{}: mean over seeds, 95 % interval; difference paired by seed.',
     'table-2': 'Clean and robust accuracy in per cent with five norms{}: mean over seeds, 95 % interval; '
                'difference from None paired by seed.'}
-TITLES = {'table-1': 'Table 1: none against BN', 'table-2': 'Table 2: five norms'}
+TITLES = {'table-1': 'Table 1: no normalisation against BN', 'table-2': 'Table 2: five norms'}
 
 def not_checked(rows, cells): # all rows; of `table`
     "Networks of the table that no study attacked with stronger attacks, in words; '' if there are none."
@@ -233,13 +254,15 @@ def all_tables(rows, paper, claims): # of `read_rows`, of `paper_rows`, of `load
     return found
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #b8dae7d5
-def table_parts(found, files): # of `all_tables`, of `downloads`
-    "What the template shows of each table."
+def table_parts(rows, found, files): # rows of one profile; of `all_tables`, of `downloads`
+    "The parts that show the tables."
     for id, (cells, caption) in found.items():
         base = id.removesuffix('-adversarial')
-        lines = reading_1(cells) if base == 'table-1' else reading_2(cells)
-        yield dict(id=id, title=TITLES[base] + (', adversarial training' if base != id else ''),
-                   html=to_html(cells, caption, f'{id}-cells'), reading=list(lines), files=files[id])
+        regime, lines = 'standard' if base == id else 'adversarial', reading_1(cells) if base == 'table-1' else reading_2(cells)
+        title = TITLES[base] + (', adversarial training' if base != id else '')
+        used = table_rows(rows, set(cells.norm), set(cells.column), regime)
+        yield _part(id, None, title, caption, lines, to_html(cells, caption, f'{id}-cells'), rows=used, files=files[id],
+                    code=f'report.tables.{base.replace("-", "_")}') | dict(key=True)
 
 def small_tables(rows, paper):
     "The tables at the end of the page, as safe fragments."
@@ -259,23 +282,22 @@ def downloads(rows, frames): # frames: name -> (frame of strings, caption)
     return files
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #babf0211
-def tally(verdicts):
-    "How the claims came out, in words."
-    count = verdicts.verdict.value_counts()
-    return f'of {len(verdicts)} claims ' + ', '.join(f'{count[v]} {v}' for v in SIGNS if v in count)
+def tally(lines): # of `verdict_lines`
+    "How the claims came out: (words, ids) of each verdict that occurs."
+    for v in SIGNS:
+        ids = [line['id'] for line in lines if line['verdict'] == v]
+        if ids: yield f'{len(ids)} {v}', ids
 
-def with_power(verdicts, # of `decide`
-               profile,
-               rates=None): # of `read_error_rates`; read from reports/error_rates.csv where it is at hand
-    "The verdicts; for a claim that was run, the reason mentions if the profile is too small to decide it."
+def too_small_for(verdicts, # of `decide`
+                  profile,
+                  rates=None): # of `read_error_rates`; read from reports/error_rates.csv where it is at hand
+    "Claim -> text for each claim that was run although the profile is too small to decide it."
     try: small = power.too_small(profile, power.read_error_rates() if rates is None else rates)
-    except FileNotFoundError: return verdicts     # an installed package has no table, and nothing is simulated here
-    run = verdicts.verdict != 'not run'
-    return verdicts.assign(reason=[f'{r} {small[id]}' if ran and id in small else r for r, id, ran in zip(verdicts.reason, verdicts.id, run)])
+    except FileNotFoundError: return {}           # an installed package has no table, and nothing is simulated here
+    return {v.id: small[v.id] for v in verdicts.itertuples() if v.verdict != 'not run' and v.id in small}
 
-def stability(rows, claims, verdicts): # rows of one profile
+def stability(found, claims, verdicts): # of `sensitivity`, of `load_claims`, of `decide`
     "The sensitivity of the verdicts: a reading and a table."
-    found = sensitivity(claims, rows)
     frame = sensitivity_table(found, claims, verdicts)
     about = 'The same rules on fewer rows, and on one attack at a time; the range of the effects in brackets.'
     return dict(reading=reading(found), html=plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
@@ -286,21 +308,64 @@ CLAIM = ('Batch normalisation raises accuracy and makes networks more vulnerable
 SOURCE = 'Benz, Zhang and Kweon, ICCV 2021'
 RULE = 'Each claim of the paper, decided by a rule fixed beforehand; later changes of rules are listed at the head of claims.yaml.'
 
-def page(rows, claims, profile, paper, meta, published='reports/published', studies=None): # as for `render`
+EVIDENCE = {'table-1': 'C1 C2 C5', 'headline': 'C2', 'effects': 'C2 C1 C3', 'against': 'C2', 'plane': 'C2', 'controls': 'C2', 'eps': 'C2', 'adequacy': 'C2',
+            'paired_images': 'C2', 'table-2': 'C3', 'figure-3': 'C4 C5 C6', 'testbed': 'C4', 'table-1-adversarial': 'C6', 'table-2-adversarial': 'C6',
+            'features': 'C7', 'regularization': 'C8', 'transfer': 'C9', 'medical': 'C10'}   # kind of part -> its claims, the main one first
+
+def command_for(profile, kind=None): # of a part; None: of the whole report
+    "The command that makes a part again; what is finished is kept."
+    return f'nrf-repro report --profile {profile} --all' + (f" --jobs '{kind}*'" if kind in STUDIES else '' if kind else ' --render')
+
+def with_sources(parts, claims, profile): # of `drawn`
+    "The parts, each with the claims that it bears on and its provenance."
+    for p in parts:
+        yield p | dict(claims=[id for id in EVIDENCE.get(p['kind'], '').split() if id in claims],
+                       source=source(p['rows'], p['code'], command_for(profile, p['kind'])))
+
+def _first_of_each(parts): # -> (id, short title): of parts that differ in the network alone the first
+    short = [(p['id'], re.split(r'[:,] ', p['title'].removesuffix(': BN and controls against no normalisation'))[0]) for p in parts]
+    return [(id, title) for i, (id, title) in enumerate(short) if title not in [t for _, t in short[:i]]]
+
+def linked_lines(lines, parts, rows, claims, found, profile): # of `verdict_lines`, of `with_sources`; of one profile; of `sensitivity`
+    "The lines of the verdicts with their stability, their parts of the page, chapter and provenance."
+    for line in lines:
+        claim = claims[line['id']]
+        used = source(needed(claim, rows), 'nrf_repro.results.claims.decide', command_for(profile))
+        yield line | dict(stable=stable_text(found, claim.id), chapter=claim.chapter, source=used,
+                          sections=_first_of_each(p for p in parts if claim.id in p['claims']))
+
+def grouped(parts, lines): # of `with_sources`, of `linked_lines`
+    "The parts by their main claim, in the order of the claims; those of no claim come last, without a line."
+    for line in (*lines, None):
+        own = [p for p in parts if (p['claims'] or [None])[0] == (line and line['id'])]
+        if own: yield dict(line=line, parts=own)
+
+def page(rows, claims, profile, paper, meta, published='reports/published', studies=None, book=''): # as for `render`; where the chapters lie
     "Everything that the template shows, as plain values and safe fragments."
-    warnings, rows = warnings_of(rows, profile), of_profile(rows, profile)
-    verdicts = with_power(decide(claims, rows, paper), profile)
-    found = all_tables(rows, paper, claims)
-    frames = {id: (wide(cells), f'{about} {notes_text(cells)}'.strip()) for id, (cells, about) in found.items()}
-    files = downloads(rows, dict(verdicts=(verdict_table(verdicts, claims), f'Verdicts of profile {profile}')) | frames)
-    drawn = _drawn([*figure_parts(rows, all_cells(rows, paper, claims.get('C1')), claims), *study_parts(rows, studies)])
+    every, rows = rows, of_profile(rows, profile)
+    decided, found, tables = decide_parts(claims, rows, paper), sensitivity(claims, rows), all_tables(rows, paper, claims)
+    verdicts = conclude(claims, decided)
+    small = too_small_for(verdicts, profile)
+    lines = [line | dict(note=small.get(line['id'], '')) for line in verdict_lines(verdicts, decided, claims)]
+    frames = {id: (wide(cells), f'{about} {notes_text(cells)}'.strip()) for id, (cells, about) in tables.items()}
+    files = downloads(rows, dict(verdicts=(verdict_table(lines), f'Verdicts of profile {profile}')) | frames)
+    lead = headline_part(rows, profile, claims, paper, published)
+    parts = [*([lead] if lead else []), *table_parts(rows, tables, files),
+             *figure_parts(rows, all_cells(rows, paper, claims.get('C1')), claims), *study_parts(rows, studies)]
+    parts = list(with_sources(drawn(parts), claims, profile))
+    lines = list(linked_lines(lines, parts, rows, claims, found, profile))
     unshown = [] if studies else sorted(set(rows.experiment) & set(STUDIES))
-    lost = missing_texts(rows, [c for c, _ in found.values()], verdicts, meta) + [f'the rows of the study {study} are not shown' for study in unshown]
-    return dict(profile=profile, lead=headline_part(rows, profile, claims, paper, published), claim=CLAIM, source=SOURCE, tally=tally(verdicts),
-                warnings=warnings, files=files, facts=facts(rows, profile, meta), verdicts=verdicts_html(verdicts, claims, RULE, 'verdicts-cells'),
-                stability=stability(rows, claims, verdicts), forest=[p for p in drawn if p['id'].startswith('effects')],
-                tables=list(table_parts(found, files)), figures=[p for p in drawn if not p['id'].startswith('effects')],
-                gaps=lost, interactive=meta['interactive']) | small_tables(rows, paper)
+    cells = [c for c, _ in tables.values()]
+    lost = missing_texts(rows, cells, verdicts, meta) + [f'the rows of the study {study} are not shown' for study in unshown]
+    return dict(profile=profile, finding=lead['reading'] if lead else [], claim=CLAIM, source=SOURCE, tally=list(tally(lines)), book=book,
+                warnings=cautions(every, profile, found, list(small), cells), files=files, facts=facts(rows, profile, meta), versions=list(versions(rows)),
+                verdicts=verdicts_html(lines, RULE, 'verdicts-cells', book), stability=stability(found, claims, verdicts), groups=list(grouped(parts, lines)),
+                gaps=lost, interactive=meta['interactive'], glossary=glossary()) | small_tables(rows, paper)
+
+def other_reports(folder, profile): # where the report stands
+    "Name -> link of the published reports of other profiles, where they lie two folders up."
+    there = sorted(Path(folder, '../../published').glob('*/report.html'))
+    return {p.parent.name: f'../../published/{p.parent.name}/report.html' for p in there if p.parent.name != profile}
 
 def linked(notebooks, # title -> relative path
            folder):   # where the report stands
@@ -309,6 +374,8 @@ def linked(notebooks, # title -> relative path
     return there, [f'notebook {title}: {path} is not there' for title, path in notebooks.items() if title not in there]
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #8692dc5a
+_BOOK = '../../../nbs'   # seen from reports/build/<profile> and reports/published/<profile>
+
 def render(
     rows: pd.DataFrame,                          # a frame of `read_rows`
     claims: dict[str, Claim],                    # of `load_claims`
@@ -325,8 +392,10 @@ def render(
     Raises ValueError for a profile without rows and for an unknown key of meta.
     """
     meta = check_meta(meta)
-    values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta, published, studies)
-    there, lost = linked(meta['notebooks'] or {}, Path(out).parent)
-    values |= dict(notebooks=there, gaps=values['gaps'] + lost)
+    folder = Path(out).parent
+    book = _BOOK if Path(folder, _BOOK).is_dir() else ''
+    values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta, published, studies, book)
+    there, lost = linked(meta['notebooks'] or {}, folder)
+    values |= dict(notebooks=there, gaps=values['gaps'] + lost, others=other_reports(folder, profile))
     html = environment().get_template('report.html.j2').render(values, style=template_text('tables.css', 'report.css'), script=template_text('report.js'))
-    return write_atomically(out, html)
+    return write_atomically(out, mark_terms(html))

@@ -13,9 +13,9 @@ import pandas as pd
 import scipy.stats
 
 from .tables import TABLE_1
-from .text import COLUMNS, amount, arch_name, estimate_text, name_of
+from .text import COLUMNS, amount, arch_name, estimate_text, name_of, several
 from ..results.claims import decide
-from ..results.paired import select
+from ..results.paired import RUN, select
 from ..results.intervals import t_interval
 from ..results.rows import frame
 
@@ -69,9 +69,19 @@ def variants(claim, rows):
     if len(asked) > 1: yield from asked
 
 # %% ../../nbs/5_how_it_works/74_sensitivity.ipynb #de061263
+def _sides(part, rows): # those of the rows that are on one side of the part's comparison
+    sides = [part.compare[side] for side in ('treatment', 'control')] if part.compare else ()
+    return rows if not sides or {'first', 'last'} & set(map(str, sides)) else select(rows, {part.compare['field']: sides})
+
+def needed(claim, rows):
+    "The index of the rows that decide a claim: those of its parts, and the accuracies by which their networks are screened."
+    found = set().union(*(_sides(part, rows.loc[index]).index for part, index in zip(claim.parts, _evidence(claim, rows))))
+    runs = set(_keys(rows.loc[sorted(found)], RUN))
+    clean = rows.index[rows.metric == claim.learned_by]
+    return sorted(found | {i for i, run in zip(clean, _keys(rows.loc[clean], RUN)) if run in runs})
+
 def _decided(claim, rows): # -> the line of `decide` from the rows that the claim needs, without the paper's effect
-    index = set().union(*_evidence(claim, rows), rows.index[rows.metric == claim.learned_by])
-    return decide({claim.id: claim}, rows.loc[sorted(index)].reset_index(drop=True), frame([]).assign(table=None)).iloc[0]
+    return decide({claim.id: claim}, rows.loc[needed(claim, rows)].reset_index(drop=True), frame([]).assign(table=None)).iloc[0]
 
 # %% ../../nbs/5_how_it_works/74_sensitivity.ipynb #0886db9f
 def sensitivity(claims, rows): # of `load_claims`, of `read_rows`
@@ -88,6 +98,19 @@ def sensitivity(claims, rows): # of `load_claims`, of `read_rows`
 
 # %% ../../nbs/5_how_it_works/74_sensitivity.ipynb #a90e1721
 HEADS = dict(seed='One seed less', attack='One attack', network='One network', data='One data set')
+
+def stable_text(found, id): # of `sensitivity`; of a claim
+    "In how many variants the verdict is the same; '' for a claim without variants."
+    same = found[found.id == id].same
+    return f'same in {same.sum()} of {len(same)} variants' if len(same) else ''
+
+def fragile_text(found): # of `sensitivity`
+    "Which verdicts stay the same in every variant, and how often the others do; '' where no claim has variants."
+    by = found.groupby('id', sort=False).same
+    if not len(by): return ''
+    kept, others = [id for id, s in by if s.all()], [f'{id} ({s.sum()} of {len(s)})' for id, s in by if not s.all()]
+    text = f'{len(kept)} of {len(by)} verdicts stay the same with one seed less and with one attack, network or data set alone: {several(kept)}'
+    return text + (f'. The others depend on it; same in: {", ".join(others)}.' if others else '.')
 
 def axis_text(part, metric, deciding): # the lines of one claim and axis; the verdict's own part
     "How many variants agree, which do not, and the range of the effects, if they are those of the same part."

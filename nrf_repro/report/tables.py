@@ -132,14 +132,18 @@ def _grid(rows, norms, columns, base): # -> every cell that a table should have,
 def _typed(cells): # so that empty frames join too
     return cells.astype(dict.fromkeys(['base', 'n'], object) | dict.fromkeys(['width', 'value', 'low', 'high'], float))
 
+def table_rows(rows, norms, columns, regime): # as in `table`
+    "The rows behind a table's values, with their `column`."
+    rows = named(rows[(rows.experiment == 'final') & (rows.regime == regime)])
+    return one_setting(rows[rows.column.isin(columns) & rows.norm.isin(norms)])
+
 def table(rows,               # of `read_rows`
           norms, columns,     # which lines and columns
           *, regime='standard', base='none',
           paper=None,         # of `paper_rows`: fills `printed`
           rule=None):         # a claim of `load_claims`: fills `flag`
     "Every cell of a table with value, interval, seeds, n, the paper's digits, a flag and marks; a missing cell has no seeds."
-    every, rows = rows, named(rows[(rows.experiment == 'final') & (rows.regime == regime)])
-    rows = one_setting(rows[rows.column.isin(columns) & rows.norm.isin(norms)])
+    every, rows = rows, table_rows(rows, norms, columns, regime)
     key = [*NETWORK, 'norm', 'base', 'column']
     found = [summary(rows, [*NETWORK, 'norm', 'column']).assign(base=None)]
     found += [differences(rows, m, base) for m in norms if m != base]

@@ -6,6 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/5_how_it_works/65_text.ipynb #43775550
+import re
+
 import pandas as pd
 
 # %% ../../nbs/5_how_it_works/65_text.ipynb #74ccf2c1
@@ -86,3 +88,23 @@ def amount(effect,   # in units of the metric
     text = number(effect, 'clean' if in_points(metric) else 'ligs', sign=True)
     if not unit: return text
     return text + (' points' if in_points(metric) else ' LIGS' if metric == 'ligs' else '')
+
+def quantity(part): # of a claim
+    "What a part measures, in words."
+    name = dict(ligs='LIGS').get(part.metric, part.metric.replace('_', ' '))
+    attack = part.where.get('attack')
+    return f'{name} under {COLUMNS.get(attack, attack)}' if attack else name
+
+# %% ../../nbs/5_how_it_works/65_text.ipynb #a5730952
+NO_NORM = 'no normalisation'
+
+def plain(text): # a reason or a rule, in the words of rows
+    "The text with names in the place of codes, and with a true minus."
+    text = re.sub(r'\b(pgd|cw)_(l2|linf)\b', lambda m: COLUMNS[m[0]], text)
+    text = re.sub(r'\b(vgg|resnet)\d+(_fixup|_nf)?\b', lambda m: arch_name(m[0]), text)
+    text = re.sub(r'\b(bn|in|ln|gn|none) minus (none|bn)\b', lambda m: f'{_side_name(m[1])} minus {_side_name(m[2])}', text)
+    text = re.sub(r'\b(nrf|rf) label\b', lambda m: dict(nrf='non-robust', rf='robust')[m[1]] + " feature's label", text)
+    text = re.sub(r'\bligs\b', 'LIGS', text).replace('d_rand', 'D_rand')
+    return re.sub(r'(?<!\w)-(?=\d)', '−', text)
+
+def _side_name(norm): return NO_NORM if norm == 'none' else norm_name(norm)

@@ -6,58 +6,86 @@
 __all__ = []
 
 # %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #65bb5b9c
-import re
-
 import pandas as pd
 
 from .html import fragment
-from .text import COLUMNS, SIGNS, amount, norm_name
+from .text import COLUMNS, NO_NORM, SIGNS, amount, norm_name, plain, quantity
 from ..results.rules import by_scale, level_of
-from ..results.claims import headline
+from ..results.claims import _what, headline
 from ..results.rows import NAMED_NORMS
 
+
 # %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #0dbdaa7e
-def _effect_text(v, part, claim): # a line of `decide`, the part that decided, its claim -> our effect, its interval
-    if pd.isna(v.effect): return 'not run' if v.verdict == 'not run' else 'no usable pair', ''
-    against = f' against {part.threshold:g}' if part.threshold is not None else ''
-    which = f'{part.name}: ' if len(claim.parts) > 1 else ''
-    level = level_of(claim, part)
-    one_sided = '' if level == .95 else f' ({100 * level:.0f} %: one-sided {50 + 50 * level:.0f} %)'
-    return which + amount(v.effect, part.metric) + against, _ends(v, part.metric) + one_sided if pd.notna(v.low) else ''
-
-def _ends(v, metric): return f'[{", ".join(amount(x, metric, unit=False) for x in (v.low, v.high))}]'
-
-def verdict_lines(verdicts,  # of `decide`
-                  claims):   # of `load_claims`
-    "Plain values per claim: id, title, statement, paper, ours, interval, verdict, sign, reason."
-    for v in verdicts.itertuples():
-        part = next(p for p in claims[v.id].parts if p.name == v.part)
-        ours, interval = _effect_text(v, part, claims[v.id])
-        paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
-        yield dict(id=v.id, title=v.title, statement=v.statement, paper=paper, ours=ours, interval=interval,
-                   verdict=v.verdict, sign=SIGNS[v.verdict], reason=re.sub(r'(?<!\w)-(?=\d)', '−', v.reason))
-
-def verdict_table(verdicts, claims): # as in `verdict_lines`
-    "The verdicts as a frame of strings."
-    lines = [[f'{v["id"]} {v["title"]}', v['paper'], f'{v["ours"]} {v["interval"]}'.strip(),
-              f'{v["sign"]} {v["verdict"]}', v['reason']] for v in verdict_lines(verdicts, claims)]
-    return pd.DataFrame(lines, columns=['Claim', "Paper's effect", 'Ours', 'Verdict', 'Why'])
-
-def verdicts_html(verdicts, claims, caption, id='verdicts'): # as in `verdict_lines`
-    "The verdicts as an HTML fragment."
-    return fragment('verdicts', list(verdict_lines(verdicts, claims)), caption, id)
-
-# %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #cea68a70
 _PART_NAMES = {
     'LIGS (none)': 'LIGS without normalisation', 'LIGS (bn)': 'LIGS with BN', 'testbed (none)': 'testbed, without normalisation',
-    'testbed (bn)': 'testbed, BN', 'none': 'without normalisation', 'against standard (none)': 'adversarial minus standard training, no normalisation',
-    'against standard (bn)': 'adversarial minus standard training, BN', 'd_rand (bn against none)': 'trained on D_rand: BN minus no normalisation',
+    'testbed (bn)': 'testbed, BN', 'none': 'without normalisation', 'ligs': 'LIGS', 'd_rand (bn against none)': 'trained on D_rand: BN minus no normalisation',
     'd_rand (none learns nothing)': 'trained on D_rand: no normalisation minus chance', 'conflicting (bn)': 'conflicting features, BN',
     'conflicting (none)': 'conflicting features, no normalisation', 'robust': 'robust accuracy', 'clean': 'clean accuracy',
     'none against bn': 'sources without normalisation minus with BN', 'early against final': 'early-stopped minus final sources'}
 
 def _part_name(name): return _PART_NAMES.get(name) or COLUMNS.get(name) or (norm_name(name) if name in NAMED_NORMS else name)
 
+def _ends(v, metric): return f'[{", ".join(amount(x, metric, unit=False) for x in (v.low, v.high))}]'
+
+def _effect_text(v, part, claim): # a line of `decide_parts`, its part, its claim -> our effect, its interval
+    if pd.isna(v.effect): return 'not run' if 'no such rows' in v.reason else 'no usable pair', ''
+    against = f' against {part.threshold:g}' if part.threshold is not None else ''
+    level = level_of(claim, part)
+    one_sided = '' if level == .95 else f' ({100 * level:.0f} %: one-sided {50 + 50 * level:.0f} %)'
+    return amount(v.effect, part.metric) + against, _ends(v, part.metric) + one_sided if pd.notna(v.low) else ''
+
+# %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #81e2d398
+def _bound(part): return part.smallest_effect if part.direction == 'higher' else -part.smallest_effect
+
+def rule_text(part, claim): # of `load_claims`
+    "When a part holds, in one sentence."
+    attack = f' ({COLUMNS[part.where["attack"]]})' if part.where.get('attack') in COLUMNS else ''
+    where = 'above' if part.direction == 'higher' else 'below'
+    limit = amount(_bound(part), part.metric) if part.compare else 'zero'
+    return f'{plain(_what(part))}{attack}: the {100 * level_of(claim, part):.0f} % interval must lie {where} {limit}.'
+
+def _part_line(v, part, claim): # a line of `decide_parts`, its part, its claim -> plain values
+    ours, interval = _effect_text(v, part, claim)
+    paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
+    return dict(part=v.part, name=_part_name(v.part), verdict=v.verdict, sign=SIGNS[v.verdict], ours=ours, interval=interval, paper=paper,
+                rule=rule_text(part, claim), reason=plain(v.reason))
+
+def _first_of_each_metric(claim): return {part.metric: part.name for part in reversed(claim.parts)}.values()
+
+# %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #b92cc05f
+ADDED = dict(note='', stable='', sections=(), source=None, chapter=None)   # a remark; stability; parts of the page; provenance; of the claim
+
+def verdict_lines(verdicts, parts, # of `decide` and of `decide_parts`
+                  claims):         # of `load_claims`
+    "Plain values per claim: id, title, statement, verdict, sign, effects to show, paper, ours (the effects as a text), parts; and what a page may add."
+    for v in verdicts.itertuples():
+        claim = claims[v.id]
+        named = {part.name: part for part in claim.parts}
+        own = {line.part: _part_line(line, named[line.part], claim) for line in parts[parts.id == v.id].itertuples()}
+        first = set(_first_of_each_metric(claim))
+        shown = [own[name] | dict(decided=False) for name in own if name in first]
+        if v.verdict != 'reproduced' and v.part not in first: shown.append(own[v.part] | dict(decided=True))
+        yield dict(id=v.id, title=v.title, statement=v.statement, verdict=v.verdict, sign=SIGNS[v.verdict], effects=shown, paper=shown[0]['paper'],
+                   several=len(own) > 1, ours='; '.join(_shown_text(e, len(own) > 1) for e in shown), parts=list(own.values()), **ADDED)
+
+def _shown_text(e, several): # one of the effects of a line; whether the claim has several parts
+    name = f'{"decided by " * e["decided"]}{e["name"]}: ' if several else ''
+    return f'{name}{e["ours"]} {e["interval"]}'.strip()
+
+# %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #2e580032
+def verdict_table(lines): # of `verdict_lines`
+    "The verdicts as a frame of strings."
+    texts = [[f'{v["id"]} {v["title"]}', v['paper'], v['ours'], f'{v["sign"]} {v["verdict"]}',
+              ' '.join([*(f'{p["name"]}: {p["reason"]}' if v['several'] else p['reason'] for p in v['parts']), v['note']]).strip()] for v in lines]
+    return pd.DataFrame(texts, columns=['Claim', "Paper's effect", 'Ours', 'Verdict', 'Why'])
+
+def verdicts_html(lines,      # of `verdict_lines`
+                  caption, id='verdicts',
+                  book=''):   # where the chapters lie, for links
+    "The verdicts as an HTML fragment: a line for each claim, whose parts unfold their rule and numbers."
+    return fragment('verdicts', lines, caption, id, book)
+
+# %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #cea68a70
 def shown_part(claim): # of `load_claims`
     "Which effect of a claim a table across scales shows, and its unit."
     part = claim.parts[0]

@@ -76,8 +76,10 @@ def _no_room(cells, part): # the end of the reason where no cell has room for th
     side = 'ceiling' if mean > part.room[1] else 'floor'
     return f'{side}: the mean of both sides is {mean:.3f}, which leaves no room for the effect.'
 
+_TOLD_APART = ['dataset', 'arch', 'norm', 'attack', 'lam', 'source', 'target', 'batch_size']
+
 def _cell_names(some, cells): # those of `cells` by the fields that distinguish them
-    distinct = _varying(cells, [f for f in ('dataset', 'arch', 'norm', 'attack', 'lam', 'source', 'target', 'batch_size') if f in cells])
+    distinct = _varying(cells, [f for f in _TOLD_APART if f in cells])
     def label(f, v):
         value = f'{v:g}' if isinstance(v, float) else str(v)
         return value if f in ('dataset', 'arch', 'norm', 'attack') else f'{f.replace("_", " ")} {value}'
@@ -99,7 +101,7 @@ def _verdict(e, cells, part, claim): # Effect, the cells -> verdict and its reas
     if not cells.room.any(): return 'inconclusive', f'{found}; {_no_room(cells, part)}'
     verdict, against = verdict_over_cells(e, cells.agrees, cells.alone, part, claim)
     if against.any() and verdict == 'inconclusive':
-        return 'inconclusive', f'{found}; the cells disagree, against it: {_with_effects(cells[against], cells, amount)}.'
+        return 'inconclusive', f'{found}; the {_noun(cells)} disagree, against it: {_with_effects(cells[against], cells, amount)}.'
     return verdict, f'{found}, {_side_of(verdict, part, amount)}; {_agreeing(cells)}.'
 
 def _side_of(verdict, part, amount): # on which side of the smallest effect
@@ -109,8 +111,12 @@ def _side_of(verdict, part, amount): # on which side of the smallest effect
 
 def _with_effects(some, cells, amount): return _first([f'{n} {amount(e)}' for n, e in zip(_cell_names(some, cells), some.effect)])
 
+def _noun(cells): # what they are
+    noun = 'architecture' if set(_varying(cells, [f for f in _TOLD_APART if f in cells])) <= {'arch'} else 'comparison'
+    return noun + 's' * (len(cells) > 1)
+
 def _agreeing(cells): # how many cells agree, and which show the effect by themselves
-    agreeing = f'{cells.agrees.sum()} of {len(cells)} cells agree'
+    agreeing = f'{cells.agrees.sum()} of {len(cells)} {_noun(cells)} agree{"s" * (len(cells) == 1)}'
     if len(cells) == 1: return agreeing
     return f'{agreeing}, beyond it by itself: {_first(_cell_names(cells[cells.alone], cells)) or "no cell"}'
 
@@ -182,7 +188,7 @@ def _because(parts, worst, weakest): # the reason of a claim with several parts
     return '; '.join(f'{verdict}: {which}' for verdict, which in names.items()) + f'. {weakest.part}: {weakest.reason}'
 
 # %% ../../nbs/5_how_it_works/46_claims.ipynb #2b887123
-def _conclude(claims, parts): # `load_claims`, lines of `decide_parts` of one profile -> the lines of `decide`
+def conclude(claims, parts): # `load_claims`, lines of `decide_parts` of one profile -> the lines of `decide`
     lines = []
     for id, own in parts.groupby('id', sort=False):
         worst, weakest = _weakest(own)
@@ -201,7 +207,7 @@ def decide(claims: dict[str, Claim], # of `load_claims`
     """
     if lacking := [name for name in FIELDS if name not in rows]:
         raise ValueError(f'the rows lack the columns {", ".join(lacking)}; read them with read_rows')
-    return _conclude(claims, decide_parts(claims, rows, paper))
+    return conclude(claims, decide_parts(claims, rows, paper))
 
 # %% ../../nbs/5_how_it_works/46_claims.ipynb #d41c8e55
 def headline(decided: pd.DataFrame, # lines of `decide` of several profiles, with a column `profile`
@@ -230,5 +236,5 @@ def decide_published(claims: dict[str, Claim],       # of `load_claims`
     """
     order = by_scale(found, next(iter(claims.values())))
     parts = [decide_parts(claims, found[name], paper).assign(profile=name) for name in order]
-    decided = [_conclude(claims, own).assign(profile=name) for name, own in zip(order, parts)]
+    decided = [conclude(claims, own).assign(profile=name) for name, own in zip(order, parts)]
     return pd.concat(decided, ignore_index=True), pd.concat(parts, ignore_index=True)

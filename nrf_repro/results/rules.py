@@ -55,6 +55,7 @@ class Claim:
     undertrained: dict     # profile or data set -> accuracy; a network below it is left out
     not_learned: dict      # the same; a network at or below it predicts a constant
     scales: tuple          # profiles, the smallest first; the largest at which a claim was run gives its headline verdict
+    chapter: str = None    # of the book that tests the claim, below nbs/, without .ipynb
     controls: Controls = None  # the rule of a second statement: what networks without a normalisation layer lose
 
 # %% ../../nbs/5_how_it_works/44_claim_rules.ipynb #574e0026
@@ -151,6 +152,7 @@ class _ClaimEntry(_RuleChanges):
     id: Text
     title: Text
     statement: Text
+    chapter: Text = None
     parts: tuple[_PartEntry, ...] = Field(min_length=1)
     controls: _ControlsEntry = None
 

@@ -1,0 +1,104 @@
+"""Figures of chapters: captions and alternative texts from the paragraph below a figure, and where a chapter defines a term."""
+import base64
+import io
+import re
+
+from PIL import Image
+
+WIDE = 900          # pixels from which a picture is shown smaller than it is, so that it is sharp on a dense screen
+DENSITY = 1.35
+SYMBOLS = {r'\ell_2': 'ℓ2', r'\ell_\infty': 'ℓ∞', r'\varepsilon': 'eps', r'\epsilon': 'eps', r'\sigma': 'sigma', r'\lambda': 'lambda', r'\gamma': 'gamma',
+           r'\beta': 'beta', r'\times': '×', r'\le': '≤', r'\ge': '≥', r'\%': '%', r'\,': ' '}
+
+
+def source_of(cell): return cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
+
+
+def pictures_of(cell): return [o for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
+
+
+def attach(cells):
+    """The cells of a notebook; a code cell with a figure gets `caption`, the paragraph in italics right below it, or else `said`.
+
+    That paragraph leaves its own cell. Of several figures in a cell the last one gets the caption.
+    """
+    made = [dict(c) for c in cells]
+    for i, cell in enumerate(made):
+        if cell['cell_type'] != 'code' or not pictures_of(cell): continue
+        after = next((c for c in made[i + 1:i + 5] if c['cell_type'] == 'markdown'), None)
+        if after is None: continue
+        paragraph, _, rest = source_of(after).lstrip().partition('\n\n')
+        if made[i + 1] is after and re.match(r'\*[^*\s]', paragraph):
+            cell['caption'], after['source'] = paragraph, rest
+        elif not re.match(r'#|>|\||[-*] |\d+\. ', paragraph): cell['said'] = paragraph
+    return list(split(made))
+
+
+def split(cells):
+    "A cell of several figures with a caption as one cell for each: a caption belongs to one figure."
+    for cell in cells:
+        several = pictures_of(cell) if cell.get('caption') else []
+        if len(several) < 2: yield cell; continue
+        yield cell | dict(outputs=[o for o in cell['outputs'] if o is not several[-1]], caption='', said=cell['caption'])
+        hidden = '#| echo: false\n' + re.sub(r'^\s*#\|.*\n?', '', source_of(cell), flags=re.M)
+        yield cell | dict(outputs=[several[-1]], source=hidden, id=cell.get('id', '') + 'b')
+
+
+def options(output, caption, said, heading):
+    "What MyST-NB is told of a figure: alternative text, classes, width, and the caption."
+    data = output['data']['image/png']
+    picture = Image.open(io.BytesIO(base64.b64decode(data if isinstance(data, str) else ''.join(data))))
+    text = plain_text(caption or said)
+    image = dict(alt=shortened(text) or f'Figure in the section “{heading}”', classes=kind(picture))
+    image['width'] = f'{picture.width / (DENSITY if picture.width > WIDE else 1):.0f}px'
+    return dict(image=image, figure=dict(caption=caption, classes='captioned')) if caption else dict(image=image)
+
+
+def kind(picture):
+    "'plot' if most of it is white: in the dark its colours are turned. 'photo' for images, which keep their colours."
+    small = picture.convert('RGBA').resize((120, 60), Image.Resampling.BILINEAR)
+    white = Image.new('RGBA', small.size, 'white')
+    pixels = list(Image.alpha_composite(white, small).convert('RGB').get_flattened_data() if hasattr(small, 'get_flattened_data')
+                  else Image.alpha_composite(white, small).convert('RGB').getdata())
+    bright = sum(min(p) > 225 for p in pixels) / len(pixels)
+    return 'plot' if bright > .6 else 'photo'
+
+
+def plain_text(text):
+    "Markdown and formulas as plain text, for an alternative text."
+    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
+    text = re.sub(r'\{[\w:]+\}`([^`<]+?)(?: <[^`]*)?`', r'\1', text)
+    def formula(m):
+        inner = m[1]
+        for code, sign in SYMBOLS.items(): inner = inner.replace(code, sign)
+        return re.sub(r'\\[a-zA-Z]+|[{}\\]', '', inner).replace('_', ' ').strip()
+    text = re.sub(r'\$([^$]+)\$', formula, text)
+    return ' '.join(re.sub(r'[*`]', '', text).split())
+
+
+def shortened(text, most=300):
+    "The first sentences, at most so many characters."
+    kept = ''
+    for sentence in re.split(r'(?<=[.;])\s', text):
+        if kept and len(kept) + len(sentence) > most: break
+        kept = f'{kept} {sentence}'.strip()
+    return kept if len(kept) <= most else kept[:most].rsplit(' ', 1)[0] + ' …'
+
+
+def defined(cells, chapter):
+    "The cells, with an entry of the index before the section in which this chapter (folder/name) defines a term: the search shows it first."
+    from nrf_repro.report.html import glossary
+    for term in (t for t in glossary().values() if t.get('chapter') == chapter):
+        names = dict.fromkeys([term['name'], *([term['long']] if 'long' in term else []), *(m for m in term.get('match', []) if m.islower())])
+        at = place(cells, names)
+        cells.insert(at, dict(cell_type='markdown', id='term', metadata={}, source=f'```{{index}} {", ".join(f"! {name}" for name in names)}\n```'))
+    return cells
+
+
+def place(cells, names):
+    "Before the heading that names the term, else before the paragraph that has it in bold or italics; else below the title."
+    words = '|'.join(re.escape(n) for n in names)
+    for pattern in (rf'\A##+ [^\n]*(?<!\w)(?:{words})(?!\w)', rf'\*(?:{words})\*'):
+        for i, cell in enumerate(cells):
+            if i and cell['cell_type'] == 'markdown' and re.search(pattern, cell['source'], re.I): return i
+    return min(1, len(cells))
