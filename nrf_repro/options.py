@@ -54,7 +54,7 @@ def check_installed(*names): # of packages in EXTRAS
 
 def with_extra(message):
     "The message of an error; if it is about a package of an extra that is not installed, with the command that installs it."
-    lost = re.search(r"No module named '(\w+)", message)
+    lost = re.search(r"(?:No module named '|import of )(\w+)", message)
     return f'{message}: {_install([lost[1]])}' if lost and lost[1] in EXTRAS else message
 
 # %% ../nbs/5_how_it_works/87_options.ipynb #dfb4b95e
