@@ -101,7 +101,7 @@ setup(
                  *(f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13)),
                  'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Typing :: Typed'],
     packages=find_packages(include=['nrf_repro', 'nrf_repro.*']),
-    package_data={'nrf_repro': ['py.typed', '*.pyi', 'report/templates/*', 'studies/*.txt'], 'nrf_repro.*': ['*.pyi']},
+    package_data={'nrf_repro': ['py.typed', '*.pyi', 'report/templates/*', 'report/*.toml', 'studies/*.txt'], 'nrf_repro.*': ['*.pyi']},
     include_package_data=False,
     install_requires=cfg['requirements'].split(),
     extras_require=extras,

@@ -9,7 +9,7 @@ __all__ = []
 import pandas as pd
 
 from .html import fragment
-from .text import COLUMNS, NO_NORM, SIGNS, amount, norm_name, plain, quantity
+from .text import COLUMNS, SIGNS, amount, norm_name, plain
 from ..results.rules import by_scale, level_of
 from ..results.claims import _what, headline
 from ..results.rows import NAMED_NORMS
@@ -18,7 +18,9 @@ from ..results.rows import NAMED_NORMS
 # %% ../../nbs/5_how_it_works/68_verdict_table.ipynb #0dbdaa7e
 _PART_NAMES = {
     'LIGS (none)': 'LIGS without normalisation', 'LIGS (bn)': 'LIGS with BN', 'testbed (none)': 'testbed, without normalisation',
-    'testbed (bn)': 'testbed, BN', 'none': 'without normalisation', 'ligs': 'LIGS', 'd_rand (bn against none)': 'trained on D_rand: BN minus no normalisation',
+    'testbed (bn)': 'testbed, BN', 'none': 'without normalisation', 'ligs': 'LIGS',
+    'against standard (none)': 'adversarial minus standard training, no normalisation',
+    'against standard (bn)': 'adversarial minus standard training, BN', 'd_rand (bn against none)': 'trained on D_rand: BN minus no normalisation',
     'd_rand (none learns nothing)': 'trained on D_rand: no normalisation minus chance', 'conflicting (bn)': 'conflicting features, BN',
     'conflicting (none)': 'conflicting features, no normalisation', 'robust': 'robust accuracy', 'clean': 'clean accuracy',
     'none against bn': 'sources without normalisation minus with BN', 'early against final': 'early-stopped minus final sources'}
