@@ -178,7 +178,7 @@ def test_architectures_are_combined_with_equal_weights():
 def test_one_architecture_does_not_decide_for_another():
     rows = c2((.30, .31, .29), (.80, .81, .80)) + c2((.81, .80, .80), (.80, .79, .80), arch='resnet18')
     got = decide('C2', rows)
-    assert got.verdict == 'inconclusive' and 'the cells disagree, against it: resnet18 +0.7 points' in got.reason
+    assert got.verdict == 'inconclusive' and 'the architectures disagree, against it: resnet18 +0.7 points' in got.reason
     looser = dataclasses.replace(CLAIMS['C2'], agree=.5)
     assert C.decide({'C2': looser}, R.frame(unique(rows)), PAPER).verdict[0] == 'reproduced'
 
@@ -225,7 +225,7 @@ def test_two_opposed_architectures_are_inconclusive_on_both_sides():
     opposed = [('vgg11', n, s, (.6 if n == 'none' else .3) + .005 * s) for n in ('none', 'bn') for s in range(5)]
     opposed += [('resnet18', n, s, (.5 if n == 'none' else .8) - .004 * s * (n == 'bn')) for n in ('none', 'bn') for s in range(5)]
     got = decide('C2', effects_of(opposed))
-    assert got.verdict == 'inconclusive' and 'the cells disagree, against it: vgg11 -30.0 points' in got.reason
+    assert got.verdict == 'inconclusive' and 'the architectures disagree, against it: vgg11 -30.0 points' in got.reason
     assert decide('C2', effects_of([(a, n, s, v + .3 * (a == 'vgg11' and n == 'bn')) for a, n, s, v in opposed])).verdict == 'not reproduced'
 
 
