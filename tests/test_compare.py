@@ -260,3 +260,14 @@ def test_the_summary_states_the_correction():
     a = [one(.5, s, metric='robust_accuracy', attack=x, eps=1., steps=1, step_size=1., reading='any') for x in 'pqr' for s in range(3)]
     b = [r | dict(value=r['value'] + .1 + .001 * i) for i, r in enumerate(a)]
     assert 'Holm for 3 comparisons' in c.conclusion(c.compare(frame(a), frame(b)))
+
+
+# the axes
+
+def test_each_unit_has_an_axis_and_a_count_has_none():
+    a = [one(.5, s) for s in range(3)] + [one(.7, s, metric='ligs', sigma=.1) for s in range(3)] + [one(3000. + s, s, metric='steps_per_second') for s in range(3)]
+    b = [r | dict(value=r['value'] * 1.1 + .001 * r['seed']) for r in a]
+    lines = c.compare(frame(a), frame(b))
+    reach = c._reach(lines)
+    assert set(reach) == {'points', 'LIGS'} and max(reach.values()) <= .2
+    assert {t['unit'] for g in c._grouped(lines) for t in g['lines']} == {'points', 'LIGS', None}
