@@ -9,6 +9,8 @@ import math
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / 'docs/verdicts.json'
 FIELDS = ('id', 'part', 'verdict', 'effect', 'low', 'high', 'n_seeds', 'paper_effect')
@@ -20,9 +22,17 @@ def published(root=ROOT):
 
 
 def hash_of(folder, root=ROOT):
-    "Of everything that decides a profile's verdicts: its rows, the rules and the paper's numbers."
-    files = [folder / 'rows.jsonl', root / 'reports/claims.yaml', *sorted((root / 'reports/paper').glob('*.csv'))]
-    return hashlib.sha256(b''.join(hashlib.sha256(p.read_bytes()).digest() for p in files)).hexdigest()
+    "Of everything that decides a profile's verdicts: its rows, the rules without their words, and the paper's numbers."
+    files = [folder / 'rows.jsonl', *sorted((root / 'reports/paper').glob('*.csv'))]
+    rules = rules_of((root / 'reports/claims.yaml').read_text(encoding='utf-8'))
+    return hashlib.sha256(b''.join(hashlib.sha256(p.read_bytes()).digest() for p in files) + rules.encode()).hexdigest()
+
+
+def rules_of(text):
+    "What decides in claims.yaml: not its comments, and not title, statement and chapter of a claim."
+    given = yaml.safe_load(text)
+    claims = [{k: v for k, v in claim.items() if k not in ('title', 'statement', 'chapter')} for claim in given['claims']]
+    return json.dumps(dict(rules=given['rules'], claims=claims))
 
 
 def compute(profile, rows, claims):
