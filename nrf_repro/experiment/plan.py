@@ -26,6 +26,7 @@ def attack_of(data, # `DataSettings`
     from nrf_repro.attacks import Attack
     return Attack(**data.attacks[name].as_dict())
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #319ab58a
 def recipe_of(data, network):
     "The `Recipe` of a network: the named base, changed by the recipe's settings, by those of its architecture, and by its seed."
     from dataclasses import replace
@@ -39,6 +40,7 @@ def recipe_of(data, network):
     attack = given.pop('attack', None)
     return check_recipe(replace(RECIPES[settings.base], seed=network.seed, attack=Attack(**attack) if attack else None, **given))
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #6c258741
 def images_of(dataset, data, split):
     "The `Images` of a split at the profile's size; split 'watch' is the slice of the test images that is measured during training."
     from nrf_repro.data import data_folder, is_here, load, on_disk
@@ -46,6 +48,7 @@ def images_of(dataset, data, split):
     if (dataset, split, limit) == ('imagenet', 'train', None) and is_here(dataset, split): return on_disk(data_folder() / dataset, split)
     return load(dataset, 'train' if split == 'train' else 'test', limit=limit)
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #7a14e852
 def network_of(network, # `NetworkId`
                train):  # `Images`
     "The untrained `Classifier` for these images."
@@ -54,6 +57,7 @@ def network_of(network, # `NetworkId`
     return build_model(network.arch, network.norm, num_classes=len(train.classes), in_channels=train.x.shape[1], width=network.width,
                        mean=train.mean, std=train.std, stem=stem, seed=network.seed)
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #493ef1ec
 def resolve_device(settings): # `Profile` or `RunSpec`
     "'cuda' or 'cpu'. Raises RuntimeError if a GPU is asked for and there is none."
     import torch
@@ -62,12 +66,14 @@ def resolve_device(settings): # `Profile` or `RunSpec`
         raise RuntimeError('The profile asks for a GPU and there is none: use device: auto.')
     return settings.device
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #92d5f0bf
 def precision_of(settings): # `Profile` or `RunSpec`
-    "Whether a GPU computes in TF32, where the profile says so: part of the hashes."
+    "A dict that states whether a GPU computes in TF32; empty where the profile leaves this open. It is part of the hashes."
     return {} if settings.tf32 is None else dict(tf32=settings.tf32)
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #ce7554e6
 def attack_fields(data, name, reading='any'):
-    "The fields of a row that say how images were attacked."
+    "The fields of a row that state how images were attacked: a dict."
     attack = attack_of(data, name)
     return dict(attack=name, eps=attack.eps, steps=attack.steps, step_size=attack.step_size, reading=reading)
 
@@ -104,12 +110,14 @@ def watched_epochs(self: RunSpec):
     last = self.recipe.epochs
     return tuple(sorted({epoch for epoch in self.data.watch.epochs if epoch < last} | {last}))
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #665acf9a
 @patch
 def monitor(self: RunSpec):
     "The `Monitor` of the training."
     from nrf_repro.training.loop import Monitor
     return Monitor(self.images('watch'), self.attack(self.data.watch.attack), self.data.sigma, self.watched_epochs(), outcomes=True)
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #b622bf67
 @patch
 def train_config(self: RunSpec):
     "All that decides the weights and the history, as plain values: its hash is in the rows."
@@ -119,12 +127,14 @@ def train_config(self: RunSpec):
     return dict(asdict(self.network), recipe=asdict(self.recipe), train=data.train, watch=watched, threads=self.threads,
                 device=self.device, **precision_of(self), **shared)   # batch norm takes its statistics over the share of a process
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #b13bccc3
 @patch
 def measure_config(self: RunSpec, weights): # the hash of the training's settings
     "All that decides the measurement of the trained network, as plain values."
     attacks = {name: self.data.attacks[name].as_dict() for name in self.attacks}
     return dict(weights=weights, attacks=attacks, sigma=self.data.sigma, test=self.data.test, **precision_of(self))
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #14d6c309
 @patch
 def fields(self: RunSpec, hash, device):
     "The fields of a row that say which network it is about."
@@ -138,11 +148,13 @@ def run_spec(profile, # `Profile`
     return RunSpec(network=network, data=profile.data[network.dataset], attacks=tuple(attacks), profile=profile.name,
                    threads=profile.threads, device=profile.device, tf32=profile.tf32)
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #6bd23de8
 def plan(profile,         # `Profile`
          parts=('core',)): # of the profile
     "One `RunSpec` for each network of these parts, with all attacks that a grid asks for: a tuple, in the profile's order."
     return tuple(run_spec(profile, network, attacks) for network, attacks in profile.networks(parts).items())
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #0b4b7056
 def study_specs(profile, study, seed=None): # None: all seeds
     "The `RunSpec`s of the trained networks that a study takes: a tuple."
     return tuple(run_spec(profile, network) for network in profile.study_networks(study, seed))
@@ -171,12 +183,14 @@ def jobs(profile, parts=('core',)):
             if spec := specs.pop(network, None): found.setdefault(name, []).append(spec)
     return found
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #b6fc89c8
 def absent(profile, parts):
     "The studies that are left out because their data set is not at hand: a dict of name -> reason."
     from nrf_repro.data import data_folder, is_here
     return {name: f'{s.dataset} is not in {data_folder(None).name}/; name the folder that has it by NRF_DATA= or --data'
             for name, s in profile.studies.items() if 'extension' in parts and s.if_here and not is_here(s.dataset, 'train')}
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #afeafa8d
 def study_jobs(profile, parts=('core',)):
     "The jobs of the studies: a dict of name -> dict(study, seeds)."
     found, left_out = {}, absent(profile, parts)
@@ -186,11 +200,13 @@ def study_jobs(profile, parts=('core',)):
         else: found[name] = dict(study=name, seeds=list(s.seeds))
     return found
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #972a05c0
 def trained_by(profile, parts, study, seeds):
     "The training jobs that a job of a study waits for: a list of names."
     needed = {network for seed in seeds for network in profile.study_networks(study, seed)}
     return [name for name, specs in jobs(profile, parts).items() if needed & {spec.network for spec in specs}]
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #1163f78c
 def unmeasured(profile, parts, folder):
     "The planned studies without rows, seed by seed: a list of texts."
     return [f'{job["study"]} (seed {seed})' for job in study_jobs(profile, parts).values() for seed in job['seeds']
@@ -199,13 +215,16 @@ def unmeasured(profile, parts, folder):
 # %% ../../nbs/5_how_it_works/50_plan.ipynb #e2d25f1e
 UNKNOWN = 24 * 60  # minutes of a job for which the profile states no seconds
 
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #ee5cae14
 def time_limit(profile, specs=(), study=None, seeds=()):
-    "Minutes to ask a cluster for, for a job's networks or a study's seeds: four times the stated seconds, and five minutes to start."
+    "The minutes to ask a cluster for, for the networks or the seeds of a job: four times the stated seconds, and five minutes to start."
     given = [max((grid.seconds for grid in profile.grids if spec.network in grid.networks()), key=lambda s: s or math.inf) for spec in specs]
     given += [profile.studies[study].seconds for _ in seeds]
     return UNKNOWN if None in given else math.ceil(5 + 4 * sum(given) / 60)
 
-def _line(profile, part, regimes, given, networks, times, attacks=''):
+# %% ../../nbs/5_how_it_works/50_plan.ipynb #0e3603f4
+def _line(profile, part, regimes, given, networks, times, attacks=''): # given: a grid or a study; times: how often `seconds` is spent
+    "One line of the table: a dict."
     archs = ', '.join(f'{arch} x{width:g}' for arch, width in given.archs.items())
     minutes = None if given.seconds is None else times * given.seconds / 60 / (profile.cores or 1)
     return dict(part=part, dataset=given.dataset, archs=archs, norms=' '.join(given.norms), regimes=regimes, seeds=len(given.seeds),

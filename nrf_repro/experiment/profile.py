@@ -42,6 +42,7 @@ class AttackSettings(Settings):
     targeted: Flag = False
     seed: Natural = 0
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #088d9fbb
 class RecipeChanges(Settings):
     "Fields of `Recipe` that differ from its base."
     epochs: Count = None
@@ -61,11 +62,13 @@ class RecipeChanges(Settings):
     compile: Flag = None
     seed: Natural = None
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #ade1f21c
 class RecipeSettings(RecipeChanges):
     "A recipe: a base, changes of it, and further changes for some architectures."
     base: Literal[BASES] = 'paper'
     archs: dict[Arch, RecipeChanges] = Field({}, min_length=1)
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #5d1049ae
 class WatchSettings(Settings):
     "What is measured during training, on a slice of the test images."
     images: Count
@@ -73,6 +76,7 @@ class WatchSettings(Settings):
     epochs: tuple[Count, ...] | None      # None: after each epoch; else after these and after the last
     keep: tuple[Count, ...] = ()          # epochs whose weights are kept
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #e186d85f
 class DataSettings(Settings):
     "A data set: sizes, attacks, recipes; `processes` train each network together."
     train: Count | None                   # images; None: all
@@ -100,6 +104,7 @@ class NetworkId:
         "The name of its folder."
         return f'{self.dataset}-{self.arch}-w{self.width:g}-{self.norm}-{self.regime}-s{self.seed}'
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #d8ab5805
 class Networks(Settings):
     "Networks of one data set: archs with their widths, norms and seeds."
     dataset: Text
@@ -113,6 +118,7 @@ class Networks(Settings):
         return [NetworkId(self.dataset, arch, float(width), norm, regime, seed)
                 for (arch, width), regime, norm, seed in product(self.archs.items(), regimes, self.norms, seeds)]
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #fd06200c
 class Grid(Networks):
     "The networks of all combinations, attacked by `attacks`, and grouped into jobs by the fields `job`."
     part: Part
@@ -122,6 +128,7 @@ class Grid(Networks):
 
     def networks(self): return self.of_regimes(self.regimes, self.seeds)
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #3f94ed83
 class StudySettings(Networks):
     "The settings of a study: common ones here, its own in `as_dict()`."
     model_config = ConfigDict(extra='allow')
@@ -136,6 +143,7 @@ class Study(NamedTuple):
     settings: tuple = ()    # all are required
     next_too: bool = False  # takes the networks of the next seed as well
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #329ae122
 STUDIES = {
     'testbed': Study('order', settings=('sources',)),
     'features': Study('feature_datasets', uses=('standard', 'adversarial'),
@@ -149,6 +157,7 @@ STUDIES = {
                            settings=('images', 'strength', 'eps', 'sigma', 'levels', 'severities', 'transfer_eps')),
     'imagenet': Study('imagenet', settings=('weights', 'attacks'))}
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #71cfdb24
 def next_seed(seeds, seed):
     "The seed after this one; after the last comes the first."
     return min((s for s in seeds if s > seed), default=min(seeds))
@@ -208,25 +217,30 @@ def parse_profile(values, # plain values
     for study, settings in profile.studies.items(): _check_study(profile, study, settings, place / 'studies' / study)
     return profile
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #a3affe36
 def _validate_choice(word, known, what, place):
+    "Raise ValueError that names the known words if `word` is none of them."
     if word not in known: raise ValueError(f'{place}: unknown {what} {word!r}; known are {", ".join(known)}.')
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #ce4236b7
 def _check_networks(profile, given, place):
-    "The data set is described, and architectures without a normalisation layer have none."
+    "Raise ValueError if the data set is not described, or if a control without a normalisation layer is given one."
     _validate_choice(given.dataset, profile.data, 'dataset', place / 'dataset')
     controls = [arch for arch in given.archs if arch in CONTROLS]
     if controls and set(given.norms) != {'none'}:
         raise ValueError(f'{place / "archs"}: {controls[0]} has no normalisation layer. Give it a grid of its own, with norms: [none].')
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #d7a511fd
 def _check_grid(profile, grid, place):
-    "A grid names data, recipes and attacks of the profile."
+    "Raise ValueError if a grid names data, recipes or attacks that the profile does not have."
     _check_networks(profile, grid, place)
     data = profile.data[grid.dataset]
     for i, regime in enumerate(grid.regimes): _validate_choice(regime, data.recipes, 'regime', place / 'regimes' / i)
     for i, attack in enumerate(grid.attacks): _validate_choice(attack, data.attacks, 'attack', place / 'attacks' / i)
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #91fb02da
 def _check_study(profile, name, given, place):
-    "A study has exactly its own settings, and takes networks that a grid trains."
+    "Raise ValueError if a study lacks a setting, has an unknown one, or takes a network that no grid trains."
     _check_networks(profile, given, place)
     own = given.model_extra
     if lost := [key for key in STUDIES[name].settings if key not in own]: raise ValueError(f'{place}: {lost[0]!r} is missing.')
@@ -262,6 +276,7 @@ def check_name(profile,                    # as for `load_profile`
         if own.is_file() and ours.is_file() and not ours.samefile(own):
             raise ValueError(f'{own}: {own.stem!r} is a profile of {folder}, and its runs and report would be overwritten. Give the file another name.')
 
+# %% ../../nbs/5_how_it_works/49_profile.ipynb #f70db0d5
 def build_root():
     "The folder of the build folders: reports/build of the checkout, or nrf-build in the working directory if the package is installed."
     return CHECKOUT / 'reports/build' if CHECKOUT else Path('nrf-build')

@@ -43,14 +43,17 @@ def attacks_at(l2: float = .25,     # eps in l2, in pixels of [0, 1]; the paper'
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #81ecd265
 class LargeEps(UserWarning): "An eps with which an attack can reach every image."
 
-def _warn_of_large_eps(attacks, shape): # shape: c h w; an eps with which every image can become every other one is probably in grey levels
+def _warn_of_large_eps(attacks, shape): # shape: c h w
+    "Warn of an eps with which every image can become every other one; it is probably in grey levels."
     reach = dict(linf=1., l2=float(np.prod(shape)) ** .5)
     for name, a in attacks.items():
         if a.eps >= reach.get(a.ball, float('inf')):
             warnings.warn(f'attack {name!r} has eps {a.eps:g} in {a.ball}, which holds every image: eps is in pixels of [0, 1]. '
                           f'Write {a.eps:g}/255 if {a.eps:g} grey levels are meant.', LargeEps, stacklevel=3)
 
-def _check_attacks(attacks): # None: the paper's; -> name -> Attack; raises TypeError or ValueError for anything but untargeted attacks
+# %% ../../nbs/5_how_it_works/80_measure.ipynb #d40d136f
+def _check_attacks(attacks): # name -> Attack; None: the paper's
+    "The attacks. Raises TypeError or ValueError for anything but untargeted attacks."
     attacks = PAPER_ATTACKS if attacks is None else attacks
     if not isinstance(attacks, dict): raise TypeError(f'attacks is a {type(attacks).__name__}: pass name -> Attack.')
     for name, a in attacks.items():
@@ -58,7 +61,9 @@ def _check_attacks(attacks): # None: the paper's; -> name -> Attack; raises Type
         if a.targeted: raise ValueError(f'attack {name!r} is targeted: robust accuracy needs one that leaves the true label.')
     return attacks
 
-def _check_numbers(sigma, **numbers): # name -> value, of batch_size, checks, seed, limit, size; -> ints; raises ValueError
+# %% ../../nbs/5_how_it_works/80_measure.ipynb #f2bc2d71
+def _check_numbers(sigma, **numbers): # of batch_size, checks, seed, limit, size
+    "The numbers as ints: name -> int. Raises ValueError for one out of range."
     found = {name: _whole_number(name, value) for name, value in numbers.items()}
     if not isinstance(sigma, Real) or not 0 < sigma < float('inf'): raise ValueError(f'sigma={sigma!r} moves nothing: pass a standard deviation above 0.')
     return found
@@ -85,14 +90,15 @@ class Measurement:
     _repr_markdown_ = to_markdown
 
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #c9050ea4
-def _row(metric, values, **fields): # values: one for each image, NaN where not defined; -> a row with low and high
+def _row(metric, values, **fields): # values: one for each image, NaN where not defined
+    "A row of `make_row`, with the ends `low` and `high` of its interval."
     there = values[~np.isnan(values)]
     interval = t_interval(there) if 'ligs' in metric else wilson(int(there.sum()), len(there))
     return make_row(**dict(n=len(there)) | fields, metric=metric, value=interval.mean) | dict(low=interval.low, high=interval.high)
 
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #8712f83c
 def _evaluation_rows(net, data, attacks, sigma, common, images, **how): # images: their hash; how: of `evaluate`
-    "The rows of all metrics, and the values of all images by attack or metric."
+    "A list with the rows of all metrics, and a dict of attack or metric -> the values of all images."
     rows, seen = [], {}
     for metric, fields, values, seconds in evaluate(net, data, attacks, sigma, **how):
         seen[fields.get('attack', metric)] = values
@@ -100,8 +106,9 @@ def _evaluation_rows(net, data, attacks, sigma, common, images, **how): # images
         rows.append(_row(metric, values, experiment='measure', seconds=seconds, **kept, **fields, **common))
     return rows, seen
 
+# %% ../../nbs/5_how_it_works/80_measure.ipynb #f36b873b
 def _check_rows(net, data, attacks, seen, checks, common, *, device, dtype, seed, batch_size, progress):
-    "The rows of the attacks that the checks run, and the checks."
+    "A list with the rows of the attacks that the checks run, and a list of the checks."
     keep = balanced(data.y, checks)
     part = data[keep]
     correct = {name: seen[name][keep] for name in attacks} | dict(clean=seen['clean_accuracy'][keep])
@@ -110,7 +117,8 @@ def _check_rows(net, data, attacks, seen, checks, common, *, device, dtype, seed
     return [_row(metric, values, experiment='adequacy', **fields, **common) for c in found for metric, values, fields in c.rows], found
 
 # %% ../../nbs/5_how_it_works/80_measure.ipynb #8d827999
-def _classes_text(names, most=20): # the classes in the order of their labels
+def _classes_text(names, most=20): # names: in the order of their labels
+    "The classes in the order of their labels, as text. Says where torchvision would number them differently."
     first = ', '.join(f'{i} {name}' if name != str(i) else name for i, name in enumerate(names[:most]))
     more = f' and {len(names) - most:,} more, to {len(names) - 1} {names[-1]}' if len(names) > most else ''
     numbered = any(c.isdigit() for name in names for c in name) and list(names) != sorted(names)
@@ -122,6 +130,7 @@ def _common_fields(net, data, name, seed, device, settings):
     return dict(dataset=data.name, arch=name, norm=_norm_kind(net), seed=seed, profile='measure', device=str(device),
                 config_hash=config_hash(settings), threads=torch.get_num_threads())
 
+# %% ../../nbs/5_how_it_works/80_measure.ipynb #62431ea6
 def _facts(net, data, checked, common, rows, note): # note: which part of a file of weights was used
     "What was measured on what: label -> text."
     shape, parameters = ' × '.join(map(str, data.x.shape[1:])), sum(p.numel() for p in net.parameters())
@@ -134,7 +143,9 @@ def _facts(net, data, checked, common, rows, note): # note: which part of a file
              'Time': duration(sum(r['seconds'] or 0 for r in rows)) + ' without the checks'}
     return {label: text for label, text in facts.items() if text}
 
-def _measurement(common, rows, found, facts):
+# %% ../../nbs/5_how_it_works/80_measure.ipynb #9b85b55c
+def _measurement(common, rows, found, facts): # found: the checks
+    "The `Measurement` of some rows and checks."
     table = frame(rows).assign(low=[r['low'] for r in rows], high=[r['high'] for r in rows])
     heads = ['name', 'found', 'expected', 'verdict', 'meaning']
     checks = pd.DataFrame([[getattr(c, head) for head in heads] for c in found], columns=heads)
