@@ -72,6 +72,7 @@ class _Cell(NamedTuple):
     def df(self): return self.seeds - 1
 
 def _cell_of(values, weight): # values: networks x images
+    "The `_Cell` of some outcomes. One network has no variance (NaN)."
     count, n = values.shape
     if count < 2: return _Cell(weight, count, math.nan)
     means = values.mean(axis=1)
@@ -87,7 +88,9 @@ class _Part(NamedTuple):
     @property
     def df(self): return self.size**2 / self.spread if self.spread > 0 else math.inf
 
-def _sum_over_cells(cells, what): # what: 'variance' or 'residual' -> the part: sum of weight^2 * what / seeds
+# %% ../../nbs/5_how_it_works/43_intervals.ipynb #27d9a87f
+def _sum_over_cells(cells, what): # what: 'variance' or 'residual'
+    "The sum over cells of weight^2 * what / seeds: a `_Part`."
     known = [c for c in cells if c.seeds > 1]
     if not known: return _Part(0., 0.)
     alone, total = sum(c.weight**2 for c in cells if c.seeds == 1), sum(c.df for c in known)
@@ -95,16 +98,25 @@ def _sum_over_cells(cells, what): # what: 'variance' or 'residual' -> the part: 
     return _Part(sum(terms), sum(t**2 / c.df for t, c in zip(terms, known)))
 
 # %% ../../nbs/5_how_it_works/43_intervals.ipynb #39000019
-def _quantile(level, df): return float(scipy.special.stdtrit(df, (1 + level) / 2) if math.isfinite(df) else scipy.special.ndtri((1 + level) / 2))
+def _quantile(level, df):
+    "The quantile of a two-sided interval: of the t distribution, or of the normal one for infinite degrees of freedom."
+    return float(scipy.special.stdtrit(df, (1 + level) / 2) if math.isfinite(df) else scipy.special.ndtri((1 + level) / 2))
 
-def _half_width(seeds, images, fewest, level, residual=0.): # two parts, the seeds of the smallest cell, the residual's variance -> half of the interval
+# %% ../../nbs/5_how_it_works/43_intervals.ipynb #82acefff
+def _half_width(seeds,        # the `_Part` of the seeds
+                images,       # and that of the images
+                fewest,       # number of seeds of the smallest cell
+                level,        # confidence
+                residual=0.): # variance that the residual contributes
+    "Half of the width of the interval."
     whole = _Part(seeds.size + images.size, seeds.spread + images.spread)
     if fewest >= 3: return _quantile(level, whole.df) * math.sqrt(whole.size)
     own, least = (_quantile(level, df)**2 * size for df, size in ((seeds.df, seeds.size), (math.inf, residual)))
     return math.sqrt(max(own, least) + _quantile(level, images.df)**2 * images.size)
 
 # %% ../../nbs/5_how_it_works/43_intervals.ipynb #3900001c
-def _image_part(values, cells): # networks x images of each cell, on the same images; -> the part
+def _image_part(values, cells): # values: networks x images of each cell, on the same images
+    "The part of the variance that comes from the choice of the images: a `_Part`."
     n = values[0].shape[1]
     b = sum(c.weight * v.mean(axis=0) for v, c in zip(values, cells))
     raw, twice = float(b.var(ddof=1)) / n, _sum_over_cells(cells, 'residual')
@@ -121,17 +133,22 @@ class Combined(NamedTuple):
     images: int = 0    # images used; 0: one number per seed
     left_out: int = 0  # images without a value
 
+# %% ../../nbs/5_how_it_works/43_intervals.ipynb #c97164b7
 def _combined(mean, half, cells, *counts): # counts: images and images left out
+    "The `Combined` of a mean and half of its interval."
     return Combined(mean, mean - half, mean + half, tuple(c.seeds for c in cells), *counts)
 
 # %% ../../nbs/5_how_it_works/43_intervals.ipynb #3900001e
-def _equal_or(weights, count): # -> weights that sum to one
+def _equal_or(weights, count): # weights: None for equal ones
+    "The weights of the cells, which sum to one. Raises `ValueError` unless there are `count` positive numbers."
     weights = np.ones(count) if weights is None else np.asarray(weights, dtype=float)
     if not count or len(weights) != count: raise ValueError(f'got {count} cells and {len(weights)} weights. Give one weight for each of at least one cell.')
     if not (weights > 0).all(): raise ValueError(f'weights are {weights.tolist()}. Give positive numbers.')
     return weights / weights.sum()
 
-def _crossed(values, names): # -> networks x images of each cell, checked; those with the same name have the same images
+# %% ../../nbs/5_how_it_works/43_intervals.ipynb #8a240b77
+def _crossed(values, names): # names: of the images of each cell; cells with the same name have the same images
+    "The outcomes of each cell as an array, networks x images. Raises `ValueError` if the shapes do not fit."
     values = [np.asarray(v, dtype=float) for v in values]
     if len(names) != len(values): raise ValueError(f'got {len(values)} cells and {len(names)} image sets. Name the images of each cell.')
     for v in values:
@@ -142,11 +159,13 @@ def _crossed(values, names): # -> networks x images of each cell, checked; those
     return values
 
 # %% ../../nbs/5_how_it_works/43_intervals.ipynb #39000020
-def _without_gaps(values): # networks x images of cells on the same images -> those images that have a value everywhere
+def _without_gaps(values): # of each cell on the same images: networks x images
+    "The outcomes of those images that have a value in each network. Raises `ValueError` for fewer than two."
     keep = ~np.isnan(np.concatenate(values)).any(axis=0)
     if keep.sum() < 2: raise ValueError(f'{keep.sum()} images have an outcome in each network. At least 2 are needed.')
     return [v[:, keep] for v in values]
 
+# %% ../../nbs/5_how_it_works/43_intervals.ipynb #b10c3b63
 def two_way(values,       # of each cell: networks x images, treatment minus control; NaN where an image has no value
             names=None,   # of the test images of each cell; cells with the same name share their images
             weights=None, # of the cells; equal when not given
@@ -168,6 +187,7 @@ def two_way(values,       # of each cell: networks x images, treatment minus con
 
 # %% ../../nbs/5_how_it_works/43_intervals.ipynb #39000021
 def _two_way_half(values, cells, sets, level): # sets: the numbers of the cells that share images
+    "Half of the interval of `two_way`; NaN if no cell has two seeds."
     if max(c.seeds for c in cells) < 2: return math.nan
     parts = [_image_part([values[k] for k in own], [cells[k] for k in own]) for own in sets]
     images = _Part(sum(p.size for p in parts), sum(p.spread for p in parts))
