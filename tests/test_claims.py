@@ -316,7 +316,8 @@ def test_images_without_a_value_are_left_out_and_counted():
 def test_a_threshold_is_compared_with_the_outcomes():
     values = (.96, .97, .95)
     rows = stored(c6(values))
-    got = decide_rows('C6', rows)
+    parts = C.decide_parts({'C6': CLAIMS['C6']}, rows, PAPER).set_index('part')
+    got = parts.loc['none']
     assert (got.verdict, got.interval) == ('reproduced', 'seeds and images') and got.effect == pytest.approx(.06)
 
 
