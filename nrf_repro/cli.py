@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from . import __version__
-from .options import Parser, check_installed, check_own, completion, with_extra
+from .experiment.options import Parser, check_installed, check_own, completion, with_extra
 
 # %% ../nbs/5_how_it_works/86_command_line.ipynb #92aeda35
 def collect(profile, parts,

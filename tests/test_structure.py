@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-ORDER = ('theory', 'data', 'models', 'attacks', 'features', 'results', 'training', 'experiment', 'report', 'studies', 'measure', 'options', 'cli')
+ORDER = ('theory', 'data', 'models', 'attacks', 'features', 'results', 'training', 'experiment', 'report', 'studies', 'measure', 'cli')
 MODULES = {'.'.join(p.relative_to(ROOT / 'nrf_repro').with_suffix('').parts): p
            for p in sorted((ROOT / 'nrf_repro').rglob('*.py')) if not p.stem.startswith('_')}
 

@@ -225,9 +225,8 @@ def headline_part(rows, profile, claims, paper, folder='reports/published'): # r
 
 # %% ../../nbs/5_how_it_works/79_rendering.ipynb #b7cbe4ad
 CAPTIONS = {
-    'table-1': 'Accuracy in per cent without norm and with BN{}: mean over seeds, 95 % interval; difference paired by seed.',
-    'table-2': 'Clean and robust accuracy in per cent with five norms{}: mean over seeds, 95 % interval; '
-               'difference from None paired by seed.'}
+    'table-1': 'Accuracy in per cent without normalisation and with BN{}: mean over seeds, 95 % interval; difference paired by seed.',
+    'table-2': 'Clean and robust accuracy in per cent with five norms{}: mean over seeds, 95 % interval; difference from None paired by seed.'}
 TITLES = {'table-1': 'Table 1: no normalisation against BN', 'table-2': 'Table 2: five norms'}
 
 def not_checked(rows, cells): # all rows; of `table`
