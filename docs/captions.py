@@ -54,6 +54,18 @@ def options(output, caption, said, heading):
     return dict(image=image, figure=dict(caption=caption, classes='captioned')) if caption else dict(image=image)
 
 
+def lighter(output):
+    "The output with its picture in 128 colours, a third of the bytes; as it was where that is no smaller."
+    data = output.get('data', {}).get('image/png')
+    if not data: return output
+    raw, small = base64.b64decode(data if isinstance(data, str) else ''.join(data)), io.BytesIO()
+    picture = Image.open(io.BytesIO(raw)).convert('RGBA')
+    flat = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture).convert('RGB')
+    flat.quantize(128, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True)
+    if len(small.getvalue()) >= len(raw): return output
+    return output | dict(data=output['data'] | {'image/png': base64.b64encode(small.getvalue()).decode()})
+
+
 def kind(picture):
     "'plot' if most of it is white: in the dark its colours are turned. 'photo' for images, which keep their colours."
     small = picture.convert('RGBA').resize((120, 60), Image.Resampling.BILINEAR)
@@ -98,7 +110,7 @@ def defined(cells, chapter):
 def place(cells, names):
     "Before the heading that names the term, else before the paragraph that has it in bold or italics; else below the title."
     words = '|'.join(re.escape(n) for n in names)
-    for pattern in (rf'\A##+ [^\n]*(?<!\w)(?:{words})(?!\w)', rf'\*(?:{words})\*'):
-        for i, cell in enumerate(cells):
-            if i and cell['cell_type'] == 'markdown' and re.search(pattern, cell['source'], re.I): return i
-    return min(1, len(cells))
+    for pattern in (rf'\A##+ [^\n]*(?<!\w)(?:{words})(?!\w)', rf'\*(?:{words})\*', ''):
+        for i, cell in enumerate(cells):       # an anchor before raw HTML would be lost
+            if i and cell['cell_type'] == 'markdown' and not cell['source'].startswith('<') and re.search(pattern, cell['source'], re.I): return i
+    return len(cells)

@@ -109,7 +109,7 @@ def new_cell(kind, source, **more):
 
 def code_cell(cell, words, code, heading, module, caption='', said=''):
     "A code cell as cells of the site. `caption` of its figure, and what else is `said` of it."
-    outputs = [without_empty_heads(o) for o in cell.get('outputs', []) if not is_noise(o)]
+    outputs = [captions.lighter(without_empty_heads(o)) for o in cell.get('outputs', []) if not is_noise(o)]
     asis = words.get('output') == 'asis'
     silent = asis or words.get('output') == 'false' or 'hide_output' in words
     shown = code and words.get('echo') != 'false' and 'hide_input' not in words

@@ -20,6 +20,7 @@ html_title, html_baseurl = project, f'{cfg["doc_host"]}{cfg["doc_baseurl"]}/'
 copyright, language = cfg['copyright'], 'en'
 extensions = ['myst_nb']
 
+html_scaled_image_link = False
 smartquotes = False    # 'l2' is a string
 nb_execution_mode = 'off'
 nb_render_markdown_format = 'myst'

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / 'docs'))
@@ -163,6 +163,19 @@ def test_the_paragraph_below_a_figure_becomes_its_caption_and_its_words():
     assert figure['metadata']['mystnb']['image']['alt'] == text['source'] == 'It falls.' and 'figure' not in figure['metadata']['mystnb']
     figure, _ = drawing('draw()', '## Next')
     assert figure['metadata']['mystnb']['image']['alt'] == 'Figure in the section “Section”'
+
+
+def test_a_picture_gets_lighter_and_keeps_its_look():
+    picture, png = Image.linear_gradient('L').resize((500, 300)).convert('RGB'), io.BytesIO()
+    Image.blend(picture, Image.effect_noise((500, 300), 20).convert('RGB'), .1).save(png, 'PNG')
+    before = dict(data={'image/png': base64.b64encode(png.getvalue()).decode()})
+    after = captions.lighter(before)
+    small = base64.b64decode(after['data']['image/png'])
+    assert len(small) < .8 * len(png.getvalue()) and Image.open(io.BytesIO(small)).size == (500, 300)
+    off = ImageChops.difference(Image.open(png).convert('L'), Image.open(io.BytesIO(small)).convert('L'))
+    assert max(off.get_flattened_data() if hasattr(off, 'get_flattened_data') else off.getdata()) < 12
+    text = dict(data={'text/plain': 'x'})
+    assert captions.lighter(text) is text
 
 
 def test_a_plot_is_told_from_a_photograph():
@@ -522,7 +535,7 @@ def test_figures_can_be_read_on_a_phone_and_in_the_dark(site, page):
     page.set_viewport_size(dict(width=390, height=844))
     page.add_init_script('localStorage.setItem("mode", "dark"); localStorage.setItem("theme", "dark")')
     page.goto((site / '08_attacks.html').as_uri())
-    found = page.eval_on_selector_all('article img', """all => all.map(i => { const s = getComputedStyle(i), box = i.closest('figure, .output');
+    found = page.eval_on_selector_all('article img', """all => all.map(i => { const s = getComputedStyle(i), box = i.closest('figure, div.cell_output');
         return [i.className, i.getBoundingClientRect().width, s.filter, s.backgroundColor, getComputedStyle(box).overflowX]; })""")
     assert len(found) == 5 and all(w > 500 and overflow == 'auto' for _, w, _, _, overflow in found)
     assert all(('invert' in f) == ('plot' in c) and (('plot' in c) == (b == 'rgba(0, 0, 0, 0)')) for c, _, f, b, _ in found)

@@ -12,7 +12,7 @@ function setFormulas() {
 function letScroll() {
   for (const e of document.querySelectorAll('span.tex'))
     e.classList.toggle('wide', e.firstChild.getBoundingClientRect().width > e.closest('p, li, td, th, dd, figcaption, h1, h2, h3, div').clientWidth);
-  for (const e of document.querySelectorAll('.tex, div.cell_output .output, div.cell_output figure, div.cell_output pre, div.highlight pre, .pst-scrollable-table-container'))
+  for (const e of document.querySelectorAll('.tex, div.cell_output .output, div.cell_output:has(> img), div.cell_output figure, div.cell_output pre, div.highlight pre, .pst-scrollable-table-container'))
     if (e.scrollWidth > e.clientWidth && !e.hasAttribute('tabindex')) e.tabIndex = 0;
 }
 
