@@ -316,9 +316,9 @@ def test_images_without_a_value_are_left_out_and_counted():
 def test_a_threshold_is_compared_with_the_outcomes():
     values = (.96, .97, .95)
     rows = stored(c6(values))
-    parts = C.decide_parts({'C6': CLAIMS['C6']}, rows, PAPER).set_index('part')
-    got = parts.loc['none']
+    got = C.decide({'C6': U.as_first_written(CLAIMS['C6'])}, rows, PAPER).iloc[0]
     assert (got.verdict, got.interval) == ('reproduced', 'seeds and images') and got.effect == pytest.approx(.06)
+    assert decide_rows('C6', rows).verdict == 'reproduced'
 
 
 def test_transfer_is_averaged_within_a_seed():
