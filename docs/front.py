@@ -211,7 +211,7 @@ TILES = (
     ('student', 'Learn', 'front/student.svg', 'How rescaling turns a cloud of points',
      '<a href="01_rescaling.html">Begin with chapter 1</a>, then drag eps in an <a href="{interactive}">interactive figure</a>.', 'learn.html'),
     ('researcher', 'Check the results', 'front/researcher.svg', 'Intervals beside a zero line',
-     '<a href="reports.html">Reports</a>, <a href="{rows}">rows</a>, <a href="{rules}">rules</a> and <a href="24_conclusions.html">conclusions</a>.', 'reports.html'),
+     '<a href="reports.html">Reports</a>, <a href="{rows}">rows</a>, <a href="{rules}">rules</a> and <a href="25_conclusions.html">conclusions</a>.', 'reports.html'),
     ('engineer', 'Test a model', 'front/engineer.webp', 'The page that the command writes: accuracies with intervals and checks',
      '<code>nrf-repro measure MODEL IMAGES</code> writes <a href="test_a_model.html">this page</a>.', 'test_a_model.html'))
 
@@ -229,7 +229,7 @@ def interactive(board):
     "The interactive figures of the report of the largest scale that has some."
     for scale in board.scales:
         if 'id="interactive-figures"' in report_text(board.root, scale): return f'published/{scale}/report.html#interactive-figures'
-    return '76_interactive.html'
+    return '77_interactive.html'
 
 
 def page(root, cfg):
@@ -243,7 +243,7 @@ LEARN = """# Learn
 
 The book has {count} chapters. Parts I to IV make the argument; part V shows how the package works. Each chapter begins with
 its claim and runs on a CPU.
-New here? Read chapters 1, 3, 8 and 11, then [the conclusions](24_conclusions.ipynb). Terms are in the [glossary](glossary.md).
+New here? Read chapters 1, 3, 8 and 11, then [the conclusions](25_conclusions.ipynb). Terms are in the [glossary](glossary.md).
 """
 
 
