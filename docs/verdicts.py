@@ -29,10 +29,10 @@ def hash_of(folder, root=ROOT):
 
 
 def rules_of(text):
-    "What decides in claims.yaml: not its comments, and not title, statement and chapter of a claim."
+    "What decides in claims.yaml: not its comments, and not what is said of a claim beside its verdict."
     given = yaml.safe_load(text)
-    claims = [{k: v for k, v in claim.items() if k not in ('title', 'statement', 'chapter')} for claim in given['claims']]
-    return json.dumps(dict(rules=given['rules'], claims=claims))
+    claims = [{k: v for k, v in claim.items() if k not in ('title', 'statement', 'chapter', 'controls')} for claim in given['claims']]
+    return json.dumps(dict(rules=given['rules'], claims=claims), default=str)     # str: dates
 
 
 def compute(profile, rows, claims):
