@@ -139,16 +139,22 @@ def published_files(root):
 def copy_reports(root, out):
     "The published reports, where links to them lead."
     shutil.rmtree(out / 'published', ignore_errors=True)
+    chapters = [p.stem for p in (root / 'nbs').glob('*_*/*.ipynb')]
     for file in published_files(root):
         target = out / file.relative_to(root / 'reports')
         target.parent.mkdir(parents=True, exist_ok=True)
-        if file.name == 'report.html': target.write_text(on_site(file.read_text(encoding='utf-8')), encoding='utf-8')
+        if file.name == 'report.html': target.write_text(on_site(file.read_text(encoding='utf-8'), chapters), encoding='utf-8')
         else: shutil.copyfile(file, target)
 
 
-def on_site(report):
-    "The text of a published report, whose links to notebooks of chapters lead to their pages instead."
-    return re.sub(r'(href="\.\./\.\./)\.\./nbs/(?:\w+/)?(\w+)\.ipynb"', r'\1\2.html"', report)
+def on_site(report, chapters=()):
+    """The text of a published report, whose links to notebooks of chapters lead to their pages instead.
+
+    `chapters`: the names of today. A report keeps the number that a chapter had when it was rendered; the name after it decides.
+    """
+    today = {name.partition('_')[2]: name for name in chapters}
+    def link(m): return f'{m[1]}{today.get(m[2].partition("_")[2], m[2])}.html"'
+    return re.sub(r'(href="\.\./\.\./)\.\./nbs/(?:\w+/)?(\w+)\.ipynb"', link, report)
 
 
 def page(name):

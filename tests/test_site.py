@@ -256,7 +256,7 @@ def test_reference_has_signature_sentence_comments_and_links():
     module, = reference.modules([ROOT / 'nrf_repro/models/norms.py'])
     text = reference.page(module, CFG)
     part = text[text.index('{py:function} normalize('):].split('::::')[0]
-    assert part.startswith('{py:function} normalize(x, norm, groups=32, eps=1e-05)')
+    assert part.startswith('{py:function} normalize(x: torch.Tensor, norm: str, groups: int=32, eps: float=1e-05)')
     assert '| `eps` | `1e-05` | added to the variance, under the root |' in part and 'one of `NORMS`' in part
     first, last = map(int, re.search(r'norms\.py#L(\d+)-L(\d+)', part).groups())
     lines = module.source.splitlines()
@@ -328,6 +328,7 @@ def test_every_reference_says_where_it_appeared():
 def test_a_published_report_leads_to_the_chapters_of_the_site():
     assert pages.on_site('<a href="../../../nbs/2_robustness/11_ligs.ipynb">x</a> <a href="notebooks/a.ipynb">') == (
         '<a href="../../11_ligs.html">x</a> <a href="notebooks/a.ipynb">')
+    assert pages.on_site('<a href="../../../nbs/5_how_it_works/46_claims.ipynb">', ['47_claims']) == '<a href="../../47_claims.html">'
 
 
 def test_without_published_reports_the_page_says_so(tmp_path):
