@@ -76,6 +76,14 @@ def render(work):
                    str(work / 'source'), str(work / 'html')])
 
 
+def without_placeholders(html, git_url):
+    "A page without links to a repository that is not public: buttons go, other links become their text."
+    name = re.escape(git_url.partition('github.com/')[2])
+    link = rf'<a\b([^>]*)href="https://(?:colab\.research\.google\.com/github/|github\.com/){name}[^"]*"([^>]*)>(.*?)</a>'
+    def text(m): return '' if re.search('badge|btn', m[1] + m[2]) or m[3] == 'Source' else m[3]
+    return re.sub(link, text, html, flags=re.S)
+
+
 def build(out, work, root=ROOT):
     "Build the site into `out`, by way of `work`, which makes the next time faster. Returns the exit status."
     notebooks, modules = book_notebooks(root), sorted((root / 'nrf_repro').rglob('[a-z]*.py'))
@@ -86,6 +94,11 @@ def build(out, work, root=ROOT):
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(work / 'html', out, ignore=shutil.ignore_patterns('.buildinfo*', '*.map'))
     pages.copy_reports(root, out)
+    cfg = settings(root)
+    if cfg['public'] != 'True':
+        for page in out.glob('**/*.html'):
+            if 'published' not in page.relative_to(out).parts:
+                page.write_text(without_placeholders(page.read_text(encoding='utf-8'), cfg['git_url']), encoding='utf-8')
     return status
 
 

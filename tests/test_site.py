@@ -596,3 +596,13 @@ def test_the_contents_of_a_page_open_and_close(site, page):
     page.locator('button.secondary-toggle:visible').click()
     page.locator('dialog[open] a', has_text='The iteration').click()
     assert page.url.endswith('#the-iteration') and not page.locator('dialog[open]').count()
+
+
+def test_no_page_links_to_a_repository_that_is_not_public(site):
+    from make_site import without_placeholders
+    git = CFG['git_url']
+    page = f'<p><a class="badge" href="{git}/blob/main/x.ipynb">On GitHub</a> see <a href="{git}/blob/main/rules.yaml" title="x">the <b>rules</b></a> and <a href="a.html">a</a></p>'
+    assert without_placeholders(page, git) == '<p> see the <b>rules</b> and <a href="a.html">a</a></p>'
+    if CFG['public'] == 'True': pytest.skip('the repository is public')
+    found = [p.name for p in site.rglob('*.html') if 'published' not in p.relative_to(site).parts and f'href="{git}' in p.read_text(encoding='utf-8')]
+    assert not found, found[:5]
