@@ -1025,7 +1025,7 @@ def test_labels_of_any_integer_type(net, x, kind):
 def test_input_that_is_no_tensor_is_named(net, x):
     with pytest.raises(TypeError, match='ndarray'): robust_correct(net, x.numpy(), Y, ATTACKS['l2', 'ce'])
     with pytest.raises(ValueError, match=r'1\.0000001.*clamp'): robust_correct(net, x / x.max() * 1.0000001, Y, ATTACKS['l2', 'ce'])
-    with pytest.raises(ValueError, match='list of numbers'): robust_correct(net, x, ['a'] * 23, ATTACKS['l2', 'ce'])
+    with pytest.raises(ValueError, match='cannot be read as numbers'): robust_correct(net, x, ['a'] * 23, ATTACKS['l2', 'ce'])
     assert torch.equal(robust_correct(net, x, Y, ATTACKS['l2', 'ce'], batch_size=np.int64(7)), robust_correct(net, x, Y, ATTACKS['l2', 'ce'], batch_size=7.))
 
 

@@ -191,7 +191,7 @@ def test_the_source_archive_can_run_its_tests(built, tmp_path):
         if '.ipynb_checkpoints' not in path.parts: assert (root / path.relative_to(ROOT)).is_file(), path
     assert not [*root.glob('reports/build')] and not [*root.rglob('__pycache__')]
     assert [*root.glob('reports/published/demo/networks/*.safetensors')] and [*root.glob('reports/published/cifar/networks/registry.json')]
-    words = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests/test_intervals.py', '-k', 'wilson']
+    words = [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', 'tests/test_intervals.py', '-k', 'wilson']
     said = subprocess.run(words, cwd=root, env=clean_env(PYTHONPATH=str(root)), capture_output=True, text=True)
     assert said.returncode == 0 and 'passed' in said.stdout, said.stdout[-1500:]
 

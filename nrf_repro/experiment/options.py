@@ -12,6 +12,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..results.rows import is_special
+
 # %% ../../nbs/5_how_it_works/88_options.ipynb #a94820a6
 SYNONYMS = {'--eps': ('--linf', '--l2'), '--epsilon': ('--linf', '--l2'), '--gpu': ('--device',), '--cuda': ('--device',), '--output': ('--out',),
             '--batch': ('--batch-size',), '--workers': ('--cores', '--threads'), '--samples': ('--limit',), '--force-overwrite': ('--force',)}
@@ -62,7 +64,7 @@ GENERATOR, FIRST_FIELD = b'<meta name="generator" content="nrf_repro">', b'{"exp
 
 def check_own(option, path): # of the command line
     "Raises FileExistsError for a file with contents that this package did not write."
-    if not Path(path).is_file(): return
+    if is_special(path) or not Path(path).is_file(): return     # a stream is written into, also where it leads to a file
     with open(path, 'rb') as f: start = f.read(4096).strip()
     if start and GENERATOR not in start and not start.startswith(FIRST_FIELD):
         raise FileExistsError(f'{option} {path} is a file that nrf_repro did not write: choose another name, or pass --force to overwrite it.')

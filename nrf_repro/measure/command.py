@@ -104,6 +104,7 @@ def _as_json(m): # `Measurement`
 def _eps_warning_as_a_line():
     "Inside, a `LargeEps` is printed as one line of the command."
     with warnings.catch_warnings():
+        warnings.simplefilter('always', LargeEps)
         usual = warnings.showwarning
         def show(message, category, *where, **how):
             if issubclass(category, LargeEps): print(f'nrf-repro: {message}', file=sys.stderr)
