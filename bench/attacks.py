@@ -3,11 +3,10 @@
     python bench/attacks.py                  # VGG11 with BN, PGD l2 in 10 steps, 1,000 images
     python bench/attacks.py --full           # VGG and ResNet, BN and none, l2 and linf, ce and cw, 10 and 50 steps
     python bench/attacks.py --full --go-on   # the cases that a run ended early has left
-    python bench/attacks.py --rewrites       # what each rewriting of the network brings, as JSON in bench/out/rewrites.json
 
 Two ratios, kept apart: *same work*, every step for every image, both judged after the last step; and *early exit*,
-where an image that has fallen ends its own attack. Robust accuracy stands beside each: a faster attack that finds less
-is none.
+where an image that is misclassified ends its own attack. Robust accuracy stands beside each: a faster attack
+that finds fewer adversarial examples is not faster at the same answer.
 """
 import importlib.util
 import json
@@ -139,24 +138,30 @@ def shares(model, x, y, o):
 
 
 NOTES = """
-*Same work* lets every image walk all steps, as the others do, and judges it after the last one (`criterion='last_step'`, the
-paper's). *Early exit* (`criterion='any_step'`, our default) stops an image at the first step at which it is misclassified; what is
-left moves up and fills the batches. Its robust accuracy can only be lower or equal: an image that was fooled on the way
-and recovered counts as fallen. It gains where images fall, nothing where none does. *bf16* (`bf16=True`) takes the
-gradients in bfloat16, but for the last tenth of the steps, and judges in float32; it is off by default, and no published
-row uses it. The libraries know no margin loss (cw) in a fixed ball, so there the plain loop stands alone.
+*Same work* lets every image take all steps, as the other libraries do, and judges it after the last one
+(`criterion='last_step'`, the paper's). *Early exit* (`criterion='any_step'`, our default) stops an image at the first
+step at which it is misclassified; the images that are left fill the batches. Its robust accuracy can only be lower or
+equal, because an image that was misclassified on the way and classified correctly later counts as misclassified. It gains
+where the attack succeeds on some images, and nothing where it succeeds on none. *bf16* (`bf16=True`) takes the gradients
+in bfloat16 except in the last tenth of the steps, and judges in float32; it is off by default, and no published row uses
+it. The libraries have no margin loss (cw) in a fixed ball, so there we compare with the plain loop alone.
 
-In float32 the convolutions decide: both sides run the same ones, and they are most of our time (the shares are above). Where
-there is no norm to fold, what is left to gain is their memory layout.
+In float32 most of the time of both sides goes to the same convolutions (shares above). Without a normalisation layer to
+fold, only the memory layout can make them faster.
 """
 
+
+REWRITE_NOTES = """\
+What each rewriting of the network brings by itself to one gradient of a batch, as the time of the model as it is over
+the time of the rewritten model. *fold* moves a normalisation layer in evaluation mode into the convolution before it;
+*channels last* changes the memory layout; *both* is what the attack runs."""
 
 REWRITES = {'fold': lambda net, x: fold_norms(net), 'channels last': channels_last,
             'both': lambda net, x: channels_last(fold_norms(net), x)}
 
 
 def rewrites(model, x, y, o):
-    "By how much each rewriting makes a gradient step faster: its ratios to the model as it is, repeat by repeat."
+    "By how much each rewriting makes a gradient step faster: time of the model as it is over time of the rewritten one."
     with frozen(model):
         nets = dict(model=model) | {k: f(deepcopy(model), x) for k, f in REWRITES.items()}
         for net in nets.values(): input_gradient(net, x, y)                                        # warm up
@@ -164,14 +169,11 @@ def rewrites(model, x, y, o):
     return {k: ratios(seconds['model'], seconds[k]) for k in REWRITES}
 
 
-def print_rewrites(o):
-    "A table of `rewrites` for every network; the numbers go to bench/out/rewrites.json."
-    x, y = held_out(o)
+def rewrite_table(networks, x, y, o):
+    "What each rewriting brings on its own, for every network."
     few = slice(0, o.batch_size)
-    found = {f'{arch} {norm}': rewrites(trained(arch, norm, o), x[few], y[few], o) for arch, norm in product(o.archs, o.norms)}
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.with_name('rewrites.json').write_text(json.dumps(dict(kind=kind(o), ratios=found), indent=1))
-    print(markdown(('network', *REWRITES), [(name, *(spread(r[k]) for k in REWRITES)) for name, r in found.items()]))
+    found = {name: rewrites(trained(*name.split(), o), x[few], y[few], o) for name in networks}
+    return markdown(('network', *REWRITES), [(name, *(spread(r[k]) for k in REWRITES)) for name, r in found.items()])
 
 
 def cases(o):
@@ -196,7 +198,6 @@ def settings():
     p.add_argument('--epochs', type=int, default=6)
     p.add_argument('--batch-size', type=int, default=256)
     p.add_argument('--go-on', action='store_true', help='keep the cases in bench/out/attacks.json, of a run of this kind')
-    p.add_argument('--rewrites', action='store_true', help='time each rewriting of the network alone, and write no page')
     if p.parse_known_args()[0].full: p.set_defaults(**FULL)    # what is given beside it still counts
     return options(p)
 
@@ -228,13 +229,13 @@ def report(rows, x, y, o):
     done = len({(r['network'], r['attack'], r['steps']) for r in rows})
     if done < of: about += f' **{done} of {of} cases: the run was ended before the others.**'
     few, names = slice(0, o.batch_size), dict.fromkeys(r['network'] for r in rows) if o.device == 'cpu' else ()
+    speed = rewrite_table(dict.fromkeys(r['network'] for r in rows), x, y, o)
     left = '\n'.join(f'- A gradient of ours, {n}: {shares(trained(*n.split(), o), x[few], y[few], o)}.' for n in names)
-    publish('Attacks', '\n\n'.join([about, table(rows), summary(rows), left, NOTES]), o, 'torchattacks', 'foolbox')
+    publish('Attacks', '\n\n'.join([about, table(rows), summary(rows), REWRITE_NOTES, speed, left, NOTES]), o, 'torchattacks', 'foolbox')
 
 
 def main():
     o = settings()
-    if o.rewrites: return print_rewrites(o)
     rows = kept(o)
     have = {(r['network'], r['attack'], r['steps']) for r in rows}
     x, y = held_out(o)

@@ -95,7 +95,7 @@ def recipe(o): return replace(RECIPES['digits' if o.data == 'digits' else 'short
 
 def trained(arch, norm, o):
     "A network trained on the data it will be measured on; kept in bench/out for the next time."
-    train = load(o.data, 'train', limit=o.train_images)
+    train = first(o.data, 'train', o.train_images)
     about = dict(arch=arch, norm=norm, width=o.width, data=train.fingerprint, recipe=asdict(recipe(o)))
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     file = ROOT / f'bench/out/{o.data}-{arch}-{norm}-{key}.safetensors'
@@ -108,8 +108,15 @@ def trained(arch, norm, o):
     return load_model(file).to(o.device).to(memory_format=torch.contiguous_format).eval()
 
 
+def first(name, split, count):
+    "The first `count` images of a split, or all of a smaller split."
+    images = load(name, split)
+    return load(name, split, limit=min(count, len(images)))
+
+
 def held_out(o):
-    images = load(o.data, 'test', limit=o.images)
+    "Pixels and labels of the test images that the options ask for."
+    images = first(o.data, 'test', o.images)
     return images.pixels(o.device), images.y.to(o.device)
 
 

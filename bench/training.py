@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from common import EPS, held_out, markdown, options, parser, publish, ratios, recipe, spread, timed, turns, wall_clock
+from common import EPS, first, held_out, markdown, options, parser, publish, ratios, recipe, spread, timed, turns, wall_clock
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model
@@ -120,7 +120,7 @@ def settings():
 
 def main():
     o, rows, text = settings(), [], []
-    train, test = load(o.data, 'train', limit=o.train_images), load(o.data, 'test', limit=100)
+    train, test = first(o.data, 'train', o.train_images), first(o.data, 'test', 100)
     x, y = held_out(o)
     for arch in o.archs:
         found = compare(arch, o.norm, train, x, y, o)

@@ -321,8 +321,11 @@ def test_missing_texts():
 
 def test_larger_published_scales_are_found(tmp_path):
     for name in ('tiny', 'cifar', 'mine'): write_rows(tmp_path / name / 'rows.jsonl', ROWS.assign(profile=name))
-    assert list(rendering.published_above('demo', CLAIMS['C2'], tmp_path)) == ['cifar']
-    assert rendering.published_above('made-up', CLAIMS['C2'], tmp_path) == rendering.published_above('demo', CLAIMS['C2'], tmp_path / 'nowhere') == {}
+    claim = CLAIMS['C2']
+    others = rendering.other_scales('demo', claim, tmp_path)
+    assert list(others) == list(rendering.larger_than('demo', claim, others)) == ['cifar']
+    assert list(rendering.other_scales('cifar', claim, tmp_path)) == ['tiny'] and rendering.larger_than('cifar', claim, {'tiny': ROWS}) == {}
+    assert rendering.larger_than('made-up', claim, others) == rendering.other_scales('demo', claim, tmp_path / 'nowhere') == {}
 
 
 def test_claims_for_which_a_profile_is_too_small():

@@ -101,23 +101,45 @@ def _measured(part, metric): # the label of an axis
     a = next(part.dropna(subset='attack').itertuples())
     return f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %'
 
+def _standard_history(rows): # `kind` names a control, `arch` the network that it controls
+    past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
+    return past.assign(kind=[kind_of(*k) for k in zip(past.arch, past.norm)], arch=past.arch.replace(CONTROLS))
+
+def _paths(ax, part, metric, title): # part: of `_standard_history`, one network
+    for kind in (k for k in MARKS if (part.kind == k).any()): _path(ax, part, kind, metric)
+    ax.set(title=title, xlabel='clean accuracy, %', ylabel=_measured(part, metric))
+
 @styled
 def clean_robust(rows, # of one profile
                  metric='robust_accuracy'): # or 'ligs'
     "Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel per network, a line per norm and control; None without a history."
-    past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
-    past = past.assign(kind=[kind_of(*k) for k in zip(past.arch, past.norm)], arch=past.arch.replace(CONTROLS))
+    past = _standard_history(rows)
     nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == metric).any()]
     if not nets: return None
     columns, lines = min(len(nets), 3), math.ceil(len(nets) / 3)
     fig = Figure(figsize=(3.2 * columns, 2.9 * lines), layout='constrained')
     axes = fig.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[len(nets):]: ax.set_axis_off()
-    for ax, part in zip(axes, nets):
-        for kind in (k for k in MARKS if (part.kind == k).any()): _path(ax, part, kind, metric)
-        ax.set(title=name_of(part), xlabel='clean accuracy, %', ylabel=_measured(part, metric))
+    for ax, part in zip(axes, nets): _paths(ax, part, metric, name_of(part))
     legend_below(fig, ncols=2 * columns)
     return fig
+
+# %% ../../nbs/5_how_it_works/71_curves.ipynb #a2c0ffee
+@styled
+def paths_by_scale(found,        # profile -> its rows, the largest scale first
+                   arch='vgg11', # the network; its controls are drawn with it
+                   metric='robust_accuracy'):
+    "Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel for each profile, a line for each norm and control; None without a history."
+    parts = {profile: past[(past.arch == arch) & (past.regime == 'standard')] for profile, past in ((p, _standard_history(r)) for p, r in found.items())}
+    parts = {profile: part for profile, part in parts.items() if (part.metric == metric).any()}
+    if not parts: return None
+    fig = Figure(figsize=(3. * len(parts), 2.5), layout='constrained')
+    for ax, (profile, part) in zip(fig.subplots(1, len(parts), squeeze=False)[0], parts.items()):
+        _paths(ax, part, metric, f'{profile}: {name_of(part)}')
+        for line in ax.get_lines(): line.set_label(line.get_label().split(',')[0])     # the epochs differ between the panels
+    legend_below(fig, ncols=8)
+    return fig
+
 
 # %% ../../nbs/5_how_it_works/71_curves.ipynb #e8bde341
 def final_accuracies(rows,             # of a final evaluation

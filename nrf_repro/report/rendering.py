@@ -15,19 +15,19 @@ import pandas as pd
 
 from ..experiment.profile import STUDIES
 from .checks import checks_text, doubts
-from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuracies, plane
+from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuracies, paths_by_scale, plane
 from .figures import caption, inline_figure
 from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding
 from .html import download, environment, glossary, jsonl, mark_terms, plain_html, source, template_text, to_latex, to_markdown
 from .readings import control_lines, control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
-from .sensitivity import fragile_text, needed, reading, reading_equal, sensitivity, sensitivity_table, stable_text
+from .sensitivity import fragile_text, needed, reading_equal, sensitivity, stability, stable_text
 from .tables import (gradients, missing, not_run, notes_text, printed_notes, printed_table, settings, table_1, table_2, table_rows,
                                      to_html, wide)
-from .text import COLUMNS, NETWORK, SIGNS, arch_name, duration, name_of, norm_name, quantity, several
-from .verdict_table import verdict_lines, verdict_table, verdicts_html
-from ..results import power
+from .text import COLUMNS, NETWORK, arch_name, duration, name_of, norm_name, quantity, several
+from .verdict_table import tally, verdict_lines, verdict_table, verdicts_html
 from ..results.paired import RUN, select
 from ..results.claims import conclude, decide_parts
+from ..results.power import too_small_for
 from ..results.rules import Claim
 from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, source_hash, write_atomically
 
@@ -200,21 +200,24 @@ def drawn(parts): # of `_part`
         yield p | dict(id=p['id'] + f'-{count}' * (count > 1), svg=p['fig'] and inline_figure(p['fig'], p['alt'], f'f{i}'))
 
 # %% ../../nbs/5_how_it_works/80_rendering.ipynb #ee69e127
-def published_above(profile, claim, # one of `load_claims`, with the order of scales
-                    folder):        # of published profiles
-    "Profile -> published rows of each larger scale; {} where nothing is published, or the profile has no place in the order."
-    if profile not in claim.scales: return {}
-    larger = claim.scales[claim.scales.index(profile) + 1:]
+def other_scales(profile, claim, # one of `load_claims`, with the order of scales
+                 folder):        # of published profiles
+    "Profile -> published rows of each other scale, the largest first; {} where nothing is published."
     try: base = resolve_repo_path(folder)
     except FileNotFoundError: return {}
-    return {name: read_rows(base/name/'rows.jsonl') for name in larger if holds_rows(base/name)}
+    return {name: read_rows(base/name/'rows.jsonl') for name in reversed(claim.scales) if name != profile and holds_rows(base/name)}
 
-def headline_part(rows, profile, claims, paper, folder='reports/published'): # rows of this profile; folder: of published profiles
+def larger_than(profile, claim, others): # of `other_scales`
+    "Those of larger scales; {} where the profile has no place in the order."
+    if profile not in claim.scales: return {}
+    return {name: rows for name, rows in others.items() if claim.scales.index(name) > claim.scales.index(profile)}
+
+def headline_part(rows, profile, claims, paper, others): # rows of this profile; of `other_scales`
     "The forest plot of the main claim with its reading, or None where no network has rows with BN and without."
     if (claim := claims.get('C2')) is None: return None
     own = headline_effects(rows, claim, paper)
     if own.empty: return None
-    larger = published_above(profile, claim, folder)
+    larger = larger_than(profile, claim, others)
     effects = pd.concat([own, *(headline_effects(other, claim, paper) for other in larger.values())], ignore_index=True)
     said = [headline_finding(own, claim, lead='In this profile')]
     if larger: said = [f'Published: {headline_finding(effects, claim, lead="at the largest scale")}', *said]
@@ -222,6 +225,19 @@ def headline_part(rows, profile, claims, paper, folder='reports/published'): # r
     used = select(rows[rows.metric == claim.parts[0].metric], claim.parts[0].where)
     return _part('headline', draw_headline(effects, claim, larger), f'{what[0].upper()}{what[1:]}: BN and controls against no normalisation',
                  headline_caption(effects, claim, finding=False), said, rows=used, code='report.forest.draw_headline')
+
+def answer_part(rows, profile, claims, others): # as in `headline_part`
+    "BN, the other norms and the controls at equal clean accuracy, at this scale and the other published ones; None without a history."
+    if (claim := claims.get('C2')) is None: return None
+    found = {profile: rows} | others
+    if (fig := paths_by_scale(found)) is None: return None
+    said = [line for line in control_lines(pd.concat(found.values(), ignore_index=True), claims) if line.startswith('C2')]
+    past = {name: r[(r.experiment == 'history') & (r.regime == 'standard') & (r.arch == 'vgg11') & (r.metric == 'robust_accuracy')] for name, r in found.items()}
+    sizes = '; '.join(f'{name}: n = {several(sorted(r.n.unique()))}, {r.seed.nunique()} seeds' for name, r in past.items() if len(r))
+    about = ('VGG11: a mark for each monitored epoch, large for the last; means over the seeds. At the same horizontal position networks are equally '
+             f'accurate. NF has no normalisation layer. {sizes}.')
+    return _part('paths', fig, 'BN, or any network that trains well?', about, said, rows=past[profile], code='report.curves.paths_by_scale')
+
 
 # %% ../../nbs/5_how_it_works/80_rendering.ipynb #b7cbe4ad
 CAPTIONS = {
@@ -281,25 +297,8 @@ def downloads(rows, frames): # frames: name -> (frame of strings, caption)
     return files
 
 # %% ../../nbs/5_how_it_works/80_rendering.ipynb #babf0211
-def tally(lines): # of `verdict_lines`
-    "How the claims came out: (words, ids) of each verdict that occurs."
-    for v in SIGNS:
-        ids = [line['id'] for line in lines if line['verdict'] == v]
-        if ids: yield f'{len(ids)} {v}', ids
+#| exporti
 
-def too_small_for(verdicts, # of `decide`
-                  profile,
-                  rates=None): # of `read_error_rates`; read from reports/error_rates.csv where it is at hand
-    "Claim -> text for each claim that was run although the profile is too small to decide it."
-    try: small = power.too_small(profile, power.read_error_rates() if rates is None else rates)
-    except FileNotFoundError: return {}           # an installed package has no table, and nothing is simulated here
-    return {v.id: small[v.id] for v in verdicts.itertuples() if v.verdict != 'not run' and v.id in small}
-
-def stability(found, claims, verdicts): # of `sensitivity`, of `load_claims`, of `decide`
-    "The sensitivity of the verdicts: a reading and a table."
-    frame = sensitivity_table(found, claims, verdicts)
-    about = 'The same rules on fewer rows, and on one attack at a time; the range of the effects in brackets.'
-    return dict(reading=reading(found), html=plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
 
 # %% ../../nbs/5_how_it_works/80_rendering.ipynb #77bbc72a
 CLAIM = ('Batch normalisation raises accuracy and makes networks more vulnerable to adversarial images, because it shifts '
@@ -307,7 +306,7 @@ CLAIM = ('Batch normalisation raises accuracy and makes networks more vulnerable
 SOURCE = 'Benz, Zhang and Kweon, ICCV 2021'
 RULE = 'Each claim of the paper, decided by a rule fixed beforehand; later changes of rules are listed at the head of claims.yaml.'
 
-EVIDENCE = {'table-1': 'C1 C2 C5', 'headline': 'C2', 'effects': 'C2 C1 C3', 'against': 'C2', 'plane': 'C2', 'controls': 'C2', 'eps': 'C2', 'adequacy': 'C2',
+EVIDENCE = {'table-1': 'C1 C2 C5', 'headline': 'C2', 'paths': 'C2', 'effects': 'C2 C1 C3', 'against': 'C2', 'plane': 'C2', 'controls': 'C2', 'eps': 'C2', 'adequacy': 'C2',
             'paired_images': 'C2', 'table-2': 'C3', 'figure-3': 'C4 C5 C6', 'testbed': 'C4', 'table-1-adversarial': 'C6', 'table-2-adversarial': 'C6',
             'features': 'C7', 'regularization': 'C8', 'transfer': 'C9', 'medical': 'C10'}   # kind of part -> its claims, the main one first
 
@@ -348,15 +347,16 @@ def page(rows, claims, profile, paper, meta, published='reports/published', stud
     lines = [line | dict(note=small.get(line['id'], '')) for line in verdict_lines(verdicts, decided, claims)]
     frames = {id: (wide(cells), f'{about} {notes_text(cells)}'.strip()) for id, (cells, about) in tables.items()}
     files = downloads(rows, dict(verdicts=(verdict_table(lines), f'Verdicts of profile {profile}')) | frames)
-    lead = headline_part(rows, profile, claims, paper, published)
-    parts = [*([lead] if lead else []), *table_parts(rows, tables, files),
+    others = other_scales(profile, claims['C2'], published) if 'C2' in claims else {}
+    lead, answer = headline_part(rows, profile, claims, paper, others), answer_part(rows, profile, claims, others)
+    parts = [*filter(None, (lead, answer)), *table_parts(rows, tables, files),
              *figure_parts(rows, all_cells(rows, paper, claims.get('C1')), claims), *study_parts(rows, studies)]
     parts = list(with_sources(drawn(parts), claims, profile))
     lines = list(linked_lines(lines, parts, rows, claims, found, profile))
     unshown = [] if studies else sorted(set(rows.experiment) & set(STUDIES))
     cells = [c for c, _ in tables.values()]
     lost = missing_texts(rows, cells, verdicts, meta) + [f'the rows of the study {study} are not shown' for study in unshown]
-    return dict(profile=profile, finding=lead['reading'] if lead else [], claim=CLAIM, source=SOURCE, tally=list(tally(lines)), book=book,
+    return dict(profile=profile, finding=lead['reading'] if lead else [], answer=next((p for p in parts if p['kind'] == 'paths'), None), claim=CLAIM, source=SOURCE, tally=list(tally(lines)), book=book,
                 warnings=cautions(every, profile, found, list(small), cells), files=files, facts=facts(rows, profile, meta), versions=list(versions(rows)),
                 verdicts=verdicts_html(lines, RULE, 'verdicts-cells', book), stability=stability(found, claims, verdicts), groups=list(grouped(parts, lines)),
                 gaps=lost, interactive=meta['interactive'], glossary=glossary()) | small_tables(rows, paper)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from .html import plain_html
 from .tables import TABLE_1
 from .text import COLUMNS, amount, arch_name, estimate_text, name_of, several
 from ..results.claims import decide
@@ -141,6 +142,12 @@ def reading(found): # of `sensitivity`
     def width(k): return scipy.stats.t.ppf(.975, k - 1) / k**.5
     def wider(k): return f'with {k} seeds {width(k) / width(k + 1):.1f} times as wide as with {k + 1} ({", ".join(left.index[left == k])})'
     return [f'{text} With one seed less an interval is wider by itself: {"; ".join(map(wider, counts))}. That alone can make a verdict inconclusive.']
+
+def stability(found, claims, verdicts): # of `sensitivity`, of `load_claims`, of `decide`
+    "The sensitivity of the verdicts: a reading and a table."
+    frame = sensitivity_table(found, claims, verdicts)
+    about = 'The same rules on fewer rows, and on one attack at a time; the range of the effects in brackets.'
+    return dict(reading=reading(found), html=plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
 
 # %% ../../nbs/5_how_it_works/75_sensitivity.ipynb #a35af394
 def courses(rows, attack): # history of one dataset, arch, width and regime

@@ -74,6 +74,12 @@ def _shown_text(e, several): # one of the effects of a line; whether the claim h
     name = f'{"decided by " * e["decided"]}{e["name"]}: ' if several else ''
     return f'{name}{e["ours"]} {e["interval"]}'.strip()
 
+def tally(lines): # of `verdict_lines`
+    "How the claims came out: (words, ids) of each verdict that occurs."
+    for v in SIGNS:
+        ids = [line['id'] for line in lines if line['verdict'] == v]
+        if ids: yield f'{len(ids)} {v}', ids
+
 # %% ../../nbs/5_how_it_works/69_verdict_table.ipynb #2e580032
 def verdict_table(lines): # of `verdict_lines`
     "The verdicts as a frame of strings."

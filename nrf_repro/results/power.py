@@ -200,3 +200,11 @@ def too_small(profile, # its name
     "Claim -> text for the report, for the claims that this profile is too small to decide."
     own = rates[(rates.profile == profile) & (rates.rule == list(STOPPING)[0]) & (rates.power < SMALL)]
     return {r.id: f'This profile is too small to decide the claim if the effect is only twice the smallest one (power {100 * r.power:.0f} %).' for r in own.itertuples()}
+
+def too_small_for(verdicts, # of `decide`
+                  profile,
+                  rates=None): # of `read_error_rates`; read from reports/error_rates.csv where it is at hand
+    "Claim -> text for each claim that was run although the profile is too small to decide it."
+    try: small = too_small(profile, read_error_rates() if rates is None else rates)
+    except FileNotFoundError: return {}           # an installed package has no table, and nothing is simulated here
+    return {v.id: small[v.id] for v in verdicts.itertuples() if v.verdict != 'not run' and v.id in small}
