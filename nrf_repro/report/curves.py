@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .figures import INK, LOOKS, MARKS, band, kind_name, kind_of, legend_below, styled
 from .tables import named, one_setting, summary
-from .text import COLUMNS, NETWORK, arch_name, eps_text, name_of
+from .text import COLUMNS, NETWORK, arch_name, eps_text, name_of, width_text
 from ..results.rows import CONTROLS
 
 # %% ../../nbs/5_how_it_works/71_curves.ipynb #03834a10
@@ -133,9 +133,9 @@ def paths_by_scale(found,        # profile -> its rows, the largest scale first
     parts = {profile: past[(past.arch == arch) & (past.regime == 'standard')] for profile, past in ((p, _standard_history(r)) for p, r in found.items())}
     parts = {profile: part for profile, part in parts.items() if (part.metric == metric).any()}
     if not parts: return None
-    fig = Figure(figsize=(3. * len(parts), 2.5), layout='constrained')
+    fig = Figure(figsize=(3.2 * len(parts), 2.4), layout='constrained')
     for ax, (profile, part) in zip(fig.subplots(1, len(parts), squeeze=False)[0], parts.items()):
-        _paths(ax, part, metric, f'{profile}: {name_of(part)}')
+        _paths(ax, part, metric, f'{profile}, {width_text(part.width.iloc[0])}')
         for line in ax.get_lines(): line.set_label(line.get_label().split(',')[0])     # the epochs differ between the panels
     legend_below(fig, ncols=8)
     return fig

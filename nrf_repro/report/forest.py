@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/72_forest.ipynb #8976f67a
 import math
-from fractions import Fraction
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from .curves import FIGURE_3_ENDS
 from .figures import GRID, INK, LOOKS, MARKS, kind_name, kind_of, styled
 from .tables import TABLE_1, table
-from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_name, name_of, number, quantity, several
+from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_name, name_of, number, quantity, several, width_text
 from ..results.paired import effect_of, pairs, screen, select
 from ..results.rules import load_claims
 from ..results.intervals import Interval
@@ -101,11 +100,6 @@ def control_effects(rows,       # a frame of `read_rows`, of one profile or seve
 
 # %% ../../nbs/5_how_it_works/72_forest.ipynb #702eea0b
 DATA_NAMES = dict(cifar10='CIFAR-10', digits='Digits', svhn='SVHN', imagenet='ImageNet')
-
-def width_text(width):
-    "'full width', 'width 1/4', or '' where the width is not stated."
-    if pd.isna(width): return ''
-    return 'full width' if width == 1 else f'width {Fraction(width).limit_denominator(64)}'
 
 def training_images(profile, dataset, folder='reports/profiles'):
     "How many images a profile trains on, in words; '' where its file, or the data set in it, is not at hand."

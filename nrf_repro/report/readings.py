@@ -178,3 +178,14 @@ def control_lines(rows, claims): # as in `control_table`
     added = min(claims[id].controls.added for id in found)
     return [f'Does an equally well trained network without a normalisation layer lose as much as the network with BN? (Rule of {added}, written after the rows were seen.)',
             *(_control_line(claims[id], lines) for id, lines in found.items()), *_against_norm(next(iter(found.values())))]
+
+def control_finding(rows, claims): # as in `control_table`
+    "One sentence: how much of BN's loss of robust accuracy each control has; and how many give no answer. Empty without controls."
+    found = control_answers(rows, claims, 'C2')
+    if not len(found): return ''
+    known = found[found.answer != 'no answer']
+    said = [f'{arch_name(a.arch)} {kind_name(a.kind)} at {a.profile} loses {a.answer.removesuffix(" of it")} ({_sided(a.control, a.metric)} points)' for a in known.itertuples()]
+    open_ones = f'{len(found) - len(known)} comparison{"s" if len(found) - len(known) > 1 else ""} with a control give{"s" if len(found) - len(known) == 1 else ""} no answer'
+    about = [f'Of what BN loses against no normalisation under PGD ℓ2, without a normalisation layer {"; ".join(said)}'] if said else []
+    return '. '.join(about + [open_ones] * (len(known) < len(found))) + '.'
+

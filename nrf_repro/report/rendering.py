@@ -19,7 +19,7 @@ from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuraci
 from .figures import caption, inline_figure
 from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding
 from .html import download, environment, glossary, jsonl, mark_terms, plain_html, source, template_text, to_latex, to_markdown
-from .readings import control_lines, control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
+from .readings import control_finding, control_lines, control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from .sensitivity import fragile_text, needed, reading_equal, sensitivity, stability, stable_text
 from .tables import (gradients, missing, not_run, notes_text, printed_notes, printed_table, settings, table_1, table_2, table_rows,
                                      to_html, wide)
@@ -231,7 +231,7 @@ def answer_part(rows, profile, claims, others): # as in `headline_part`
     if (claim := claims.get('C2')) is None: return None
     found = {profile: rows} | others
     if (fig := paths_by_scale(found)) is None: return None
-    said = [line for line in control_lines(pd.concat(found.values(), ignore_index=True), claims) if line.startswith('C2')]
+    said = [text for text in (control_finding(pd.concat(found.values(), ignore_index=True), claims),) if text]
     past = {name: r[(r.experiment == 'history') & (r.regime == 'standard') & (r.arch == 'vgg11') & (r.metric == 'robust_accuracy')] for name, r in found.items()}
     sizes = '; '.join(f'{name}: n = {several(sorted(r.n.unique()))}, {r.seed.nunique()} seeds' for name, r in past.items() if len(r))
     about = ('VGG11: a mark for each monitored epoch, large for the last; means over the seeds. At the same horizontal position networks are equally '

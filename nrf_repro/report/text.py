@@ -8,6 +8,8 @@ __all__ = []
 # %% ../../nbs/5_how_it_works/66_text.ipynb #43775550
 import re
 
+from fractions import Fraction
+
 import pandas as pd
 
 # %% ../../nbs/5_how_it_works/66_text.ipynb #74ccf2c1
@@ -33,6 +35,12 @@ def several(values): # 0, 1, 2 -> '0, 1 and 2'
     texts = [str(v) for v in values]
     if len(texts) < 2: return texts[0] if texts else 'none'
     return f'{", ".join(texts[:-1])} and {texts[-1]}'
+
+def width_text(width):
+    "'full width', 'width 1/4', or '' where the width is not stated."
+    if pd.isna(width): return ''
+    return 'full width' if width == 1 else f'width {Fraction(width).limit_denominator(64)}'
+
 
 # %% ../../nbs/5_how_it_works/66_text.ipynb #06835efb
 ARROWS = dict(up='▲', down='▼', same='≈', open='?')
