@@ -323,9 +323,17 @@ def test_larger_published_scales_are_found(tmp_path):
     for name in ('tiny', 'cifar', 'mine'): write_rows(tmp_path / name / 'rows.jsonl', ROWS.assign(profile=name))
     claim = CLAIMS['C2']
     others = rendering.other_scales('demo', claim, tmp_path)
-    assert list(others) == list(rendering.larger_than('demo', claim, others)) == ['cifar']
+    assert list(others) == ['cifar', 'tiny'] and list(rendering.larger_than('demo', claim, others)) == ['cifar']
     assert list(rendering.other_scales('cifar', claim, tmp_path)) == ['tiny'] and rendering.larger_than('cifar', claim, {'tiny': ROWS}) == {}
     assert rendering.larger_than('made-up', claim, others) == rendering.other_scales('demo', claim, tmp_path / 'nowhere') == {}
+
+
+def test_the_first_figure_shows_every_scale_that_has_a_history():
+    plain = HISTORY[HISTORY.regime == 'standard'].assign(profile='mine', arch='vgg11')
+    part = rendering.answer_part(plain, 'mine', CLAIMS, {'cifar': plain.assign(profile='cifar'), 'demo': ROWS})
+    assert [ax.get_title(loc='left').split(',')[0] for ax in part['fig'].axes] == ['mine', 'cifar'] and part['id'] == 'paths'
+    assert f'mine: n = {plain.n.max()}, {plain.seed.nunique()} seeds; cifar' in part['caption'] and 'demo' not in part['caption']
+    assert rendering.answer_part(ROWS, 'mine', CLAIMS, {}) is None and rendering.answer_part(plain, 'mine', {}, {}) is None
 
 
 def test_claims_for_which_a_profile_is_too_small():

@@ -133,7 +133,7 @@ def paths_by_scale(found,        # profile -> its rows, the largest scale first
     parts = {profile: past[(past.arch == arch) & (past.regime == 'standard')] for profile, past in ((p, _standard_history(r)) for p, r in found.items())}
     parts = {profile: part for profile, part in parts.items() if (part.metric == metric).any()}
     if not parts: return None
-    fig = Figure(figsize=(3.2 * len(parts), 2.4), layout='constrained')
+    fig = Figure(figsize=(3.2 * len(parts), 2.6), layout='constrained')
     for ax, (profile, part) in zip(fig.subplots(1, len(parts), squeeze=False)[0], parts.items()):
         _paths(ax, part, metric, f'{profile}, {width_text(part.width.iloc[0])}')
         for line in ax.get_lines(): line.set_label(line.get_label().split(',')[0])     # the epochs differ between the panels

@@ -183,9 +183,10 @@ def control_finding(rows, claims): # as in `control_table`
     "One sentence: how much of BN's loss of robust accuracy each control has; and how many give no answer. Empty without controls."
     found = control_answers(rows, claims, 'C2')
     if not len(found): return ''
-    known = found[found.answer != 'no answer']
-    said = [f'{arch_name(a.arch)} {kind_name(a.kind)} at {a.profile} loses {a.answer.removesuffix(" of it")} ({_sided(a.control, a.metric)} points)' for a in known.itertuples()]
-    open_ones = f'{len(found) - len(known)} comparison{"s" if len(found) - len(known) > 1 else ""} with a control give{"s" if len(found) - len(known) == 1 else ""} no answer'
-    about = [f'Of what BN loses against no normalisation under PGD ℓ2, without a normalisation layer {"; ".join(said)}'] if said else []
-    return '. '.join(about + [open_ones] * (len(known) < len(found))) + '.'
+    known, rest = found[found.answer != 'no answer'], int((found.answer == 'no answer').sum())
+    said = [f'{arch_name(a.arch)} {kind_name(a.kind)} at {a.profile} {_sided(a.control, a.metric)} points, {a.answer.removesuffix(" of it")} of what BN loses'
+            for a in known.itertuples()]
+    about = [f'Change under PGD ℓ2 of networks that have no normalisation layer and train as well: {"; ".join(said)}'] if said else []
+    left = [f'{rest} comparison{"s give" if rest > 1 else " gives"} no answer'] if rest else []
+    return '. '.join(about + left) + '.'
 

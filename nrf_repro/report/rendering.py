@@ -228,7 +228,7 @@ def headline_part(rows, profile, claims, paper, others): # rows of this profile;
 
 def answer_part(rows, profile, claims, others): # as in `headline_part`
     "BN, the other norms and the controls at equal clean accuracy, at this scale and the other published ones; None without a history."
-    if (claim := claims.get('C2')) is None: return None
+    if not {'C1', 'C2'} <= set(claims): return None    # the finding on controls needs both
     found = {profile: rows} | others
     if (fig := paths_by_scale(found)) is None: return None
     said = [text for text in (control_finding(pd.concat(found.values(), ignore_index=True), claims),) if text]
