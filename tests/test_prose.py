@@ -1,8 +1,10 @@
-"""Intervals that the chapters of parts III and IV state are those that their cells compute or check.
+"""Intervals and single numbers that the chapters of parts III and IV state are those that their cells compute or check.
 
 A stated interval, such as −16.3 [−19.7, −12.9], is bound if three numbers that follow each other in an output or in a check of the
 same chapter are equal to it at its precision (in points or as a fraction; the text may turn the sign of a loss). The outputs come
 from the rows when the chapter runs, so a row that changes makes the sentence fail here. Outputs of slow cells are stored.
+
+A single number in points or per cent is bound if one output or check of the chapter is equal to it at its precision.
 """
 import json
 import re
@@ -12,6 +14,8 @@ from conftest import ROOT
 
 NUMBER = r'[−+-]?(?:\d+\.?\d*|\.\d+)(?:e-\d+)?'
 STATED = re.compile(rf'(?<![ℓ\w])({NUMBER})(?: points?| %)? \[({NUMBER}), ({NUMBER})\]')
+SINGLE = re.compile(r'(?<![ℓ\w.−+-])([−+-]?\d+(?:\.\d+)?)(?: points?| %)(?! (?:\[|interval|t interval))')   # 95 % intervals are no results
+OTHERS = {'77.4', '59.4', '13.6'}   # measured by others and cited there
 CHAPTERS = sorted((ROOT / 'nbs').glob('[34]_*/*.ipynb'))
 
 
@@ -48,6 +52,17 @@ def unbound(notebook):
     return [f'{mean} [{low}, {high}]' for mean, low, high in stated(notebook) if not bound((mean, low, high))]
 
 
+def single(notebook): # -> texts
+    prose = [STATED.sub(' ', ''.join(cell['source'])) for cell in notebook['cells'] if cell['cell_type'] == 'markdown']
+    return [found for text in prose for found in SINGLE.findall(text)]
+
+
+def unbound_single(notebook):
+    "The stated numbers without interval that no output and no check of the notebook has."
+    numbers = [size(x) for text in computed(notebook) for x in re.findall(NUMBER, text)]
+    return [text for text in single(notebook) if text not in OTHERS and not any(same(n, text) for n in numbers)]
+
+
 def chapter(*cells): return dict(cells=list(cells))
 def prose(text): return dict(cell_type='markdown', source=[text])
 def code(source, *texts): return dict(cell_type='code', source=[source], outputs=[dict(text=[t]) for t in texts])
@@ -64,6 +79,18 @@ def test_an_interval_is_bound_by_an_output_or_a_check():
 def test_stated_intervals_are_computed(path): assert unbound(json.loads(path.read_text(encoding='utf-8'))) == []
 
 
-def test_so_many_intervals_are_bound():
+def test_a_single_number_is_bound_by_an_output_or_a_check():
+    said = prose('NF loses 5.4 points, BN 40 % of that [1.0, 2.0], with 95 % intervals.')
+    assert single(chapter(said)) == ['5.4', '40']
+    assert unbound_single(chapter(said, code('x', '-0.0541 and 40.2'))) == []
+    assert unbound_single(chapter(said, code('x', '-0.0531'))) == ['5.4', '40']
+
+
+@pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
+def test_stated_single_numbers_are_computed(path): assert unbound_single(json.loads(path.read_text(encoding='utf-8'))) == []
+
+
+def test_so_many_numbers_are_bound():
     counts = [len(stated(json.loads(path.read_text(encoding='utf-8')))) for path in CHAPTERS]
     assert sum(counts) >= 100 and sum(n > 0 for n in counts) >= 8
+    assert sum(len(single(json.loads(path.read_text(encoding='utf-8')))) for path in CHAPTERS) >= 150

@@ -170,7 +170,7 @@ def _verified(model, copy, x, lead, z=None):  # z: the model's logits at x, wher
     except Exception: return None                                             # the copy does not run
 
 # %% ../../nbs/5_how_it_works/36_inference.ipynb #2a4eec95
-CHECKED = 256   # images on which a copy is compared with its model: the first batch, and as many attacked images
+CHECKED = 64   # images on which a copy is compared with its model: the first batch, and as many attacked images
 
 class _Optimised(NamedTuple):
     "A model and the copy that replaces it."
