@@ -60,7 +60,7 @@ def doubts(rows,      # of `read_rows`
     return found
 
 def checks_text(rows): # of `read_rows`
-    "How many robust accuracies pass all checks, in a sentence; '' where none was checked."
+    "How many robust accuracies pass all checks, as text; '' where none was checked."
     found = doubts(rows)
     passed = sum(text == '' for text in found.values())
     rest = '.' if passed == len(found) else ': the others are marked ⚠ in the tables and are too high.'

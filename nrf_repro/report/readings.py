@@ -180,7 +180,7 @@ def control_lines(rows, claims): # as in `control_table`
             *(_control_line(claims[id], lines) for id, lines in found.items()), *_against_norm(next(iter(found.values())))]
 
 def control_finding(rows, claims): # as in `control_table`
-    "One sentence: how much of BN's loss of robust accuracy each control has; and how many give no answer. Empty without controls."
+    "How much of BN's loss of robust accuracy each control has; and how many give no answer. Empty without controls."
     found = control_answers(rows, claims, 'C2')
     if not len(found): return ''
     known, rest = found[found.answer != 'no answer'], int((found.answer == 'no answer').sum())

@@ -40,7 +40,7 @@ def _effect_text(v, part, claim): # a line of `decide_parts`, its part, its clai
 def _bound(part): return part.smallest_effect if part.direction == 'higher' else -part.smallest_effect
 
 def rule_text(part, claim): # of `load_claims`
-    "When a part holds, in one sentence."
+    "The rule by which a part holds, as text."
     attack = f' ({COLUMNS[part.where["attack"]]})' if part.where.get('attack') in COLUMNS else ''
     where = 'above' if part.direction == 'higher' else 'below'
     limit = amount(_bound(part), part.metric) if part.compare else 'zero'
