@@ -79,7 +79,7 @@ def fold(words, code):
     if words.get('code-fold') in ('false', 'show'): return None
     if only_imports(code): return f'Show the imports ({lines} lines)' if lines > 2 else None
     if lines > 3 and only_draws(code): return f'Show the code of the figure ({lines} lines)'
-    if words.get('code-fold') == 'true' or lines > LONG: return f'Show the code ({lines} lines)'
+    if words.get('code-fold') == 'true' or lines > LONG: return f'{words.get("code-summary", "Show the code")} ({lines} line{"s" * (lines > 1)})'
     return None
 
 

@@ -191,6 +191,7 @@ def test_only_code_that_computes_nothing_is_folded_as_drawing():
     for computes in ('c = robust_correct(net, x, y, attack)', 'assert c.mean() > 0', 'def f(): pass', 'print(c)'):
         assert chapters.fold({}, f'{draws}\n{computes}') is None
     assert chapters.fold({}, 'x = 1\ny = 2\nz = 3\nw = 4') is None
+    assert chapters.fold({'code-fold': 'true', 'code-summary': 'Show the check'}, 'assert x') == 'Show the check (1 line)'
 
 
 @pytest.mark.parametrize('name', [n for n in CHAPTERS if n < '26'])

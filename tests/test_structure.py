@@ -1,6 +1,8 @@
-"Packages import one way, and no two modules import each other."
+"Packages import one way, no two modules import each other, and chapters end with exercises."
 import ast
 import importlib
+import json
+import re
 import subprocess
 import sys
 
@@ -77,3 +79,29 @@ def test_an_unknown_name_is_an_attribute_error():
     for name in ('nrf_repro', 'nrf_repro.living', 'nrf_repro.experiment'):
         module = importlib.import_module(name)
         with pytest.raises(AttributeError, match="no attribute 'nothing'"): module.nothing
+
+
+CHAPTERS = sorted((ROOT / 'nbs').glob('[1-4]_*/*.ipynb'))
+ANSWER = re.compile(r'\*\*Exercise (\d)\.\*\* (.+?)\n\n<details><summary>Answer</summary>\n\n(.+?)\n\n</details>', re.S)
+
+
+def exercises(notebook):
+    "The exercises after the summary: (number, question, answer) of each; and the cells that check them."
+    cells = [(c['cell_type'], ''.join(c['source'])) for c in notebook['cells']]
+    start = next((i for i, (_, text) in enumerate(cells) if text.startswith('## Exercises\n')), len(cells))
+    after = [(kind, text) for kind, text in cells[start:] if not text.startswith(('#| hide', 'Previous: [', 'Next: ['))]
+    return [ANSWER.findall(text) for kind, text in after if kind == 'markdown'], [text for kind, text in after if kind == 'code']
+
+
+@pytest.mark.parametrize('path', [p for p in CHAPTERS if not p.stem.startswith('25')], ids=lambda p: p.stem)
+def test_a_chapter_ends_with_exercises_whose_answers_are_folded_and_checked(path):
+    found, checks = exercises(json.loads(path.read_text(encoding='utf-8')))
+    assert len(found) in (2, 3) and [number for (number, _, _), in found] == [str(i + 1) for i in range(len(found))]
+    assert checks and all('#| code-fold: true' in text and re.search(r'^\s*(for .*: )?(assert|test_\w+\(|torch\.testing|np\.testing)', text, re.M) for text in checks)
+
+
+def test_exercises_without_an_answer_are_noticed():
+    text = '## Exercises\n\n**Exercise 1.** Why?\n\n<details><summary>Answer</summary>\n\nBecause.\n\n</details>'
+    def cells(*texts): return dict(cells=[dict(cell_type='markdown', source=[t]) for t in texts])
+    assert exercises(cells(text, 'Next: [x](y)')) == ([[('1', 'Why?', 'Because.')]], [])
+    assert exercises(cells(text.replace('</details>', ''))) == ([[]], []) and exercises(cells('# Title')) == ([], [])
