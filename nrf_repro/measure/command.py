@@ -124,7 +124,7 @@ def _use_threads(count, warn=True): # None: as many as torch chooses
     if count: torch.set_num_threads(count)
     others, cores = os.getloadavg()[0], os.cpu_count() or 1
     if warn and others >= 1 and others + torch.get_num_threads() > cores + .5:
-        print(f'nrf-repro: other processes keep about {others:.0f} of {cores} cores busy: measuring takes longer, or pass fewer --threads.', file=sys.stderr)
+        print(f'nrf-repro: other processes keep about {min(others, cores):.0f} of {cores} cores busy: measuring takes longer, or pass fewer --threads.', file=sys.stderr)
 
 def _as_dict(m): # `Measurement`
     "Results, checks and facts, for JSON."
@@ -197,7 +197,8 @@ def run(a) -> int: # of `add_arguments`
     if measured and not (a.quiet or stopped and not several): print(_as_text(measured, several, a.json))
     if stopped: raise KeyboardInterrupt(_interrupted(written, several, measured))
     if not (a.quiet or a.json):
-        for path in written: print(path)
+        for path in written:
+            if not is_special(path): print(path)
     if failed: raise failed[0]
     if any(isinstance(m, str) for m in measured.values()): return 2
     return int(a.strict and any(m.flagged for m in measured.values()))
