@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from . import __version__
 from .experiment.options import Parser, check_installed, check_own, completion, with_extra
@@ -33,6 +34,24 @@ def collect(profile, parts,
     write_rows(Path(folder, 'rows.jsonl'), rows)
     return rows
 
+# %% ../nbs/5_how_it_works/87_command_line.ipynb #f72a7a69
+def _copy_lines(source, to):
+    for line in source: print(line, end='', file=to, flush=True)
+
+def _run_printed(words, **how):
+    "Run a process and print what it prints; returns its exit status. It goes on when the reader of the output has gone."
+    streams = {name: getattr(sys, name) for name in ('stdout', 'stderr')}
+    piped = [name for name, stream in streams.items() if not (stream and stream.isatty())]   # a terminal is left to the process
+    process = subprocess.Popen(words, text=True, errors='replace', **how, **dict.fromkeys(piped, subprocess.PIPE))
+    copies = [Thread(target=_copy_lines, args=(getattr(process, name), streams[name]), daemon=True) for name in piped]
+    for copy in copies: copy.start()
+    try:
+        for copy in copies: copy.join()
+        return process.wait()
+    except BaseException:
+        process.kill()
+        raise
+
 # %% ../nbs/5_how_it_works/87_command_line.ipynb #80a80eb5
 def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_fds: locks that it holds
     "Run Snakemake up to a target; returns the exit status."
@@ -42,7 +61,7 @@ def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_
              '--nolock', '--rerun-incomplete', '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
     env = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}')   # jobs use this Python
     if data := os.environ.get('NRF_DATA'): env['NRF_DATA'] = str(Path(data).resolve())
-    return subprocess.run([str(w) for w in words], env=env, pass_fds=pass_fds).returncode
+    return _run_printed([str(w) for w in words], env=env, pass_fds=pass_fds)
 
 def _check_packages(profile, parts):
     "Raises ModuleNotFoundError unless the packages are installed that run the jobs."
@@ -147,6 +166,7 @@ def build_parser(command=None): # the command that is given, if known; 'all': ev
     "Build the argument parser; the options of commands in other modules are added only for `command`."
     p = Parser('nrf-repro', description='Does batch normalisation learn non-robust features? Reproduce, measure, report.',
                epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.given, p.commands = command, {}
     p.add_argument('--version', action='version', version=f'%(prog)s {__version__}')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     def add_command(name, help, profile=True, parts=True):

@@ -135,9 +135,17 @@ def refused(capsys, *words):
     ('measure net digits --eps 8/255', 'unrecognized arguments: --eps 8/255. Did you mean --linf or --l2?'), ('measure net digits --cuda', 'Did you mean --device?'),
     ('measure net digits --lmit 3', 'Did you mean --limit or --linf?'), ('mesure net digits', 'Did you mean measure?'), ('report demo --core 3 --job x --nothing', '--nothing'),
     ('plan dmeo', "Unknown profile 'dmeo' (did you mean demo?): choose one of"), ('plan huge', "Unknown profile 'huge': choose one of"),
+    ('compare dmeo cifar-small', "no profile that was run (did you mean demo?)"), ('verify dmeo', "'dmeo' is not there (did you mean demo?)"),
+    ('compare demo tiny --silent', 'unrecognized arguments: --silent'), ('plan tiny --stict', 'unrecognized arguments: --stict.\n'),
+    ('compare demo tiny --jsn', 'Did you mean --json?'), ('restore demo --json', 'unrecognized arguments: --json.'),
     ('plan tiny --profile demo', 'two profiles, tiny and demo: leave one of them out.'), ('measure vgg11 digits --rows - --out -', '--out - and --rows - would be mixed'),
     ('measure vgg11 digits --threads 0', '--threads 0: give at least 1')])
 def test_a_misspelt_word_is_answered_with_what_was_meant(capsys, words, message): assert message in refused(capsys, *words.split())
+
+
+def test_only_options_of_the_command_are_suggested():
+    for name, command in cli.build_parser('all').commands.items():
+        assert set(cli.build_parser(name).known()) <= {'--help', '--version'} | {s for action in command._actions for s in action.option_strings}
 
 
 @pytest.mark.parametrize('device, message', [
@@ -211,6 +219,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(own):
     run = subprocess.run(f'{words} | true; echo ${{PIPESTATUS[0]}}', shell=True, executable='/bin/bash', cwd=own, env=os.environ | dict(PYTHONPATH=str(ROOT)),
                          capture_output=True, text=True)
     assert run.stdout == '0\n' and 'Traceback' not in (own / 'err').read_text() and 'nrf-repro: /dev' not in (own / 'err').read_text()
+
+
+@pytest.mark.parametrize('words', ['compare tiny tiny', 'compare tiny tiny --json', 'report tiny --dry-run --folder new', 'plan tiny --no-costs', 'completion'])
+@pytest.mark.parametrize('reader', ['true', 'head -1'])
+def test_no_command_fails_because_its_reader_has_seen_enough(tmp_path, words, reader):
+    from made_up import made_up_rows
+    from nrf_repro.results.rows import write_rows
+    words = words.replace('compare tiny tiny', 'compare rows.jsonl rows.jsonl')
+    write_rows(tmp_path / 'rows.jsonl', made_up_rows())
+    run = subprocess.run(f'{sys.executable} -m nrf_repro {words} 2>&1 | {reader} > seen; echo ${{PIPESTATUS[0]}}', shell=True, executable='/bin/bash', cwd=tmp_path,
+                         env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    assert run.stdout == '0\n' and 'Traceback' not in (tmp_path / 'seen').read_text() + run.stderr
+
+
+def test_what_a_process_prints_is_printed_and_its_end_is_not_hidden(capfd):
+    code = 'import sys; print("out"); print("err", file=sys.stderr); sys.exit(3)'
+    assert cli._run_printed([sys.executable, '-c', code]) == 3
+    assert capfd.readouterr() == ('out\n', 'err\n')
 
 
 def test_an_interrupted_measurement_says_what_was_written(own, monkeypatch, capsys):

@@ -605,6 +605,173 @@ def test_numbered_folders_are_labels_by_number_and_another_order_is_named(tmp_pa
     assert by_text['clean_accuracy'] < 1 and 'class order' in by_text.flagged
 
 
+# --- channels, several networks, and models of other libraries ---
+
+def folder_of_images(place, mode, size=(16, 16), n=3):
+    colours = np.random.default_rng(0).integers(0, 256, (2, n, *size, 3), dtype=np.uint8)
+    for c, of_class in zip('ab', colours):
+        (place / c).mkdir(parents=True)
+        for i, pixels in enumerate(of_class): Image.fromarray(pixels).convert(mode).save(place / c / f'{i}.png')
+    return place
+
+
+@pytest.mark.parametrize('make', [lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(392, 2)), lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 2))])
+@pytest.mark.parametrize('standardize', [None, 'data'])
+def test_a_grey_folder_fits_a_model_of_one_channel(tmp_path, make, standardize):
+    net, folder = make(), folder_of_images(tmp_path / 'grey', 'L')
+    seen = measured(net, folder, size=16, standardize=standardize)
+    assert '1 × 16 × 16' in seen.facts['Images']
+    im = m.eval_images(folder, size=16)
+    x = im.pixels()[:, :1]
+    layered = m.with_standardize(net, standardize, None, replace(im, x=im.x[:, :1], mean=im.mean[:1], std=im.std[:1]))
+    assert seen['clean_accuracy'] == (layered(x).argmax(1) == im.y).double().mean().item()
+    same = measured(net, (x, im.y), standardize=standardize)
+    np.testing.assert_allclose(seen.frame.value, same.frame.value, atol=1e-6)
+
+
+def test_a_grey_folder_keeps_three_channels_for_a_model_that_takes_them(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 2))
+    assert '3 × 16 × 16' in measured(net, folder_of_images(tmp_path / 'grey', 'L'), size=16).facts['Images']
+
+
+def test_colours_are_not_made_grey_in_silence(tmp_path):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(392, 2))
+    with pytest.raises(ValueError, match='the model takes one channel, and colour holds images in colour. Save them as grey images'):
+        measured(net, folder_of_images(tmp_path / 'colour', 'RGB'), size=16)
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    "Two networks, a file of bare weights, a file that is none, and grey images."
+    for name in 'ab': save_model(build_model('vgg11', 'none', in_channels=1, num_classes=2, width=1 / 32, seed='ab'.index(name)), tmp_path / f'nets/{name}.safetensors')
+    torch.save(nn.Linear(256, 2).state_dict(), tmp_path / 'bare.pt'), (tmp_path / 'cut.pt').write_text('no network')
+    folder_of_images(tmp_path / 'grey', 'L', (32, 32))
+    (tmp_path / 'own_linear.py').write_text('from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 2))\n')
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(1024, 2)).state_dict(), tmp_path / 'linear.pt')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def measure_command(capsys, words, quick='--size 32 --steps 1 --checks 0'):
+    from nrf_repro.cli import main
+    try: status = main(['measure', *words.split(), *quick.split()])
+    except SystemExit as e: status = e.code
+    said = capsys.readouterr()
+    assert 'Traceback' not in said.err
+    return status, said.out, said.err
+
+
+@pytest.mark.parametrize('words', ['nets/a.safetensors nets/b.safetensors --data grey', 'nets --data grey', 'nets grey', '--data grey nets/a.safetensors --seed 0 nets/b.safetensors'])
+def test_several_checkpoints_have_one_table(checkpoints, capsys, words):
+    status, out, _ = measure_command(capsys, f'{words} --rows rows.jsonl --out page.html')
+    lines = [line for line in out.splitlines() if line.startswith('| ')]
+    assert status == 0 and [line.split(' | ')[0] for line in lines] == ['| Network', '| ---', '| a', '| b']
+    rows = read_rows('rows.jsonl')
+    for line, name in zip(lines[2:], 'ab'):
+        one = measured(f'nets/{name}.safetensors', 'grey', size=32, checks=0, attacks=m.attacks_at(steps=1))
+        assert f'{100 * one["clean_accuracy"]:.1f} %' in line and f'{one["ligs"]:.3f}' in line
+        np.testing.assert_array_equal(sorted(rows.value[rows.arch == name]), sorted(one.rows.value))
+    page = Path('page.html').read_text()
+    assert page.count('<tr>') == 3 and 'src="http' not in page and 'rows.jsonl' in page
+
+
+def test_an_error_in_one_checkpoint_is_named_and_the_others_are_kept(checkpoints, capsys):
+    import json
+    status, out, err = measure_command(capsys, 'cut.pt nets/a.safetensors bare.pt gone.pt --data grey --json --rows rows.jsonl')
+    found = {one['name']: one for one in json.loads(out)['networks']}
+    assert status == 2 and list(found) == ['cut', 'a', 'bare', 'gone.pt'] and set(read_rows('rows.jsonl').arch) == {'a'}
+    for name, message in dict(cut='cut.pt holds no weights', bare='bare.pt does not say which network it is of. Name the network: measure(NAME, images, weights=FILE), or --model NAME',
+                              **{'gone.pt': 'No network at gone.pt'}).items():
+        assert message in found[name]['error'] and f'nrf-repro: {name}: ' in err and message in err
+    assert found['a']['results'][0]['n'] == 6
+    status, out, _ = measure_command(capsys, 'cut.pt nets/a.safetensors --data grey')
+    assert status == 2 and '| cut | ' in out and 'not measured: cut.pt holds no weights' in out and '| a | 6 |' in out
+
+
+def test_files_of_weights_of_one_network(checkpoints, capsys):
+    (checkpoints / 'other').mkdir()
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(1024, 2)).state_dict(), 'other/linear.pt')
+    status, out, _ = measure_command(capsys, 'linear.pt other/linear.pt bare.pt --data grey --model own_linear:make')
+    assert status == 2 and [line.split(' | ')[0] for line in out.splitlines()[2:5]] == ['| linear.pt', '| other/linear.pt', '| bare']
+    assert 'weights of another network' in out.splitlines()[4]
+    status, out, _ = measure_command(capsys, 'linear.pt grey --model own_linear:make')
+    assert status == 0 and out.startswith('## linear\n')
+
+
+@pytest.mark.parametrize('words, message', [
+    ('nets/a.safetensors', 'give one MODEL and IMAGES, or any number of them and --data IMAGES.'), ('a.pt b.pt c.pt', 'or any number of them and --data IMAGES'),
+    ('empty --data grey', 'empty is a folder without checkpoints (.pt, .pth, .ckpt, .bin, .safetensors). Name a file'), ('nets grey --name x', '--name x: there are several networks'),
+    ('linear.pt grey --model own_linear:make --weights x.pt', '--model says that every MODEL is a file of weights: leave --weights out.'),
+    ('nets/a.safetensors nets/a.safetensors --data grey', 'nets/a.safetensors is given twice'), ('nets gone', 'gone is no folder, nor one of the data sets'),
+    ('nets grey --batch-size 0', 'batch_size=0: pass a whole number'), ('nets grey --l2 -1', 'must be above 0')])
+def test_wrong_words_about_several_networks_are_one_error(checkpoints, capsys, words, message):
+    (checkpoints / 'empty').mkdir()
+    status, out, err = measure_command(capsys, words.replace('--l2 -1', '--l2=-1'))
+    errors = [line for line in err.splitlines() if line.startswith('nrf-repro: ') and 'other processes' not in line]   # a busy machine is mentioned too
+    assert status == 2 and not out and len(errors) == 1 and message in errors[0]
+
+
+def test_an_interruption_keeps_the_networks_that_were_measured(checkpoints, capsys, monkeypatch):
+    from nrf_repro.measure import command as measuring
+    usual = measuring.measure
+    def interrupted(model, *a, **k):
+        if 'b.safe' in model: raise KeyboardInterrupt
+        return usual(model, *a, **k)
+    monkeypatch.setattr(measuring, 'measure', interrupted)
+    status, out, err = measure_command(capsys, 'nets grey --rows rows.jsonl')
+    assert status == 130 and err.endswith('Interrupted; measured before: a; rows.jsonl was written.\n') and '| a | 6 |' in out
+    assert set(read_rows('rows.jsonl').arch) == {'a'}
+
+
+def test_strict_and_a_warning_for_all(checkpoints, capsys):
+    assert measure_command(capsys, 'nets grey --strict', '--size 32 --steps 1 --checks 6')[0] == 1    # not trained
+    assert measure_command(capsys, 'nets grey --linf 8')[2].count('has eps 8 in linf') == 2           # of two attacks, not of two networks
+
+
+PAGE = (Path(__file__).parent.parent / 'docs/pages/test_a_model.md').read_text(encoding='utf-8')
+EXAMPLES = dict(re.findall(r'\*\*([\w ]+)\*\*[^`]*(?:`[^`]+`[^`]*)*```python\n(.*?)```', PAGE.partition('## Models of other libraries')[2], re.S))
+
+
+def like_timm():
+    config = types.SimpleNamespace(resolve_model_data_config=lambda net: dict(mean=(.4,) * 3, std=(.2,) * 3))
+    make = lambda name, pretrained=False, num_classes=2: nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, num_classes))
+    return types.SimpleNamespace(is_model=lambda name: name == 'resnet10t', data=config, create_model=make)
+
+
+class LikeHuggingFace(nn.Module):
+    def __init__(self): super().__init__(); self.net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 2))
+    def forward(self, pixel_values, labels=None): return types.SimpleNamespace(logits=self.net(pixel_values), loss=None)
+
+
+@pytest.mark.parametrize('library', EXAMPLES)
+def test_the_examples_of_the_documentation_run(monkeypatch, tmp_path, library):
+    "With the library itself where it is locked, else with a small module that has the same interface."
+    from torchvision.models import resnet18
+    monkeypatch.chdir(tmp_path)
+    folder_of_images(tmp_path / 'photos', 'RGB', (64, 64), n=1)
+    net = resnet18(num_classes=2)
+    torch.save(net.state_dict(), 'resnet18.pt')
+    torch.save(dict(state_dict=under('model.', net.state_dict()), epoch=1, global_step=9, hyper_parameters=argparse.Namespace(lr=.1), optimizer_states=[]), 'last.ckpt')
+    monkeypatch.setitem(sys.modules, 'timm', like_timm())
+    hub = types.SimpleNamespace(from_pretrained=lambda folder: LikeHuggingFace())
+    scale = types.SimpleNamespace(from_pretrained=lambda folder: types.SimpleNamespace(image_mean=[.5] * 3, image_std=[.5] * 3))
+    monkeypatch.setitem(sys.modules, 'transformers', types.SimpleNamespace(AutoModelForImageClassification=hub, AutoImageProcessor=scale))
+    quick = measurement.measure
+    monkeypatch.setattr('nrf_repro.measure', lambda *a, **k: quick(*a, **k, attacks=m.attacks_at(steps=1), checks=0, progress=False), raising=False)
+    exec(EXAMPLES[library], space := {})
+    assert space['result'].frame.n.max() == 2 and 0 <= space['result']['clean_accuracy'] <= 1
+    if library == 'Lightning':
+        assert torch.equal(space['net'].fc.weight, net.fc.weight) and 'prefix model. removed' in space['result'].facts['Weights']
+
+
+def test_every_library_has_an_example(): assert set(EXAMPLES) == {'torchvision', 'timm', 'Lightning', 'Hugging Face'}
+
+
+def test_an_output_with_logits_names_the_wrapper(images):
+    with pytest.raises(TypeError, match=r'returns a SimpleNamespace. Wrap it so that it returns logits: nrf_repro.measure.Logits\(model\)'): measured(LikeHuggingFace(), images)
+
+
 # --- what is printed, pipes and devices ---
 
 OWN = 'from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))\n'

@@ -27,10 +27,19 @@ def close_names(name, known): # -> ' Did you mean ...?' or ''
 class Parser(argparse.ArgumentParser):
     "An argument parser whose errors suggest an option or a command. Its commands are in `commands`: name -> parser."
     commands: dict = {}
+    given = None     # the name of the command that is parsed, if known
+    mixed = False    # whether options may stand between the words of one argument
+
+    def parse_known_args(self, args=None, namespace=None):
+        "As argparse does; with `mixed`, words may come before and after options."
+        if not self.mixed: return super().parse_known_args(args, namespace)
+        self.mixed = False    # the other method calls this one
+        try: return self.parse_known_intermixed_args(args, namespace)
+        finally: self.mixed = True
 
     def known(self):
-        "All options of this parser and of its commands."
-        parsers = [self, *self.commands.values()]
+        "All options of this parser and of the command that is given, or of all commands."
+        parsers = [self, *([self.commands[self.given]] if self.given in self.commands else self.commands.values())]
         return sorted({name for p in parsers for action in p._actions for name in action.option_strings if name.startswith('--')})
 
     def error(self, message):

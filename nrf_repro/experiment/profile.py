@@ -250,6 +250,12 @@ def _check_study(profile, name, given, place):
     if lost := [network.id for network in profile.study_networks(name) if network not in planned]:
         raise ValueError(f'{place} takes {lost[0]}, which no grid trains. Add it to a grid, or remove it here.')
 
+# %% ../../nbs/5_how_it_works/50_profile.ipynb #b29f3966
+def like_profile(name, folder='reports/profiles'):
+    "A question that names the profile whose name is like this one; '' if there is none."
+    near = get_close_matches(Path(name).stem, profiles(folder), 1)
+    return f' (did you mean {near[0]}?)' if near else ''
+
 # %% ../../nbs/5_how_it_works/50_profile.ipynb #1c1e5287
 def profiles(folder: str | Path = 'reports/profiles') -> list:
     "The names of the profiles in a folder."
@@ -260,8 +266,7 @@ def load_profile(name: str | Path, # of a file in `folder`, or the path of a .ya
     "A checked `Profile`. Raises ValueError with file, line and key of a mistake, or if there is no such profile."
     path = Path(name) if str(name).endswith('.yaml') else resolve_repo_path(folder) / f'{name}.yaml'
     if not path.is_file():
-        near = get_close_matches(Path(name).stem, profiles(folder), 1)
-        raise ValueError(f'Unknown profile {str(name)!r}{f" (did you mean {near[0]}?)" if near else ""}: choose one of {", ".join(profiles(folder))}, '
+        raise ValueError(f'Unknown profile {str(name)!r}{like_profile(name, folder)}: choose one of {", ".join(profiles(folder))}, '
                          'or give the path of a .yaml file.')
     values, place = read_yaml(path)
     return parse_profile(values, path.stem, place)

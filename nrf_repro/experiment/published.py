@@ -139,7 +139,8 @@ def load_published(
     if arch is not None:
         fits = fits[fits.arch == arch]
     if len(fits) != 1:
-        raise ValueError(f'{len(fits)} published networks fit norm={norm!r}, arch={arch!r}, regime={regime!r}. Choose one of: {", ".join(found.name)}.')
+        fix = f'Pass arch=, one of {", ".join(sorted(set(fits.arch)))}' if len(fits) and arch is None else f'Choose one of: {", ".join(found.name)}'
+        raise ValueError(f'{len(fits)} published networks fit norm={norm!r}, arch={arch!r}, regime={regime!r}. {fix}.')
     file = fits.path.iloc[0]
     if file.parent == _cache(profile): _fetch(file, **read_json(resolve_repo_path(folder) / profile / 'networks' / REGISTRY)[file.stem])
     return load_model(file, device)

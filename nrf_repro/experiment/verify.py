@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .plan import run_spec
-from .profile import PARTS, load_profile, parse_profile
+from .profile import PARTS, like_profile, load_profile, parse_profile
 from .provenance import machine, processor
 from .published import rows_of_network, networks_in
 from .run import measure_network, train_network
@@ -28,7 +28,7 @@ def _folder_of(name): # of a published profile, or a path
     for path in (Path(name), Path('reports/published', name)):
         try: return path if path.is_dir() else resolve_repo_path(path)
         except FileNotFoundError: continue
-    raise FileNotFoundError(f'{str(name)!r} is not there: name a published profile, such as demo, or a folder of reports/published.')
+    raise FileNotFoundError(f'{str(name)!r} is not there{like_profile(name)}: name a published profile, such as demo, or a folder of reports/published.')
 
 def published(folder): # or the name of a profile
     "Rows of networks, rows of studies, `Profile` and origin. Raises FileNotFoundError without rows, ValueError unless they are of one profile."

@@ -11,9 +11,9 @@ from nrf_repro.measure.checks import Check, Probe, run_checks
 from nrf_repro.measure.command import add_arguments, run
 from nrf_repro.measure.images import EvalImages, eval_images
 from nrf_repro.measure.measurement import LargeEps, Measurement, attacks_at, measure
-from nrf_repro.measure.subject import find_model, with_standardize
+from nrf_repro.measure.subject import Logits, find_model, with_standardize
 
-__all__ = ['EvalImages', 'LargeEps', 'Measurement', 'attacks_at', 'eval_images', 'find_model', 'measure', 'with_standardize']
+__all__ = ['EvalImages', 'LargeEps', 'Logits', 'Measurement', 'attacks_at', 'eval_images', 'find_model', 'measure', 'with_standardize']
 
 __getattr__ = renamed(__name__, dict(find_network=find_model, as_subjects=eval_images))
 

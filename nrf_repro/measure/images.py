@@ -94,6 +94,13 @@ def _named_images(name, limit, size):
     if len(found) == 2: return load(path, 'test', limit=limit, size=size)
     return _class_folders(found.get('test', path), limit, size)
 
+# %% ../../nbs/5_how_it_works/83_measure_images.ipynb #15f291e7
+def _one_channel(images): # `EvalImages`
+    "Grey images with one channel instead of three equal ones. Raises `ValueError` for images in colour."
+    if not all(torch.equal(images.x[:, 0], images.x[:, c]) for c in (1, 2)):
+        raise ValueError(f'the model takes one channel, and {images.name} holds images in colour. Save them as grey images, for example with convert("L") of Pillow.')
+    return replace(images, x=images.x[:, :1], mean=images.mean[:1], std=images.std[:1])
+
 # %% ../../nbs/5_how_it_works/83_measure_images.ipynb #7eb0c1d3
 _LEAST = dict(batch_size=1, checks=0, seed=0, limit=1, size=1)
 
@@ -111,6 +118,7 @@ def eval_images(images,     # `Images`, a pair (x, y) of arrays, the name of a d
                 ) -> EvalImages:
     "The images in one form. Raises `TypeError`, `ValueError` or `FileNotFoundError` where they cannot be read."
     limit, size = _whole_number('limit', limit), _whole_number('size', size)
+    if isinstance(images, EvalImages): return images if limit is None else images[balanced(images.y, limit)]
     if isinstance(images, (str, Path)): images, limit = _named_images(images, limit, size), None
     if isinstance(images, Images):
         found = EvalImages(images.x, images.y, len(images.classes), images.mean, images.std, images.name, tuple(images.classes))

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from ..attacks import PAPER_ATTACKS, Attack
 from ..data import Images, balanced
-from ..training.evaluation import check_classifier, evaluate
+from ..training.evaluation import accepts, check_classifier, evaluate
 from ..experiment.run import OUTCOMES
 from ..results.intervals import t_interval, wilson
 from .checks import Probe, run_checks
-from .images import _whole_number, eval_images
+from .images import _one_channel, _whole_number, eval_images
 from .page import html, markdown
-from .subject import _check_device, _default_device, _default_name, _norm_kind, _on_device, find_model, with_standardize
+from .subject import _check_device, _default_device, _default_name, _first_tensor, _norm_kind, _on_device, find_model, with_standardize
 from ..results.outcomes import outcome_fields
 from ..report.text import duration
 from ..results.rows import FIELDS, config_hash, frame, make_row, tf32_set
@@ -124,6 +124,14 @@ def _classes_text(names, most=20): # names: in the order of their labels
     numbered = any(c.isdigit() for name in names for c in name) and list(names) != sorted(names)
     return first + more + ('; torchvision sorts numbers as text and would number these classes differently' if numbered else '')
 
+# %% ../../nbs/5_how_it_works/81_measure.ipynb #bff720a5
+def _with_fitting_channels(model, data): # `EvalImages`
+    "The images; with one channel if the model does not accept three, and accepts one."
+    if data.x.shape[1] != 3: return data
+    p = _first_tensor(model)
+    x = data[:2].pixels() if p is None else data[:2].pixels(p.device, p.dtype)
+    return _one_channel(data) if not accepts(model, x) and accepts(model, x[:, :1]) else data
+
 # %% ../../nbs/5_how_it_works/81_measure.ipynb #4a29487e
 def _common_fields(net, data, name, seed, device, settings):
     "The fields that all rows of a measurement share."
@@ -178,7 +186,7 @@ def measure(
     device = _check_device(device)
     numbers = _check_numbers(sigma, batch_size=batch_size, checks=checks, seed=seed, limit=limit, size=size)
     attacks, found = _check_attacks(attacks), find_model(model, weights, entry)
-    data = eval_images(images, numbers['limit'], numbers['size'])
+    data = _with_fitting_channels(found.model, eval_images(images, numbers['limit'], numbers['size']))
     _warn_of_large_eps(attacks, data.x.shape[1:])
     net = with_standardize(found.model, standardize, found.stats, data)
     with tf32_set(tf32), _on_device(net, device or _default_device(model)) as (net, device, dtype):

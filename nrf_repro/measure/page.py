@@ -12,7 +12,7 @@ from ..experiment.published import leaderboard, published_rows
 from .checks import _display_name, _percent
 from ..report.html import download, jsonl
 from ..results.rows import write_atomically
-from ..report.html import environment, to_markdown
+from ..report.html import environment, plain_html, template_text, to_markdown
 from ..report.text import arch_name, eps_text, norm_name, number
 
 # %% ../../nbs/5_how_it_works/85_measure_page.ipynb #4dbe499c
@@ -95,3 +95,27 @@ def html(m,     # `Measurement`
                   checks=[c | dict(sign=_SIGNS[c['verdict']]) for c in m.checks.to_dict('records')],
                   yardstick=_yardstick(m), lines=[d | dict(marks=list(_marks(d, m))) for d in lines if not d['check']], extra=[d | dict(marks=[]) for d in lines if d['check']])
     return write_atomically(path, env.get_template('measure.html.j2').render(values, style=style + more, script=script))
+
+# %% ../../nbs/5_how_it_works/85_measure_page.ipynb #3561c4a1
+def _cells(name, m): # m: `Measurement`, or the error as text
+    "The row of a network: heading -> text."
+    if isinstance(m, str): return dict(Network=name, Checks=f'not measured: {m}')
+    kept = m.frame[(m.frame.experiment == 'measure') & m.frame.metric.isin(['clean_accuracy', 'robust_accuracy', 'ligs'])]
+    lines = [_line(r) for r in kept.itertuples()]
+    numbers = {line['name']: f'{line["text"]} {line["interval"]}'.strip() for line in lines}
+    checks = f'{len(m.flagged)} of {len(m.checks)} flagged' + (f': {"; ".join(m.flagged)}' if m.flagged else '') if len(m.checks) else 'none made'
+    return dict(Network=name, n=f'{kept.n.max():,}') | numbers | dict(Checks=checks)
+
+def overview(measured): # name -> `Measurement`, or the error as text
+    "A table with a row for each network, of texts; intervals are those of single networks."
+    table = pd.DataFrame([_cells(name, m) for name, m in measured.items()]).fillna('')
+    return table[[head for head in table if head != 'Checks'] + ['Checks']]
+
+# %% ../../nbs/5_how_it_works/85_measure_page.ipynb #040a8eee
+def overview_html(measured, path):
+    "Write the table of several networks as one HTML file, with their rows; return its path. Raises `OSError` where it cannot be written."
+    rows = pd.concat([m.rows for m in measured.values() if not isinstance(m, str)] or [pd.DataFrame()])
+    values = dict(table=plain_html(overview(measured), 'Values with 95 % intervals over images; a flagged check questions the numbers.', 'networks'),
+                  files=[download('rows.jsonl', jsonl(rows), 'application/x-ndjson')], number=len(measured))
+    template = environment().get_template('measured.html.j2')
+    return write_atomically(path, template.render(values, style=template_text('tables.css', 'report.css')))

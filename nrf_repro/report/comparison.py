@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..experiment.profile import build_root
+from ..experiment.profile import build_root, like_profile
 from ..experiment.store import read_json
 from .differences import difference, holm
 from .html import download, environment, template_text, to_markdown
@@ -24,7 +24,7 @@ from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, in_points, norm_na
 from .verdict_table import verdict_lines
 from ..results.claims import conclude, decide_parts
 from ..results.rules import Claim, load_claims
-from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, write_atomically
+from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, is_special, resolve_repo_path, paper_rows, read_rows, write_atomically
 
 # %% ../../nbs/5_how_it_works/79_comparison.ipynb #5f7fa1e1
 KEY = tuple(f for f in IDENTITY if f not in ('seed', 'profile'))
@@ -92,7 +92,7 @@ def _folder_of(name): # of a profile's rows: of a run of one's own, or as publis
         try: folder = resolve_repo_path(Path(base, name))
         except FileNotFoundError: continue
         if holds_rows(folder): return folder
-    raise FileNotFoundError(f'{name!r} is no file, no folder with rows, and no profile that was run: '
+    raise FileNotFoundError(f'{name!r} is no file, no folder with rows, and no profile that was run{like_profile(name)}: '
                             'run `nrf-repro report --profile NAME` first.')
 
 def fingerprints(folder):
@@ -310,7 +310,13 @@ def add_arguments(parser):
     add('--out', help='write the page here, as HTML')
     add('--ignore', nargs='+', default=(), metavar='FIELD', help='fields that may differ, e.g. arch norm')
     add('--names', nargs=2, default=(None, None), metavar=('A', 'B'), help='names of the sides')
+    add('--json', action='store_true', help='print what differs as JSON')
+    add('--quiet', action='store_true', help='print nothing')
     return parser
+
+def _as_json(a, b, lines): # sides; of `compare`
+    table = json.loads(lines.to_json(orient='records', force_ascii=False, double_precision=15))
+    return json.dumps(dict(a=a.name, b=b.name, conclusion=conclusion(lines), lines=table), indent=1, ensure_ascii=False)
 
 def run(a) -> int:  # of `add_arguments`; the exit status
     "Compare, print what differs, write the page."
@@ -318,7 +324,11 @@ def run(a) -> int:  # of `add_arguments`; the exit status
     lines = compare(first, second, a.ignore)
     clear = lines[lines.moved.isin(['up', 'down'])]
     said = conclusion(lines), nothing_in_common(first, second, a.ignore), _rules(a.ignore)[2] if a.out else ''
-    print(f'A: {first.name}, B: {second.name}.', *filter(None, said))
-    if len(clear): print(f'\n{comparison_markdown(clear)}')
-    if a.out: print(render_compare(first, second, a.out, ignore=a.ignore))
+    if not a.quiet and a.json: print(_as_json(first, second, lines))
+    if not a.quiet and not a.json:
+        print(f'A: {first.name}, B: {second.name}.', *filter(None, said))
+        if len(clear): print(f'\n{comparison_markdown(clear)}')
+    if a.out:
+        written = render_compare(first, second, a.out, ignore=a.ignore)
+        if not (a.quiet or a.json or is_special(written)): print(written)
     return 0

@@ -75,6 +75,8 @@ def _check_module(model):
             raise ValueError(f'the layer of {name} does not know its shape yet. Run the model once on an image, or load its weights.')
 
 # %% ../../nbs/5_how_it_works/41_evaluation.ipynb #2ee329ab
+def _wrapper(z): return ': nrf_repro.measure.Logits(model)' if hasattr(z, 'logits') else ''
+
 def _forward(model, x):
     "The model's output. Raises `ValueError` or `TypeError` where it does not accept the images or returns no logits."
     shape, batch = tuple(x.shape[1:]), '' if len(x) > 1 else ', in a batch of one'
@@ -82,7 +84,7 @@ def _forward(model, x):
     except Exception as e:
         why = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(f'the model does not take images of shape {shape}{batch} ({why}). Give images of the size and channels it was trained on.') from None
-    if not torch.is_tensor(z): raise TypeError(f'the model returns a {type(z).__name__}. Wrap it so that it returns logits.')
+    if not torch.is_tensor(z): raise TypeError(f'the model returns a {type(z).__name__}. Wrap it so that it returns logits{_wrapper(z)}.')
     if z.ndim != 2 and len(x) == 1:
         raise ValueError(f'for a batch of one image the model returns shape {tuple(z.shape)}. Return n x k logits; squeeze() and the like drop the batch.')
     return z
@@ -96,6 +98,15 @@ def _check_gradient(model, x):
     except RuntimeError as e:
         fix = 'Pass use_reentrant=False to torch.utils.checkpoint' if 'reentrant' in str(e) else 'Let its backward pass reach the images'
         raise ValueError(f'the model gives no gradient in the images ({" ".join(str(e).split())[:90]}). {fix}.') from None
+
+# %% ../../nbs/5_how_it_works/41_evaluation.ipynb #e90a0f7b
+def accepts(model, x):
+    "Whether the model takes these images. Raises as `check_classifier` does for a module that cannot be attacked."
+    _check_module(model)
+    with frozen(model), torch.no_grad():
+        try: model(x.clone())
+        except Exception: return False
+    return True
 
 # %% ../../nbs/5_how_it_works/41_evaluation.ipynb #272ddfc4
 def check_classifier(model, # any nn.Module
