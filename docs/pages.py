@@ -1,5 +1,6 @@
 """The pages that are not chapters: the API by task, published reports, benchmarks, robustness, how to add, how to cite, bibliography."""
 import ast
+import html
 import re
 import shutil
 import sys
@@ -107,21 +108,42 @@ def reports(root, url):
     return REPORTS.format(reports='\n'.join(there) or none, url=url, claims='\n'.join(rows)) + leaderboard(root)
 
 
+def mark(line, marks):
+    "The mark of a robust accuracy whose attack failed a check, with the reason as its title; '' where none failed."
+    reason = marks.get(line.profile, {}).get(tuple(map(str, (line.dataset, line.arch, line.width, line.regime, line.norm, 'pgd_l2'))), '')
+    return f' <abbr title="{html.escape(reason)}">⚠</abbr>' if reason else ''
+
+
+def board_line(line, marks): # of `leaderboard` of the package -> (shown, sorted by) of each column
+    from nrf_repro.report.text import arch_name, norm_name
+    interval = '' if line.low != line.low else f' <small>[{line.low:.1f}, {line.high:.1f}]</small>'
+    texts = [line.profile, line.dataset, arch_name(line.arch), norm_name(line.norm), line.regime]
+    numbers = [(f'{line.width:g}', line.width), (f'{line.clean:.1f}', line.clean), (f'{line.robust:.1f}{interval}{mark(line, marks)}', line.robust),
+               (f'{line.LIGS:.3f}', line.LIGS), (f'{line.eps:g}', line.eps), (line.seeds, line.seeds)]
+    return [(text, text) for text in texts] + [(shown, -1 if value != value else value) for shown, value in numbers]
+
+
 def leaderboard(root):
-    "The published networks, from their rows."
+    "The published networks, from their rows: an HTML table that is sorted by a click on the head of a column."
     from nrf_repro.experiment.published import leaderboard as lines, published_rows
+    from nrf_repro.report.checks import doubts
     if not list(root.glob('reports/published/*/rows.jsonl')): return ''
-    board = lines(published_rows(root / 'reports/published'))
-    cells = board.assign(**{c: board[c].map('{:.1f}'.format) for c in ('clean, %', 'robust, %')}, LIGS=board.LIGS.map('{:.3f}'.format))
-    table = ['| ' + ' | '.join(map(str, line)) + ' |' for line in [cells.columns, ['---'] * cells.shape[1], *cells.itertuples(index=False)]]
-    return '\n'.join([BOARD, *table, ''])
+    rows = published_rows(root / 'reports/published')
+    marks = {profile: doubts(own) for profile, own in rows.groupby('profile')}
+    board = lines(rows).rename(columns={'clean, %': 'clean', 'robust, %': 'robust', 'robust low, %': 'low', 'robust high, %': 'high'})
+    heads = ['Profile', 'Data', 'Network', 'Norm', 'Training', 'Width', 'Clean, %', 'Robust, %', 'LIGS', 'eps', 'Seeds']
+    top = ''.join(f'<th scope="col"><button type="button">{head}</button></th>' for head in heads)
+    body = [''.join(f'<td data-value="{value}">{shown}</td>' for shown, value in board_line(line, marks)) for line in board[board.robust.notna()].itertuples()]
+    return '\n'.join([BOARD, '<table class="leaderboard">', f'<thead><tr>{top}</tr></thead>', '<tbody>', *(f'<tr>{cells}</tr>' for cells in body), '</tbody></table>', ''])
 
 
 BOARD = """
 ## Leaderboard
 
-Mean over seeds; robust accuracy under PGD l2 at the profile's eps, which differs between profiles. Read it beside clean accuracy.
-The small networks lie beside the rows: `nrf_repro.load_published('demo', arch='vgg11', norm='bn')`.
+Mean over seeds; robust accuracy under PGD ℓ2 at the profile's eps, which differs between profiles, with its 95 % t interval over
+seeds. Read it beside clean accuracy. ⚠: a stronger attack fools clearly more images, so the value is too high; the reason is the
+mark's title, and the checks are in [Is the attack strong enough?](12_attack_strength.ipynb). A click on the head
+of a column sorts by it. The small networks lie beside the rows: `nrf_repro.load_published('demo', arch='vgg11', norm='bn')`.
 """
 
 

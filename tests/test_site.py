@@ -523,6 +523,20 @@ def test_the_first_screen_answers(site, page):
         assert page.locator('nav.topnav a[aria-current]').text_content() == name
 
 
+def test_the_leaderboard_has_intervals_and_marks_and_is_sorted_by_a_click(site, page):
+    page.goto((site / 'reports.html').as_uri())
+    def column(): return [float(v) for v in page.eval_on_selector_all('table.leaderboard tbody td:nth-child(8)', 'all => all.map(e => e.dataset.value)')]
+    robust = column()
+    assert len(robust) > 20 and robust != sorted(robust)
+    for order in (sorted(robust, reverse=True), sorted(robust)):
+        page.click('table.leaderboard th:nth-child(8) button')
+        assert column() == order
+    assert page.get_attribute('table.leaderboard th:nth-child(8)', 'aria-sort') == 'ascending'
+    cells = page.locator('table.leaderboard tbody td:nth-child(8)').all_inner_texts()
+    assert all('[' in cell for cell in cells) and 0 < sum('⚠' in cell for cell in cells) < len(cells)
+    assert all(page.eval_on_selector_all('table.leaderboard abbr', 'all => all.map(e => e.title.length > 10)'))
+
+
 def test_terms_lead_to_the_glossary(site, page):
     page.goto((site / '13_tables_1_and_2.html').as_uri())
     terms = page.locator('article a.nrf-term')

@@ -39,6 +39,20 @@ function summaries() {
   };
 }
 
+// A click on the head of a column of the leaderboard sorts by it, and a second click the other way round.
+function sortLeaderboard() {
+  for (const table of document.querySelectorAll('table.leaderboard')) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => head.querySelector('button').addEventListener('click', () => {
+      const down = head.getAttribute('aria-sort') !== 'descending', key = row => row.cells[column].dataset.value;
+      const order = (a, b) => isNaN(key(a)) || isNaN(key(b)) ? key(a).localeCompare(key(b)) : key(a) - key(b);
+      for (const other of heads) other.removeAttribute('aria-sort');
+      head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+      table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => down ? -order(a, b) : order(a, b)));
+    }));
+  }
+}
+
 summaries();
-document.addEventListener('DOMContentLoaded', () => { nameByWords(); closeContents(); setFormulas(); letScroll(); });
+document.addEventListener('DOMContentLoaded', () => { nameByWords(); closeContents(); setFormulas(); letScroll(); sortLeaderboard(); });
 window.addEventListener('resize', letScroll);

@@ -18,6 +18,7 @@ from .profile import NetworkId
 from .provenance import origin_of
 from .store import WEIGHTS, read_json, weights_file, write_json
 from ..models import Classifier, load_model, model_config, save_model
+from ..results.intervals import t_interval
 from ..results.rows import resolve_repo_path, read_published
 
 # %% ../../nbs/5_how_it_works/59_published.ipynb #2fdc7954
@@ -150,16 +151,18 @@ def leaderboard(
     rows: pd.DataFrame,     # a frame of `read_rows`; of one profile or of several
     attack: str = 'pgd_l2', # whose robust accuracy counts
 ) -> pd.DataFrame:          # one line per kind of network
-    "Published networks by robust accuracy, with clean accuracy, LIGS and the number of seeds."
+    "Published networks by robust accuracy with its 95 % t interval over seeds (NaN for one seed, cut at 0 and 100 %), with clean accuracy, LIGS and the number of seeds."
     final = rows[(rows.experiment == 'final') & rows.metric.isin(['clean_accuracy', 'robust_accuracy', 'ligs'])]
     final = final[final.attack.isna() | (final.attack == attack)]
     lines = final.pivot_table(index=['profile', *KIND], columns='metric', values='value', aggfunc='mean', dropna=False).dropna(how='all')
+    robust = final[final.metric == 'robust_accuracy'].groupby(['profile', *KIND], dropna=False).value.agg([lambda v: t_interval(v).low, lambda v: t_interval(v).high])
+    lines[['low', 'high']] = robust.reindex(lines.index).clip(0, 1).to_numpy()
     lines['seeds'] = final.groupby(['profile', *KIND]).seed.nunique()
     lines['eps'] = final.groupby(['profile', *KIND]).eps.first()
-    columns = dict(clean_accuracy='clean, %', robust_accuracy='robust, %', ligs='LIGS', eps='eps', seeds='seeds')
+    columns = dict(clean_accuracy='clean, %', robust_accuracy='robust, %', low='robust low, %', high='robust high, %', ligs='LIGS', eps='eps', seeds='seeds')
     lines = lines.reindex(columns=list(columns)).sort_values(['profile', 'robust_accuracy', 'clean_accuracy'],
                                                              ascending=[True, False, False], kind='stable')
-    lines[['clean_accuracy', 'robust_accuracy']] *= 100
+    lines[['clean_accuracy', 'robust_accuracy', 'low', 'high']] *= 100
     return lines.rename(columns=columns).reset_index()
 
 # %% ../../nbs/5_how_it_works/59_published.ipynb #6d41e33d
