@@ -228,9 +228,9 @@ def report(rows, x, y, o):
     of = prod(map(len, (o.steps, o.archs, o.norms, o.balls, o.losses)))
     done = len({(r['network'], r['attack'], r['steps']) for r in rows})
     if done < of: about += f' **{done} of {of} cases: the run was ended before the others.**'
-    few, names = slice(0, o.batch_size), dict.fromkeys(r['network'] for r in rows) if o.device == 'cpu' else ()
-    speed = rewrite_table(dict.fromkeys(r['network'] for r in rows), x, y, o)
-    left = '\n'.join(f'- A gradient of ours, {n}: {shares(trained(*n.split(), o), x[few], y[few], o)}.' for n in names)
+    few, names = slice(0, o.batch_size), dict.fromkeys(r['network'] for r in rows)
+    speed = rewrite_table(names, x, y, o)
+    left = '\n'.join(f'- A gradient of ours, {n}: {shares(trained(*n.split(), o), x[few], y[few], o)}.' for n in names if o.device == 'cpu')
     publish('Attacks', '\n\n'.join([about, table(rows), summary(rows), REWRITE_NOTES, speed, left, NOTES]), o, 'torchattacks', 'foolbox')
 
 

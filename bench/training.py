@@ -17,7 +17,6 @@ from torchvision import transforms
 
 from common import EPS, first, held_out, markdown, options, parser, publish, ratios, recipe, spread, timed, turns, wall_clock
 from nrf_repro.attacks import Attack
-from nrf_repro.data import load
 from nrf_repro.models import build_model
 from nrf_repro.training.loop import Monitor, correct, fit
 from nrf_repro.training.recipe import lr_at, sgd

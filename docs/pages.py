@@ -114,7 +114,8 @@ def mark(line, marks):
     return f' <abbr title="{html.escape(reason)}">⚠</abbr>' if reason else ''
 
 
-def board_line(line, marks): # of `leaderboard` of the package -> (shown, sorted by) of each column
+def board_line(line, marks): # a line of the package's `leaderboard`
+    "The cells of a network: (what is shown, what it is sorted by)."
     from nrf_repro.report.text import arch_name, norm_name
     interval = '' if line.low != line.low else f' <small>[{line.low:.1f}, {line.high:.1f}]</small>'
     texts = [line.profile, line.dataset, arch_name(line.arch), norm_name(line.norm), line.regime]
@@ -134,16 +135,16 @@ def leaderboard(root):
     heads = ['Profile', 'Data', 'Network', 'Norm', 'Training', 'Width', 'Clean, %', 'Robust, %', 'LIGS', 'eps', 'Seeds']
     top = ''.join(f'<th scope="col"><button type="button">{head}</button></th>' for head in heads)
     body = [''.join(f'<td data-value="{value}">{shown}</td>' for shown, value in board_line(line, marks)) for line in board[board.robust.notna()].itertuples()]
-    return '\n'.join([BOARD, '<table class="leaderboard">', f'<thead><tr>{top}</tr></thead>', '<tbody>', *(f'<tr>{cells}</tr>' for cells in body), '</tbody></table>', ''])
+    table = ['<table class="leaderboard">', f'<thead><tr>{top}</tr></thead>', '<tbody>', *(f'<tr>{cells}</tr>' for cells in body), '</tbody></table>']
+    return '\n'.join([BOARD, *table, ''])
 
 
 BOARD = """
 ## Leaderboard
 
 Mean over seeds; robust accuracy under PGD ℓ2 at the profile's eps, which differs between profiles, with its 95 % t interval over
-seeds. Read it beside clean accuracy. ⚠: a stronger attack fools clearly more images, so the value is too high; the reason is the
-mark's title, and the checks are in [Is the attack strong enough?](12_attack_strength.ipynb). A click on the head
-of a column sorts by it. The small networks lie beside the rows: `nrf_repro.load_published('demo', arch='vgg11', norm='bn')`.
+seeds. Read it beside clean accuracy. ⚠: a check of the attack failed, so the value is too high; the title of the mark says which,
+and the checks are in [Is the attack strong enough?](12_attack_strength.ipynb). A click on the head of a column sorts by it. The small networks lie beside the rows: `nrf_repro.load_published('demo', arch='vgg11', norm='bn')`.
 """
 
 

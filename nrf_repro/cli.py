@@ -49,7 +49,9 @@ def _run_printed(words, **how):
         for copy in copies: copy.join()
         return process.wait()
     except BaseException:
-        process.kill()
+        process.terminate()              # Snakemake then ends its jobs; what they have finished is kept
+        try: process.wait(timeout=20)
+        except subprocess.TimeoutExpired: process.kill()
         raise
 
 # %% ../nbs/5_how_it_works/87_command_line.ipynb #80a80eb5
@@ -295,7 +297,8 @@ def main(argv=None):
     with _safe_printing():
         try: return run(build_parser(next(iter(words), None)).parse_args(words))
         except KeyboardInterrupt as e:
-            print(str(e) or 'Interrupted; what is finished is kept, run again to continue.', file=sys.stderr)
+            kept = '; what is finished is kept, run again to continue' if 'report' in words[:1] else ''
+            print(str(e) or f'Interrupted{kept}.', file=sys.stderr)
             return 130
         except BrokenPipeError: return 0   # the reader of the output has seen enough
         except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as e:

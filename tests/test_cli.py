@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -237,6 +238,26 @@ def test_what_a_process_prints_is_printed_and_its_end_is_not_hidden(capfd):
     code = 'import sys; print("out"); print("err", file=sys.stderr); sys.exit(3)'
     assert cli._run_printed([sys.executable, '-c', code]) == 3
     assert capfd.readouterr() == ('out\n', 'err\n')
+
+
+def test_an_interrupt_lets_the_started_process_end_its_work(tmp_path):
+    "The process ends by itself on SIGTERM, which is what lets Snakemake end its jobs; only the parent is interrupted."
+    (tmp_path / 'child.py').write_text('import pathlib, signal, sys, time\ndef end(*_): pathlib.Path("ended").touch(); sys.exit()\n'
+                                       'signal.signal(signal.SIGTERM, end)\nprint("ready", flush=True)\ntime.sleep(60)\n')
+    (tmp_path / 'parent.py').write_text('import sys\nfrom nrf_repro import cli\ncli._run_printed([sys.executable, "child.py"])\n')
+    parent = subprocess.Popen([sys.executable, 'parent.py'], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert parent.stdout.readline() == 'ready\n'
+    parent.send_signal(signal.SIGINT)
+    parent.communicate(timeout=30)
+    assert parent.returncode and (tmp_path / 'ended').is_file()
+
+
+@pytest.mark.parametrize('command, said', [('report', 'Interrupted; what is finished is kept, run again to continue.\n'), ('plan', 'Interrupted.\n')])
+def test_an_interrupt_says_whether_something_is_kept(monkeypatch, capsys, command, said):
+    def interrupt(a): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'run', interrupt)
+    assert cli.main([command, 'tiny']) == 130 and capsys.readouterr().err == said
 
 
 def test_an_interrupted_measurement_says_what_was_written(own, monkeypatch, capsys):

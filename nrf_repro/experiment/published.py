@@ -151,12 +151,15 @@ def leaderboard(
     rows: pd.DataFrame,     # a frame of `read_rows`; of one profile or of several
     attack: str = 'pgd_l2', # whose robust accuracy counts
 ) -> pd.DataFrame:          # one line per kind of network
-    "Published networks by robust accuracy with its 95 % t interval over seeds (NaN for one seed, cut at 0 and 100 %), with clean accuracy, LIGS and the number of seeds."
+    """Published networks by robust accuracy, with clean accuracy, LIGS and the number of seeds.
+
+    `robust low, %` and `robust high, %` are its 95 % t interval over seeds, cut at 0 and 100 %; NaN for one seed.
+    """
     final = rows[(rows.experiment == 'final') & rows.metric.isin(['clean_accuracy', 'robust_accuracy', 'ligs'])]
     final = final[final.attack.isna() | (final.attack == attack)]
     lines = final.pivot_table(index=['profile', *KIND], columns='metric', values='value', aggfunc='mean', dropna=False).dropna(how='all')
-    robust = final[final.metric == 'robust_accuracy'].groupby(['profile', *KIND], dropna=False).value.agg([lambda v: t_interval(v).low, lambda v: t_interval(v).high])
-    lines[['low', 'high']] = robust.reindex(lines.index).clip(0, 1).to_numpy()
+    robust = final[final.metric == 'robust_accuracy'].groupby(['profile', *KIND], dropna=False).value.agg(t_interval).reindex(lines.index)
+    lines['low'], lines['high'] = (robust.map(lambda iv: getattr(iv, end), na_action='ignore').astype(float).clip(0, 1) for end in ('low', 'high'))
     lines['seeds'] = final.groupby(['profile', *KIND]).seed.nunique()
     lines['eps'] = final.groupby(['profile', *KIND]).eps.first()
     columns = dict(clean_accuracy='clean, %', robust_accuracy='robust, %', low='robust low, %', high='robust high, %', ligs='LIGS', eps='eps', seeds='seeds')

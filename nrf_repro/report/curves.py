@@ -101,11 +101,12 @@ def _measured(part, metric): # the label of an axis
     a = next(part.dropna(subset='attack').itertuples())
     return f'accuracy under {COLUMNS.get(a.attack, a.attack)} {eps_text(a.eps)}, %'
 
-def _standard_history(rows): # `kind` names a control, `arch` the network that it controls
+def standard_history(rows): # of one profile or several
+    "The history rows of standard training; `kind` names a control, and `arch` the network that it controls."
     past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
     return past.assign(kind=[kind_of(*k) for k in zip(past.arch, past.norm)], arch=past.arch.replace(CONTROLS))
 
-def _paths(ax, part, metric, title): # part: of `_standard_history`, one network
+def _paths(ax, part, metric, title): # part: of `standard_history`, one network
     for kind in (k for k in MARKS if (part.kind == k).any()): _path(ax, part, kind, metric)
     ax.set(title=title, xlabel='clean accuracy, %', ylabel=_measured(part, metric))
 
@@ -113,7 +114,7 @@ def _paths(ax, part, metric, title): # part: of `_standard_history`, one network
 def clean_robust(rows, # of one profile
                  metric='robust_accuracy'): # or 'ligs'
     "Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel per network, a line per norm and control; None without a history."
-    past = _standard_history(rows)
+    past = standard_history(rows)
     nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == metric).any()]
     if not nets: return None
     columns, lines = min(len(nets), 3), math.ceil(len(nets) / 3)
@@ -130,7 +131,7 @@ def paths_by_scale(found,        # profile -> its rows, the largest scale first
                    arch='vgg11', # the network; its controls are drawn with it
                    metric='robust_accuracy'):
     "Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel for each profile, a line for each norm and control; None without a history."
-    parts = {profile: past[(past.arch == arch) & (past.regime == 'standard')] for profile, past in ((p, _standard_history(r)) for p, r in found.items())}
+    parts = {profile: past[(past.arch == arch) & (past.metric.isin(['clean_accuracy', metric]))] for profile, past in ((p, standard_history(r)) for p, r in found.items())}
     parts = {profile: part for profile, part in parts.items() if (part.metric == metric).any()}
     if not parts: return None
     fig = Figure(figsize=(3.2 * len(parts), 2.6), layout='constrained')

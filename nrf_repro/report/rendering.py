@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..experiment.profile import STUDIES
 from .checks import checks_text, doubts
-from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuracies, paths_by_scale, plane
+from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuracies, paths_by_scale, plane, standard_history
 from .figures import caption, inline_figure
 from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding
 from .html import download, environment, glossary, jsonl, mark_terms, plain_html, source, template_text, to_latex, to_markdown
@@ -209,8 +209,8 @@ def other_scales(profile, claim, # one of `load_claims`, with the order of scale
 
 def larger_than(profile, claim, others): # of `other_scales`
     "Those of larger scales; {} where the profile has no place in the order."
-    if profile not in claim.scales: return {}
-    return {name: rows for name, rows in others.items() if claim.scales.index(name) > claim.scales.index(profile)}
+    order = claim.scales
+    return {name: rows for name, rows in others.items() if profile in order and order.index(name) > order.index(profile)}
 
 def headline_part(rows, profile, claims, paper, others): # rows of this profile; of `other_scales`
     "The forest plot of the main claim with its reading, or None where no network has rows with BN and without."
@@ -230,13 +230,16 @@ def answer_part(rows, profile, claims, others): # as in `headline_part`
     "BN, the other norms and the controls at equal clean accuracy, at this scale and the other published ones; None without a history."
     if not {'C1', 'C2'} <= set(claims): return None    # the finding on controls needs both
     found = {profile: rows} | others
-    if (fig := paths_by_scale(found)) is None: return None
-    said = [text for text in (control_finding(pd.concat(found.values(), ignore_index=True), claims),) if text]
-    past = {name: r[(r.experiment == 'history') & (r.regime == 'standard') & (r.arch == 'vgg11') & (r.metric == 'robust_accuracy')] for name, r in found.items()}
-    sizes = '; '.join(f'{name}: n = {several(sorted(r.n.unique()))}, {r.seed.nunique()} seeds' for name, r in past.items() if len(r))
-    about = ('VGG11: a mark for each monitored epoch, large for the last; means over the seeds. At the same horizontal position networks are equally '
-             f'accurate. NF has no normalisation layer. {sizes}.')
-    return _part('paths', fig, 'BN, or any network that trains well?', about, said, rows=past[profile], code='report.curves.paths_by_scale')
+    past = {name: h[h.metric == 'robust_accuracy'] for name, h in ((name, standard_history(r)) for name, r in found.items())}
+    archs = list(past[profile].arch.unique())
+    if not archs: return None
+    arch = 'vgg11' if 'vgg11' in archs else archs[0]   # the network that every published scale has, if this profile has it
+    said = list(filter(None, [control_finding(pd.concat(found.values(), ignore_index=True), claims)]))
+    past = {name: h[h.arch == arch] for name, h in past.items() if (h.arch == arch).any()}
+    sizes = '; '.join(f'{name}: n = {several(sorted(h.n.unique()))}, {h.seed.nunique()} seeds' for name, h in past.items())
+    about = (f'{arch_name(arch)}: a mark for each monitored epoch, large for the last; means over the seeds. At the same horizontal position networks '
+             f'are equally accurate. NF and Fixup have no normalisation layer. {sizes}.')
+    return _part('paths', paths_by_scale(found, arch), 'BN, or any network that trains well?', about, said, rows=past[profile], code='report.curves.paths_by_scale')
 
 
 # %% ../../nbs/5_how_it_works/80_rendering.ipynb #b7cbe4ad
@@ -356,7 +359,8 @@ def page(rows, claims, profile, paper, meta, published='reports/published', stud
     unshown = [] if studies else sorted(set(rows.experiment) & set(STUDIES))
     cells = [c for c, _ in tables.values()]
     lost = missing_texts(rows, cells, verdicts, meta) + [f'the rows of the study {study} are not shown' for study in unshown]
-    return dict(profile=profile, finding=lead['reading'] if lead else [], answer=next((p for p in parts if p['kind'] == 'paths'), None), claim=CLAIM, source=SOURCE, tally=list(tally(lines)), book=book,
+    return dict(profile=profile, finding=lead['reading'] if lead else [], answer=next((p for p in parts if p['kind'] == 'paths'), None),
+                claim=CLAIM, source=SOURCE, tally=list(tally(lines)), book=book,
                 warnings=cautions(every, profile, found, list(small), cells), files=files, facts=facts(rows, profile, meta), versions=list(versions(rows)),
                 verdicts=verdicts_html(lines, RULE, 'verdicts-cells', book), stability=stability(found, claims, verdicts), groups=list(grouped(parts, lines)),
                 gaps=lost, interactive=meta['interactive'], glossary=glossary()) | small_tables(rows, paper)

@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/66_text.ipynb #43775550
 import re
-
 from fractions import Fraction
 
 import pandas as pd
@@ -40,7 +39,6 @@ def width_text(width):
     "'full width', 'width 1/4', or '' where the width is not stated."
     if pd.isna(width): return ''
     return 'full width' if width == 1 else f'width {Fraction(width).limit_denominator(64)}'
-
 
 # %% ../../nbs/5_how_it_works/66_text.ipynb #06835efb
 ARROWS = dict(up='▲', down='▼', same='≈', open='?')
