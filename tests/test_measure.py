@@ -673,6 +673,7 @@ def test_several_checkpoints_have_one_table(checkpoints, capsys, words):
         assert f'{100 * one["clean_accuracy"]:.1f} %' in line and f'{one["ligs"]:.3f}' in line
         np.testing.assert_array_equal(sorted(rows.value[rows.arch == name]), sorted(one.rows.value))
     page = Path('page.html').read_text()
+    for text in (out, page): assert 'PGD ℓ2: eps 0.25, ' in text and 'LIGS: sigma ' in text      # numbers without their settings say little
     assert page.count('<tr>') == 3 and 'src="http' not in page and 'rows.jsonl' in page
 
 

@@ -22,7 +22,7 @@ import torch
 
 from .images import eval_images
 from .measurement import LargeEps, _check_numbers, attacks_at, measure
-from .page import overview, overview_html
+from .page import overview, overview_html, overview_notes
 from .subject import _check_device
 from ..report.html import to_markdown
 from ..results.rows import is_special, write_rows
@@ -135,7 +135,7 @@ def _as_dict(m): # `Measurement`
 
 def _as_text(measured, several, as_json): # measured: name -> `Measurement`, or an error as text
     "What the command prints."
-    if not as_json: return to_markdown(overview(measured)) if several else ''.join(m.to_markdown() for m in measured.values())
+    if not as_json: return f'{to_markdown(overview(measured))}\n{overview_notes(measured)}\n' if several else ''.join(m.to_markdown() for m in measured.values())
     found = [dict(name=name, error=m) if isinstance(m, str) else _as_dict(m) for name, m in measured.items()]
     return json.dumps(dict(networks=found) if several else found[0], indent=1, ensure_ascii=False)
 

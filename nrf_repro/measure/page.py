@@ -97,14 +97,22 @@ def html(m,     # `Measurement`
     return write_atomically(path, env.get_template('measure.html.j2').render(values, style=style + more, script=script))
 
 # %% ../../nbs/5_how_it_works/85_measure_page.ipynb #3561c4a1
+def _main_lines(m): # `Measurement` -> of accuracy, robust accuracy and LIGS
+    kept = m.frame[(m.frame.experiment == 'measure') & m.frame.metric.isin(['clean_accuracy', 'robust_accuracy', 'ligs'])]
+    return [_line(r) for r in kept.itertuples()]
+
 def _cells(name, m): # m: `Measurement`, or the error as text
     "The row of a network: heading -> text."
     if isinstance(m, str): return dict(Network=name, Checks=f'not measured: {m}')
-    kept = m.frame[(m.frame.experiment == 'measure') & m.frame.metric.isin(['clean_accuracy', 'robust_accuracy', 'ligs'])]
-    lines = [_line(r) for r in kept.itertuples()]
+    lines = _main_lines(m)
     numbers = {line['name']: f'{line["text"]} {line["interval"]}'.strip() for line in lines}
     checks = f'{len(m.flagged)} of {len(m.checks)} flagged' + (f': {"; ".join(m.flagged)}' if m.flagged else '') if len(m.checks) else 'none made'
-    return dict(Network=name, n=f'{kept.n.max():,}') | numbers | dict(Checks=checks)
+    return dict(Network=name, n=f'{max(line["n"] for line in lines):,}') | numbers | dict(Checks=checks)
+
+def overview_notes(measured): # name -> `Measurement`, or the error as text
+    "What the intervals are over, and the settings of each column, as text."
+    settings = dict.fromkeys(f'{line["name"]}: {line["setting"]}' for m in measured.values() if not isinstance(m, str) for line in _main_lines(m) if line['setting'])
+    return '. '.join(['Values with 95 % intervals over images', *settings, 'A flagged check means that the numbers of its network must be explained first']) + '.'
 
 def overview(measured): # name -> `Measurement`, or the error as text
     "A table with a row for each network, of texts; intervals are those of single networks."
@@ -115,7 +123,7 @@ def overview(measured): # name -> `Measurement`, or the error as text
 def overview_html(measured, path):
     "Write the table of several networks as one HTML file, with their rows; return its path. Raises `OSError` where it cannot be written."
     rows = pd.concat([m.rows for m in measured.values() if not isinstance(m, str)] or [pd.DataFrame()])
-    values = dict(table=plain_html(overview(measured), 'Values with 95 % intervals over images; a flagged check questions the numbers.', 'networks'),
+    values = dict(table=plain_html(overview(measured), overview_notes(measured), 'networks'),
                   files=[download('rows.jsonl', jsonl(rows), 'application/x-ndjson')], number=len(measured))
     template = environment().get_template('measured.html.j2')
     return write_atomically(path, template.render(values, style=template_text('tables.css', 'report.css')))
