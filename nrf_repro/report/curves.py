@@ -130,9 +130,15 @@ def clean_robust(rows, # of one profile
 def paths_by_scale(found,        # profile -> its rows, the largest scale first
                    arch='vgg11', # the network; its controls are drawn with it
                    metric='robust_accuracy'):
-    "Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel for each profile, a line for each norm and control; None without a history."
-    parts = {profile: past[(past.arch == arch) & (past.metric.isin(['clean_accuracy', metric]))] for profile, past in ((p, standard_history(r)) for p, r in found.items())}
-    parts = {profile: part for profile, part in parts.items() if (part.metric == metric).any()}
+    """Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel for each profile, a line for each norm and control.
+
+    None without a history.
+    """
+    parts = {}
+    for profile, rows in found.items():
+        past = standard_history(rows)
+        past = past[past.arch == arch]
+        if (past.metric == metric).any(): parts[profile] = past
     if not parts: return None
     fig = Figure(figsize=(3.2 * len(parts), 2.6), layout='constrained')
     for ax, (profile, part) in zip(fig.subplots(1, len(parts), squeeze=False)[0], parts.items()):
