@@ -110,7 +110,9 @@ def fragile_text(found): # of `sensitivity`
     by = found.groupby('id', sort=False).same
     if not len(by): return ''
     kept, others = [id for id, s in by if s.all()], [f'{id} ({s.sum()} of {len(s)})' for id, s in by if not s.all()]
-    text = f'{len(kept)} of {len(by)} verdicts stay the same with one seed less and with one attack, network or data set alone: {several(kept)}'
+    variants = 'with one seed less and with one attack, network or data set alone'
+    if not kept: return f'No verdict stays the same in every variant ({variants}). It stays the same in: {", ".join(others)}.'
+    text = f'{len(kept)} of {len(by)} verdicts stay the same {variants}: {several(kept)}'
     return text + (f'. The others depend on it; same in: {", ".join(others)}.' if others else '.')
 
 def axis_text(part, metric, deciding): # the lines of one claim and axis; the verdict's own part
