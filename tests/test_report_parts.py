@@ -322,10 +322,10 @@ def test_missing_texts():
 def test_larger_published_scales_are_found(tmp_path):
     for name in ('tiny', 'cifar', 'mine'): write_rows(tmp_path / name / 'rows.jsonl', ROWS.assign(profile=name))
     claim = CLAIMS['C2']
-    others = rendering.other_scales('demo', claim, tmp_path)
-    assert list(others) == ['cifar', 'tiny'] and list(rendering.larger_than('demo', claim, others)) == ['cifar']
-    assert list(rendering.other_scales('cifar', claim, tmp_path)) == ['tiny'] and rendering.larger_than('cifar', claim, {'tiny': ROWS}) == {}
-    assert rendering.larger_than('made-up', claim, others) == rendering.other_scales('demo', claim, tmp_path / 'nowhere') == {}
+    others = forest.other_scales('demo', claim, tmp_path)
+    assert list(others) == ['cifar', 'tiny'] and list(forest.larger_than('demo', claim, others)) == ['cifar']
+    assert list(forest.other_scales('cifar', claim, tmp_path)) == ['tiny'] and forest.larger_than('cifar', claim, {'tiny': ROWS}) == {}
+    assert forest.larger_than('made-up', claim, others) == forest.other_scales('demo', claim, tmp_path / 'nowhere') == {}
 
 
 def test_the_first_figure_shows_every_scale_that_has_a_history():

@@ -105,3 +105,8 @@ def test_exercises_without_an_answer_are_noticed():
     def cells(*texts): return dict(cells=[dict(cell_type='markdown', source=[t]) for t in texts])
     assert exercises(cells(text, 'Next: [x](y)')) == ([[('1', 'Why?', 'Because.')]], [])
     assert exercises(cells(text.replace('</details>', ''))) == ([[]], []) and exercises(cells('# Title')) == ([], [])
+
+
+def test_no_module_is_over_400_lines():
+    long = {p.name: n for p in (ROOT / 'nrf_repro').rglob('*.py') if p.name != '_modidx.py' and (n := len(p.read_text(encoding='utf-8').splitlines())) > 400}
+    assert long == {}

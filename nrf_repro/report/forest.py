@@ -21,7 +21,7 @@ from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_nam
 from ..results.paired import effect_of, pairs, screen, select
 from ..results.rules import load_claims
 from ..results.intervals import Interval
-from ..results.rows import CONTROLS, NAMED_NORMS, resolve_repo_path, paper_rows
+from ..results.rows import CONTROLS, NAMED_NORMS, holds_rows, paper_rows, read_rows, resolve_repo_path
 from ..results.schema import read_yaml
 
 # %% ../../nbs/5_how_it_works/72_forest.ipynb #b16322eb
@@ -136,6 +136,18 @@ def in_order(effects, # of `headline_effects`
     keys = effects.assign(rank=effects.profile.map(rank).fillna(1), order=effects.kind.map(TREATMENTS.index))
     keys = keys.sort_values(['rank', 'profile', 'dataset', 'arch', 'order'], kind='stable', ignore_index=True)
     return keys.drop(columns=['rank', 'order'])
+
+def other_scales(profile, claim, # one of `load_claims`, with the order of scales
+                 folder):        # of published profiles
+    "Profile -> published rows of each other scale, the largest first; {} where nothing is published."
+    try: base = resolve_repo_path(folder)
+    except FileNotFoundError: return {}
+    return {name: read_rows(base/name/'rows.jsonl') for name in reversed(claim.scales) if name != profile and holds_rows(base/name)}
+
+def larger_than(profile, claim, others): # of `other_scales`
+    "Those of larger scales; {} where the profile has no place in the order."
+    order = claim.scales
+    return {name: rows for name, rows in others.items() if profile in order and order.index(name) > order.index(profile)}
 
 # %% ../../nbs/5_how_it_works/72_forest.ipynb #13e67194
 def _mark_look(kind): # BN, or a control, whose mark is open

@@ -17,7 +17,7 @@ from ..experiment.profile import STUDIES
 from .checks import checks_text, doubts
 from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuracies, paths_by_scale, plane, standard_history
 from .figures import caption, inline_figure
-from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding
+from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding, larger_than, other_scales
 from .html import download, environment, glossary, jsonl, mark_terms, plain_html, source, template_text, to_latex, to_markdown
 from .readings import control_finding, control_lines, control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from .sensitivity import fragile_text, needed, reading_equal, sensitivity, stability, stable_text
@@ -29,7 +29,7 @@ from ..results.paired import RUN, select
 from ..results.claims import conclude, decide_parts
 from ..results.power import too_small_for
 from ..results.rules import Claim
-from ..results.rows import IDENTITY, NAMED_NORMS, holds_rows, resolve_repo_path, paper_rows, read_rows, source_hash, write_atomically
+from ..results.rows import IDENTITY, NAMED_NORMS, paper_rows, source_hash, write_atomically
 
 # %% ../../nbs/5_how_it_works/80_rendering.ipynb #b9e0e0d1
 def of_profile(rows, profile):
@@ -200,18 +200,6 @@ def drawn(parts): # of `_part`
         yield p | dict(id=p['id'] + f'-{count}' * (count > 1), svg=p['fig'] and inline_figure(p['fig'], p['alt'], f'f{i}'))
 
 # %% ../../nbs/5_how_it_works/80_rendering.ipynb #ee69e127
-def other_scales(profile, claim, # one of `load_claims`, with the order of scales
-                 folder):        # of published profiles
-    "Profile -> published rows of each other scale, the largest first; {} where nothing is published."
-    try: base = resolve_repo_path(folder)
-    except FileNotFoundError: return {}
-    return {name: read_rows(base/name/'rows.jsonl') for name in reversed(claim.scales) if name != profile and holds_rows(base/name)}
-
-def larger_than(profile, claim, others): # of `other_scales`
-    "Those of larger scales; {} where the profile has no place in the order."
-    order = claim.scales
-    return {name: rows for name, rows in others.items() if profile in order and order.index(name) > order.index(profile)}
-
 def headline_part(rows, profile, claims, paper, others): # rows of this profile; of `other_scales`
     "The forest plot of the main claim with its reading, or None where no network has rows with BN and without."
     if (claim := claims.get('C2')) is None: return None
