@@ -13,6 +13,7 @@ import shutil
 import sys
 import threading
 from collections import defaultdict
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -459,7 +460,7 @@ def served(site):
             for name, value in {'Content-Type': self.guess_type(str(file)), 'Content-Encoding': 'gzip', 'Content-Length': str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            with suppress(BrokenPipeError): self.wfile.write(body)     # the browser has gone to another page
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
