@@ -24,7 +24,7 @@ from nrf_repro.training.recipe import RECIPES
 ROOT = Path(__file__).resolve().parents[1]
 EPS = {'digits': dict(l2=1., linf=8 / 255),      # ours
        'cifar10': dict(l2=.25, linf=1 / 255)}    # the paper's
-SECTIONS = 'Attacks', 'LIGS', 'Training', 'The report'      # of the page, in this order
+SECTIONS = 'Attacks', 'LIGS', 'Training', 'One GPU', 'The report'      # of the page, in this order
 
 
 def parser(doc, **defaults):

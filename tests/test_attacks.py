@@ -13,12 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nrf_repro.attacks import (
     LOSSES, PAPER_ATTACKS, Attack, PerturbationSet, frozen, gradient_underflows, image_noise, input_gradient, margin,
     optimised_inference, robust_correct)
 from nrf_repro.attacks import PERTURBATION_SETS as BALLS
-from nrf_repro.attacks import inference
+from nrf_repro.attacks import inference, inputs, search
 from nrf_repro.attacks.pgd import project_l2, start_l2, steepest_l2
 from nrf_repro.attacks.search import Evaluation, _Best, _report_gradients, _search
 from nrf_repro.features import ligs
@@ -1072,3 +1073,97 @@ def test_the_search_keeps_the_first_point_at_the_goal_and_counts_gradients_that_
     with pytest.warns(RuntimeWarning, match='for 3 of 3 images'): _report_gradients(best, 1)
     best.lost[:] = True
     with pytest.raises(ValueError, match='the attack can do nothing'): _report_gradients(best, 1)
+
+
+# on a GPU, reading a value waits for all computations before it
+
+class Waits(TorchDispatchMode):
+    "Counts the operations that would make the Python code wait for a GPU."
+    def __init__(self): super().__init__(); self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = args[1] if name in ('index', 'index_put', 'index_put_') else ()
+        self.count += name in ('_local_scalar_dense', 'nonzero', 'equal', 'masked_select') or any(
+            m is not None and m.dtype == torch.bool for m in masks)
+        return func(*args, **(kwargs or {}))
+
+
+def waits(run):
+    with Waits() as mode: run()
+    return mode.count
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    "The CPU counts as a device that is waited for."
+    for module in (inputs, search, inference): monkeypatch.setattr(module, '_asynchronous', lambda t: True)
+
+
+def test_the_count_of_waits_sees_each_kind(x):
+    assert waits(lambda: x.max().item()) == waits(lambda: x[x > .5]) == waits(lambda: bool((x > 0).all())) == waits(lambda: x.nonzero()) == 1
+    assert waits(lambda: x.mul(2).sum()) == 0
+
+
+def test_steps_that_all_images_take_never_wait_for_a_gpu(net, x, gpu):
+    y, a = answers(net, x), ATTACKS['l2', 'ce']
+    few, many = (waits(lambda: robust_correct(net, x, y, replace(a, steps=n), criterion='last_step')) for n in (3, 30))
+    assert few == many and few > 0
+    assert waits(lambda: replace(a, steps=3)(net, x, y)) == waits(lambda: replace(a, steps=30)(net, x, y))
+
+
+def test_a_step_with_early_stopping_waits_once(net, x, gpu):
+    y, a = answers(net, x), replace(ATTACKS['l2', 'ce'], eps=1e-4, step_size=1e-5)       # no image is misclassified
+    few, many = (waits(lambda: robust_correct(net, x, y, replace(a, steps=n))) for n in (3, 30))
+    assert many - few == 27
+
+
+def test_ligs_waits_as_often_for_many_batches_and_draws(net, x, gpu):
+    y = answers(net, x)
+    assert waits(lambda: ligs(net, x, y, draws=1, batch_size=len(x))) == waits(lambda: ligs(net, x, y, draws=4, batch_size=2))
+
+
+@pytest.mark.parametrize('criterion', ['any_step', 'last_step'])
+def test_where_values_are_read_later_the_result_is_the_same(net, x, criterion, monkeypatch):
+    y, a = answers(net, x), ATTACKS['linf', 'ce']
+    want = robust_correct(net, x, y, a, criterion=criterion, return_adversarial=True)
+    values = ligs(net, x, y)
+    for module in (inputs, search): monkeypatch.setattr(module, '_asynchronous', lambda t: True)
+    got = robust_correct(net, x, y, a, criterion=criterion, return_adversarial=True)
+    assert torch.equal(got.correct, want.correct) and torch.equal(got.adversarial, want.adversarial) and got.fooled_by == want.fooled_by
+    assert torch.equal(ligs(net, x, y), values)
+
+
+def test_logits_that_are_read_later_still_raise(net, x, gpu):
+    y, shy = answers(net, x), nn.Module()
+    def forward(v):
+        "NaN for every image that is not one of x."
+        known = torch.isin(v, x).flatten(1).all(1)
+        return torch.where(known[:, None], net(v), torch.nan)
+    shy.forward = forward
+    with pytest.raises(ValueError, match='NaN or infinite logits'): robust_correct(shy, x, y, ATTACKS['l2', 'ce'], batch_size=len(x))
+    with pytest.raises(ValueError, match='NaN or infinite logits'): ATTACKS['l2', 'ce'](shy, x, y)
+    with pytest.raises(ValueError, match=r'at x \+ v.*NaN or infinite logits'): ligs(shy, x, y, batch_size=len(x))
+    with pytest.raises(ValueError, match='the model knows 0 to'): robust_correct(net, x, y + 50, ATTACKS['l2', 'ce'])
+
+
+def test_a_copy_is_made_on_a_gpu_only_for_many_passes(net, x, gpu, monkeypatch):
+    made = []
+    monkeypatch.setattr(inference, '_fastest', lambda model, x: made.append(1) or inference._Optimised(model, model))
+    y, a = answers(net, x), ATTACKS['l2', 'ce']
+    robust_correct(net, x, y, replace(a, steps=inference.GPU_PASSES - 1))
+    ligs(net, x, y)
+    assert not made
+    robust_correct(net, x, y, replace(a, steps=inference.GPU_PASSES))
+    assert made
+
+
+def test_a_batch_that_does_not_fit_is_halved_unless_its_size_was_given(net, x):
+    y, a, sizes = answers(net, x), ATTACKS['l2', 'ce'], []
+    class Small(nn.Module):
+        def forward(self, v):
+            sizes.append(len(v))
+            if len(v) > 5: raise torch.OutOfMemoryError('CUDA out of memory')
+            return net(v)
+    assert torch.equal(robust_correct(Small(), x, y, a), robust_correct(net, x, y, a))
+    with pytest.raises(torch.OutOfMemoryError): robust_correct(Small(), x, y, a, batch_size=len(x))

@@ -23,7 +23,7 @@ def bench(monkeypatch):
         monkeypatch.delitem(importlib.sys.modules, name, raising=False)
         return importlib.import_module(name)
     yield module
-    for name in ('common', 'attacks', 'ligs', 'training', 'report'): importlib.sys.modules.pop(name, None)
+    for name in ('common', 'attacks', 'ligs', 'training', 'report', 'gpu'): importlib.sys.modules.pop(name, None)
 
 
 def test_a_section_is_rewritten_whole_and_alone(bench, tmp_path, monkeypatch):
@@ -110,3 +110,44 @@ def test_the_power_of_a_growth(bench):
     report = bench('report')
     assert report.exponent([1, 2, 4], [[3.], [6.], [12.]]) == pytest.approx(1)
     assert report.exponent([1, 2, 4], [[1., 9.], [4., 36.], [16., 144.]]) == pytest.approx(2)
+
+
+GPU_WORDS = ['gpu.py', '--device', 'cpu', '--data', 'digits', '--archs', 'vgg11', '--norms', 'bn', '--width', '.0625', '--images', '20', '--batch-sizes', '10',
+             '20', '--train-images', '64', '--train-batch', '32', '--epochs', '1', '--steps', '1', '--repeats', '1', '--processes', '2']
+
+
+def test_the_gpu_benchmark_measures_each_part_beside_its_goal(bench, tmp_path, monkeypatch, capsys):
+    gpu, common = bench('gpu'), importlib.import_module('common')
+    monkeypatch.setattr(common, 'ROOT', tmp_path)
+    started = []
+
+    class InThisProcess:
+        "A process that trains one network, without its start."
+        returncode = 0
+        def __init__(self, words, **how):
+            started.append(words)
+            monkeypatch.setattr(gpu.sys, 'argv', words[1:])
+            gpu.main()
+            self.printed = capsys.readouterr().out
+        def communicate(self): return self.printed, None
+
+    monkeypatch.setattr(gpu.subprocess, 'Popen', InThisProcess)
+    monkeypatch.setattr(common.sys, 'argv', GPU_WORDS + ['--page', str(tmp_path / 'page.md')])
+    gpu.main()
+    page = (tmp_path / 'page.md').read_text()
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in page.splitlines() if '| vgg11 bn |' in line]
+    assert [row[0] for row in rows] == ['attack, all steps', 'attack, early stopping', 'LIGS', 'training']
+    for what, _, mine, _, theirs, ratio, goal, reached in rows:
+        want = float(mine) / float(theirs) if what == 'LIGS' else float(theirs) / float(mine)
+        assert float(ratio) == pytest.approx(want, rel=.2)
+        limit = float(goal.split()[-1])
+        assert reached == ('yes' if (float(ratio) <= limit if 'most' in goal else float(ratio) >= limit) else 'no')
+    assert len(started) == 4 and '2 processes' in page and 'times the throughput' in page
+
+
+def test_the_gpu_benchmark_says_that_there_is_no_gpu(bench, monkeypatch, capsys):
+    gpu = bench('gpu')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(gpu.sys, 'argv', ['gpu.py'])
+    with pytest.raises(SystemExit): gpu.main()
+    assert 'no GPU that PyTorch can use' in capsys.readouterr().err

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_tensors
 from nrf_repro.studies.regularization import LigsLoss
-from nrf_repro.training.loop import Monitor, correct, fit
-from nrf_repro.training.recipe import RECIPES, Recipe, batches, cross_entropy, lr_at, random_crop, random_flip
+from nrf_repro.training import loop
+from nrf_repro.training.loop import Monitor, SingleProcess, correct, fit
+from nrf_repro.training.recipe import RECIPES, Recipe, batches, cross_entropy, lr_at, random_crop, random_flip, random_flips, random_shifts
 from nrf_repro.training.state import AnotherRun, key_difference, run_key
 
 ROOT = Path(__file__).parent.parent
@@ -303,9 +305,9 @@ def test_schedules():
 def test_crop_moves_each_image_by_itself_and_flip_mirrors_half():
     g = torch.Generator().manual_seed(0)
     x = torch.arange(1, 1 + 64 * 32 * 32).view(64, 1, 32, 32).float()
-    corners = random_crop(x, g)[:, 0, 16, 16] - x[:, 0, 16, 16]
+    corners = random_crop(x, random_shifts(64, g))[:, 0, 16, 16] - x[:, 0, 16, 16]
     assert corners.unique().numel() > 20 and corners.abs().max() <= 4 * 32 + 4
-    flipped = random_flip(x, g)
+    flipped = random_flip(x, random_flips(64, g))
     same = (flipped == x).flatten(1).all(1)
     assert 15 < same.sum() < 49 and torch.equal(flipped[~same], x[~same].flip(-1))
 
@@ -338,6 +340,34 @@ def test_compile_is_used_only_if_the_recipe_says_so(train, monkeypatch):
     assert asked == []
     fit(model, train, replace(RECIPE, epochs=1, compile=True), progress=False)
     assert asked == [model]
+
+
+def test_a_cuda_graph_is_recorded_once_and_changes_no_number(train, monkeypatch):
+    recipe, recorded = replace(RECIPE, epochs=2, channels_last=False), []
+    plain, graphed = network(), network()
+    want = fit(plain, train, recipe, progress=False)
+
+    def record(model, sample):
+        "As make_graphed_callables: run the model, and set its forward for the mode it is in."
+        usual, mode = model.forward, model.training
+        for _ in range(3): model(*sample)
+        model.forward = lambda x: (recorded.append(x.shape) if model.training == mode else None, usual(x))[1]
+        return model
+
+    monkeypatch.setattr(torch.cuda, 'make_graphed_callables', record)
+    monkeypatch.setattr(loop, '_on_gpu', lambda x: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')          # autocast for a GPU that is not there
+        got = fit(graphed, train, recipe, progress=False, cuda_graph=True)
+    assert got.loss.tolist() == want.loss.tolist() and len(recorded) == 2 * (len(train) // recipe.batch_size)
+    assert all(torch.equal(a, b) for a, b in zip(graphed.state_dict().values(), plain.state_dict().values()))
+    assert 'forward' not in graphed.__dict__
+
+
+def test_a_cuda_graph_needs_a_gpu_and_one_process(train):
+    with pytest.raises(ValueError, match='needs a model on a GPU'): fit(network(), train, RECIPE, progress=False, cuda_graph=True)
+    two = type('Two', (SingleProcess,), dict(size=2))()
+    with pytest.raises(ValueError, match='is for one process'): fit(network(), train, RECIPE, progress=False, cuda_graph=True, team=two)
 
 
 def test_a_hook_that_counts_forward_passes_counts_those_of_training_alone(train):

@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 
 from .inference import _bfloat16_copy, _Optimised, _pair
-from .inputs import _whole, check_images, frozen
+from .inputs import _fitting, _LogitCheck, _whole, check_images, frozen
 from .pgd import Attack, _Evaluator, _Goal, _logits, margin
 from .search import _Best, _report_gradients, _search
 
@@ -22,9 +22,10 @@ def _attack(attack, pair, x, goal, criterion, batch_size, bf16):  # pair: an `_O
     coarse = _bfloat16_copy(pair.net, x) if bf16 else None
     last_tenth = -(-attack.steps // 10)     # rounded up
     coarse_steps = attack.steps - last_tenth if coarse is not None else 0
-    evaluate = _Evaluator(attack, goal, pair.net, pair.model, pair.slack, coarse, coarse_steps)
     any_step = criterion == 'any_step'
+    evaluate = _Evaluator(attack, goal, pair.net, pair.model, pair.slack, coarse, coarse_steps, any_step)
     best = _search(attack, evaluate, x, batch_size, stop=any_step, keep=any_step)
+    evaluate.check.finish()
     if pair.holds_at(best.points): return best
     return _attack(attack, _Optimised(pair.model, pair.model), x, goal, criterion, batch_size, bf16)
 
@@ -44,13 +45,19 @@ def _check_run(attack, criterion, batch_size, target):
     if criterion not in CRITERIA: raise ValueError(f'criterion={criterion!r} is unknown. Choose one of {", ".join(CRITERIA)}.')
     if not isinstance(attack, Attack): raise TypeError(f'attack is a {type(attack).__name__}. Pass an Attack, or a list or dict of them.')
     if target is not None and not attack.targeted: raise ValueError('target= is given but the attack is not targeted. Set targeted=True.')
-    return _whole('batch_size', batch_size, 1)
+    return None if batch_size is None else _whole('batch_size', batch_size, 1)
+
+def _passes(attacks, n, batch_size):
+    "Passes of the network for all steps of the attacks on n images."
+    return sum(a.steps * a.restarts for a in attacks) * -(-n // (batch_size or 1024))
 
 @torch.no_grad()
 def _margins(model, x, y, batch_size):
     "The margins of the model, float64[n]."
-    batches = zip(x.split(batch_size), y.split(batch_size))
-    return torch.cat([margin(_logits(model, *b), b[1]).double() for b in batches])
+    check, parts = _LogitCheck(y), []
+    for xb, yb in zip(x.split(batch_size), y.split(batch_size)): parts.append(margin(_logits(model, xb, check), yb).double())
+    check.finish()
+    return torch.cat(parts)
 
 # %% ../../nbs/2_robustness/09_robust_accuracy.ipynb #ab8ec22d
 @patch
@@ -61,7 +68,7 @@ def run(self:Attack,
         *,
         target=None,           # n labels to reach, for a targeted attack
         criterion='any_step',  # keep the first misclassified point | 'last_step': only points after the last step count
-        batch_size=256,        # images at once: memory and speed, not the result
+        batch_size=None,       # images at once: memory and speed, not the result; None: 256, on a GPU up to 1,024
         bf16=False):           # gradients in bfloat16 except in the last tenth of the steps
     """Attack each image and report how it went: a `Result`.
 
@@ -74,9 +81,9 @@ def run(self:Attack,
     goal = _Goal(y, aim, self.targeted and target is None)
     if not len(x): return Result(x, y, x.new_zeros(0, dtype=torch.float64), y.bool())
     with frozen(model):
-        pair = _pair(model, x, stacklevel=4)
-        best = _attack(self, pair, x, goal, criterion, batch_size, bf16)
-        return Result(best.points, best.done_at, _margins(pair.model, best.points, y, batch_size), best.finite)
+        pair = _pair(model, x, stacklevel=4, passes=_passes([self], len(x), batch_size))
+        best = _fitting(batch_size, x, lambda size: _attack(self, pair, x, goal, criterion, size, bf16))
+        return Result(best.points, best.done_at, _margins(pair.model, best.points, y, batch_size or 256), best.finite)
 
 # %% ../../nbs/2_robustness/09_robust_accuracy.ipynb #6f61c1a4
 class Robust(NamedTuple):
@@ -99,7 +106,7 @@ def robust_correct(
     y: torch.Tensor,                      # n true labels
     attack: Attack | list | tuple | dict, # an Attack, or a list or dict of several, all of which an image must withstand
     *,
-    batch_size: int = 256,                # images at once: memory and speed, not the result
+    batch_size: int | None = None,        # images at once: memory and speed, not the result; None: 256, on a GPU up to 1,024
     criterion: str = 'any_step',          # misclassified at any step, the clean image included | 'last_step': after the last step
     target: torch.Tensor | None = None,   # n labels to reach, for a targeted attack
     bf16: bool = False,                   # gradients in bfloat16 except in the last tenth of the steps: faster where the processor supports it
@@ -125,11 +132,11 @@ def _withstand(model, x, goal, attacks, criterion, batch_size, bf16):
     if not len(x): return Robust(goal.y.bool(), x, ())
     fooled_by, active = [None] * len(x), torch.arange(len(x), device=x.device)
     with frozen(model):
-        best, pair = _Best(x), _pair(model, x, stacklevel=5)
+        best, pair = _Best(x), _pair(model, x, stacklevel=5, passes=_passes(attacks.values(), len(x), batch_size))
         for name, a in attacks.items():
             if not len(active): break
             part = goal if len(active) == len(x) else goal._replace(y=goal.y[active], aim=goal.aim[active])
-            found = _attack(a, pair, x[active], part, criterion, batch_size, bf16)
+            found = _fitting(batch_size, x, lambda size: _attack(a, pair, x[active], part, criterion, size, bf16))
             _report_gradients(found, stacklevel=4)
             best.note(active, found.points, found.value, found.done, 0)
             for i in active[found.done].tolist(): fooled_by[i] = name

@@ -19,7 +19,7 @@ from torch import fx, nn
 from torch.nn.modules import module as torch_modules
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .inputs import HOOKS, check_logits, frozen
+from .inputs import HOOKS, _asynchronous, check_logits, frozen
 from .pgd import l2_norm
 
 # %% ../../nbs/5_how_it_works/36_inference.ipynb #14ed56a1
@@ -262,9 +262,12 @@ def _checked_model(model, x, stacklevel):
     return net
 
 # %% ../../nbs/5_how_it_works/36_inference.ipynb #1880cac6
-def _pair(model, x, *more, stacklevel):  # model: frozen; more: further images on which a copy is compared
+GPU_PASSES = 64   # of the network, from which a copy is made on a GPU; making and comparing it takes about 20 passes
+
+def _pair(model, x, *more, stacklevel, passes=GPU_PASSES):  # model: frozen; more: further images on which a copy is compared
     "The model and its faster copy, both of which take a single image: an `_Optimised`. Raises and warns as `_checked_model`."
-    checked, pair = _checked_model(model, x, stacklevel), _optimised(model, x, *more)
+    checked, pair = _checked_model(model, x, stacklevel), _Optimised(model, model)
+    if not _asynchronous(x) or passes >= GPU_PASSES: pair = _optimised(model, x, *more)
     if checked is model: return pair
     return pair._replace(model=checked, net=checked if pair.net is model else _Doubled(pair.net))
 
@@ -283,5 +286,5 @@ def _bfloat16_copy(net, x):
         if _logits_and_projected_grad(copy, _some(x))[1].isfinite().all(): return copy
         why = 'its gradients are NaN or infinite'
     except Exception as e: why = (str(e).splitlines() or [type(e).__name__])[0][:120]
-    warnings.warn(f'bf16=True: the model does not run in bfloat16 ({why}). float32 is used.', RuntimeWarning, stacklevel=5)
+    warnings.warn(f'bf16=True: the model does not run in bfloat16 ({why}). float32 is used.', RuntimeWarning, stacklevel=7)
     return None

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/5_how_it_works/35_attack_inputs.ipynb #53990b7b
+import math
 from contextlib import contextmanager
 
 import torch
@@ -48,12 +49,24 @@ def _same_storage(a, b):
     "Do two tensors have the same type, device and memory?"
     return a.dtype == b.dtype and a.device == b.device and a.data_ptr() == b.data_ptr()
 
+def _asynchronous(t):
+    "Does reading a value of this tensor wait for a device, such as a GPU?"
+    return t.device.type != 'cpu'
+
+def _unequal(pairs):  # of tensors of one shape
+    "For each pair: do its tensors differ? Devices are waited for once, not once for each pair."
+    if not any(_asynchronous(a) for a, _ in pairs): return [not torch.equal(a, b) for a, b in pairs]
+    differ = [(a != b).any() for a, b in pairs]
+    return torch.stack([d.to(differ[0].device) for d in differ]).tolist()
+
 @torch.no_grad()
 def _restore_tensors(states):
     "Restore the storage, the values and `requires_grad` of each parameter and buffer."
-    for tensor, requires_grad, storage, values in states:
+    for tensor, _, storage, _ in states:
         if not _same_storage(tensor, storage): tensor.data = storage
-        if not torch.equal(storage, values): storage.copy_(values)
+    changed = _unequal([(storage, values) for _, _, storage, values in states])
+    for (tensor, requires_grad, storage, values), differs in zip(states, changed):
+        if differs: storage.copy_(values)
         if tensor.requires_grad != requires_grad: tensor.requires_grad_(requires_grad)
 
 # %% ../../nbs/5_how_it_works/35_attack_inputs.ipynb #b872abe8
@@ -95,8 +108,8 @@ def _check_type(x):
 # %% ../../nbs/5_how_it_works/35_attack_inputs.ipynb #7ad52c6a
 def _check_values(x, y):
     "Raise ValueError for pixels that are not finite or outside [0, 1], and for negative labels."
-    lo, hi = x.aminmax()
-    if not torch.isfinite(hi - lo): raise ValueError('x holds NaN or infinity. Remove or repair these images first.')
+    lo, hi = torch.stack(x.aminmax()).tolist()
+    if not math.isfinite(hi - lo): raise ValueError('x holds NaN or infinity. Remove or repair these images first.')
     if lo < -1e-3 or hi > 1 + 1e-3:
         raise ValueError(f'x has values outside [0, 1]: it lies in [{lo:.3g}, {hi:.3g}]. Pass pixels in [0, 1] and let the model standardise.')
     if lo < 0 or hi > 1:
@@ -122,6 +135,37 @@ def check_images(
         return x.detach().clone(), y.to(x.device)
 
 # %% ../../nbs/5_how_it_works/35_attack_inputs.ipynb #e43288f0
+def _check_logit_shape(z, n):
+    "Raise TypeError or ValueError if z holds no logits of n images."
+    if not isinstance(z, torch.Tensor): raise TypeError(f'the model returned a {type(z).__name__}. It must return the logits alone.')
+    if z.ndim != 2 or z.shape[1] < 2 or len(z) != n:
+        raise ValueError(f'the model returned shape {tuple(z.shape)} for {n} images. It must return n x k logits, k >= 2.')
+
+# %% ../../nbs/5_how_it_works/35_attack_inputs.ipynb #1a55fe28
+class _LogitCheck:
+    "Checks the logits of several batches: on a CPU when it is called, on a GPU all of them in `finish`."
+    def __init__(self, *labels):  # of all batches
+        self.top = max((int(y.max()) for y in labels if len(y)), default=0)
+        self.unread = []          # for each batch: images without usable logits, images
+
+    def __call__(self, z, n):     # logits of n images
+        "Raises TypeError or ValueError as `check_logits`."
+        _check_logit_shape(z, n)
+        usable = ~(z.isnan() | (z == torch.inf)).any(1) & (z.isfinite().sum(1) >= 2)
+        self.unread.append(((~usable).sum(), n))
+        if not _asynchronous(z): self.finish()
+        if self.top >= z.shape[1]:
+            raise ValueError(f'y holds {self.top}, the model knows 0 to {z.shape[1] - 1}. Check labels and model.')
+
+    def finish(self):
+        "Raises ValueError for logits that were not usable, if they have not been checked yet."
+        batches, self.unread = self.unread, []
+        if not batches: return
+        counts = torch.stack([bad for bad, _ in batches]).tolist()
+        for bad, (_, n) in zip(counts, batches):
+            if bad: raise ValueError(f'the model returned NaN or infinite logits for {bad} of {n} images. Check its weights.')
+
+# %% ../../nbs/5_how_it_works/35_attack_inputs.ipynb #c0796815
 def check_logits(
     z,  # what the model returned; must be n k logits, k >= 2
     y,  # n labels
@@ -130,14 +174,9 @@ def check_logits(
 
     Raises TypeError or ValueError if z holds no finite logits, or if a label names no class. A class may be excluded by -inf.
     """
-    if not isinstance(z, torch.Tensor): raise TypeError(f'the model returned a {type(z).__name__}. It must return the logits alone.')
-    if z.ndim != 2 or z.shape[1] < 2 or len(z) != len(y):
-        raise ValueError(f'the model returned shape {tuple(z.shape)} for {len(y)} images. It must return n x k logits, k >= 2.')
-    usable = ~(z.isnan() | (z == torch.inf)).any(1) & (z.isfinite().sum(1) >= 2)
-    if not usable.all():
-        raise ValueError(f'the model returned NaN or infinite logits for {int((~usable).sum())} of {len(z)} images. Check its weights.')
-    if y.max() >= z.shape[1]:
-        raise ValueError(f'y holds {int(y.max())}, the model knows 0 to {z.shape[1] - 1}. Check labels and model.')
+    check = _LogitCheck(y)
+    check(z, len(y))
+    check.finish()
 
 # %% ../../nbs/5_how_it_works/35_attack_inputs.ipynb #98a1b8ee
 def _whole(name, value, least):
@@ -147,3 +186,18 @@ def _whole(name, value, least):
     if whole is None or whole != value or whole < least:
         raise ValueError(f'{name}={value} is out of range. Pass a whole number of at least {least}.')
     return whole
+
+# %% ../../nbs/5_how_it_works/35_attack_inputs.ipynb #f17138b1
+def _fitting(
+    batch_size, # None: chosen here
+    x,          # the images
+    run,        # function of the batch size
+):
+    "run(batch_size). Without a batch size: 256 images on a CPU, on a GPU 1,024 or half as many until they fit in its memory."
+    if batch_size is not None: return run(batch_size)
+    size = 1024 if _asynchronous(x) else 256
+    while True:
+        try: return run(size)
+        except torch.OutOfMemoryError:
+            if size == 1: raise
+            size //= 2

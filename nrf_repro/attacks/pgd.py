@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 
-from .inputs import _as_labels, _whole, check_images, check_logits, frozen
+from .inputs import _as_labels, _LogitCheck, _whole, check_images, frozen
 from .noise import image_keys, image_noise, image_uniform, random_words
 from .search import Evaluation, _report_gradients, _search
 
@@ -106,10 +106,10 @@ def _loss_gradient(loss):
     return LOSSES[loss]
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #5489858b
-def _logits(net, x, *labels):
-    "The logits at a copy of x, which the model may overwrite. Raises as `check_logits`, for each batch of labels."
+def _logits(net, x, check):  # check: a `_LogitCheck`
+    "The logits at a copy of x, which the model may overwrite. Raises as `check_logits`."
     z = net(x.clone())
-    for y in labels: check_logits(z, y)
+    check(z, len(x))
     return z
 
 def _check_constant(net, x, z):
@@ -134,21 +134,21 @@ def _backward(net, x, z, outputs, weights=None):
     return torch.zeros_like(x)
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #ec25c6b9
-def _stable_gradient(net, x, y, loss, targeted=False, *labels):
+def _stable_gradient(net, x, y, loss, targeted=False, check=None):  # check: a `_LogitCheck` of several batches
     "Logits at x, and the gradient in x that increases the loss (with `targeted`: that leads to y)."
     x = x.detach().requires_grad_()
-    z = _logits(net, x, y, *labels)
+    z = _logits(net, x, check or _LogitCheck(y))
     dz = _loss_gradient(loss)(z.detach(), y)
     if dz.shape != z.shape: raise ValueError(f'loss returned shape {tuple(dz.shape)}. It must return dL/dlogits, {tuple(z.shape)}.')
     dz = (dz / l2_norm(dz).clamp_min(torch.finfo(dz.dtype).tiny)).to(z.dtype)
     return z.detach(), _backward(net, x, z, z, -dz if targeted else dz)
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #7f6b52c3
-def _plain_gradient(net, x, y, loss, targeted=False):
+def _plain_gradient(net, x, y, loss, targeted=False, check=None):
     "The same, as autograd differentiates the loss itself."
     if loss not in LOSSES: raise ValueError(f'loss={loss!r} has no plain gradient. Choose one of {", ".join(LOSSES)}, or stable=True.')
     x = x.detach().requires_grad_()
-    z = _logits(net, x, y)
+    z = _logits(net, x, check or _LogitCheck(y))
     cost = F.cross_entropy(z, y, reduction='sum') if loss == 'ce' else margin(z, y).sum()
     return z.detach(), _backward(net, x, z.detach(), -cost if targeted else cost)
 
@@ -169,8 +169,10 @@ def input_gradient(
     _loss_gradient(loss)
     x, y = check_images(model, x, y if target is None else target)
     if not len(x): return torch.zeros_like(x)
-    gradient = _stable_gradient if stable else _plain_gradient
-    with frozen(model): return gradient(model, x, y, loss, target is not None)[1]
+    gradient, check = _stable_gradient if stable else _plain_gradient, _LogitCheck(y)
+    with frozen(model): g = gradient(model, x, y, loss, target is not None, check)[1]
+    check.finish()
+    return g
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #f92aca70
 @dataclass(frozen=True)
@@ -240,9 +242,10 @@ class _Goal(NamedTuple):
         "Is the goal reached by the logits z of the images i? bool[n]"
         return (z.argmax(1) == self.y[i]) == self.reach
 
-def _recompute(model, z, points, y, where):
+def _recompute(model, z, points, where, check):
     "The logits z, with those of the model at the images `where` in their place."
-    if where.any(): z[where] = _logits(model, points[where], y[where]).to(z.dtype)
+    i = where.nonzero()[:, 0]
+    if len(i): z[i] = _logits(model, points[i], check).to(z.dtype)
     return z
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #abe11404
@@ -254,30 +257,39 @@ class _Evaluator:
                  model=None,      # decides where the margin is at most `slack`
                  slack=-1.,
                  coarse=None,     # gives the gradients of the first steps, and does not decide
-                 coarse_steps=0):
+                 coarse_steps=0,
+                 every_step=True): # points before the last step count
         self.attack, self.goal, self.net, self.model, self.slack = attack, goal, net, model, slack
-        self.coarse, self.coarse_steps = coarse, coarse_steps
+        self.coarse, self.coarse_steps, self.every_step = coarse, coarse_steps, every_step
+        self.check = _LogitCheck(goal.y, goal.aim)
 
     def __call__(self, points, i, step):
         z, g, by_coarse = self._forward(points, i, step)
-        y = self.goal.y[i]
-        with torch.no_grad():
-            if by_coarse: z = _recompute(self.net, z, points, y, self.goal.reached(z, i))
-            z = _recompute(self.model, z, points, y, margin(z, y).abs() <= self.slack)
+        if g is not None and not self.every_step: return Evaluation(None, None, g)
+        with torch.no_grad(): z = self._decisive(z, points, i, by_coarse)
         m = margin(z, self.goal.aim[i])
         return Evaluation(-m if self.attack.targeted else m, self.goal.reached(z, i), g)
+
+    def _decisive(self, z, points, i, by_coarse):
+        "The logits z; those of `net` where `coarse` has reached the goal, and those of `model` where the margin is small."
+        if by_coarse: z = _recompute(self.net, z, points, self.goal.reached(z, i), self.check)
+        if self.slack < 0: return z
+        return _recompute(self.model, z, points, margin(z, self.goal.y[i]).abs() <= self.slack, self.check)
 
     def _forward(self, points, i, step):
         "Logits, gradient (None if no step follows), and whether both are those of `coarse`."
         if step is None or step == self.attack.steps:
-            with torch.no_grad(): return _logits(self.net, points, self.goal.y[i]), None, False
+            with torch.no_grad(): return _logits(self.net, points, self.check), None, False
         loss = self.goal.aim[i], self.attack.loss, self.attack.targeted
         if step < self.coarse_steps and (found := _finite_gradient(self.coarse, points, *loss)): return *found, True
-        return *_stable_gradient(self.net, points, *loss, self.goal.y[i]), False
+        return *_stable_gradient(self.net, points, *loss, self.check), False
 
 def _finite_gradient(net, points, *loss):
     "Logits and gradient; None if one of them is not finite."
-    try: z, g = _stable_gradient(net, points, *loss)
+    check = _LogitCheck()
+    try:
+        z, g = _stable_gradient(net, points, *loss, check)
+        check.finish()
     except ValueError: return None          # logits that are not finite
     return (z, g) if g.isfinite().all() else None
 
@@ -294,8 +306,9 @@ def __call__(self:Attack,
     x, y = check_images(model, x, y)
     if not len(x): return x
     with frozen(model):
-        evaluate = _Evaluator(self, _Goal(y, y, self.targeted), model)
+        evaluate = _Evaluator(self, _Goal(y, y, self.targeted), model, every_step=False)
         best = _search(self, evaluate, x, len(x), stop=False, keep=False, last=self.restarts > 1)
+    evaluate.check.finish()
     _report_gradients(best, stacklevel=3)
     return best.points
 

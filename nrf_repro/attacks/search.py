@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .inputs import _asynchronous
+
 # %% ../../nbs/5_how_it_works/37_search.ipynb #b786d09a
 class Evaluation(NamedTuple):
     "What is known at a batch of points."
@@ -37,13 +39,13 @@ class _Best:
         better = first | ((value > self.value[i]) & (done == before))
         self.done_at[i] = torch.where(first, steps, self.done_at[i])
         self.done[i] |= done
-        self.points[i[better]] = points[better]
-        self.value[i[better]] = value[better]
+        self.points[i] = torch.where(better.view(-1, *[1] * (points.ndim - 1)), points, self.points[i])
+        self.value[i] = torch.where(better, value, self.value[i])
 
     def finite_part(self, i, g):
         "g with zeros for entries that are NaN or infinite; the images i that have some are recorded."
         finite = g.isfinite().flatten(1)
-        if finite.all(): return g
+        if not _asynchronous(g) and finite.all(): return g    # on a GPU, reading this value would wait for the gradient
         self.finite[i] &= finite.all(1)
         self.lost[i] |= ~finite.any(1)
         return g.nan_to_num(0., 0., 0.)
@@ -61,10 +63,13 @@ def _join(parts): return parts[0] if len(parts) == 1 else torch.cat(parts)
 # %% ../../nbs/5_how_it_works/37_search.ipynb #50480220
 def _advance(attack, best, seen, images, numbers, points, stop, box):
     "One step of a batch: the numbers of the images that stay active, and their next points."
-    going = ~(seen.done | best.done[numbers]) if stop else slice(None)
-    if seen.gradient is None: return numbers[going], points[going]
-    g = best.finite_part(numbers, seen.gradient)
-    return numbers[going], attack._step(images[going], points[going], g[going], box)
+    g = seen.gradient
+    if g is not None: g = best.finite_part(numbers, g)
+    if stop:
+        going = (~(seen.done | best.done[numbers])).nonzero()[:, 0]
+        images, numbers, points = images[going], numbers[going], points[going]
+        if g is not None: g = g[going]
+    return numbers, points if g is None else attack._step(images, points, g, box)
 
 # %% ../../nbs/5_how_it_works/37_search.ipynb #1c97f0de
 def _search(attack, evaluate, x, batch_size, *, stop, keep=True, last=True, box=True):

@@ -7,13 +7,15 @@ __all__ = ['NOISES', 'normalise_gradients', 'ligs']
 
 # %% ../../nbs/2_robustness/11_ligs.ipynb #aa450b52
 import warnings
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from ..attacks import check_images, frozen, image_noise, image_uniform, input_gradient
+from ..attacks import check_images, frozen, image_noise, image_uniform
 from ..attacks.inference import CHECKED, _checked_model, _pair
-from ..attacks.inputs import _whole
+from ..attacks.inputs import _fitting, _LogitCheck, _whole
+from ..attacks.pgd import _plain_gradient, _stable_gradient
 
 # %% ../../nbs/2_robustness/11_ligs.ipynb #7226f82d
 def normalise_gradients(
@@ -38,29 +40,42 @@ NOISES = dict(  # images, seed, draw -> noise of mean 0 and variance 1 in every 
 
 # %% ../../nbs/2_robustness/11_ligs.ipynb #fe80ec26
 class _Directions:
-    "Unit gradients of a model; counts the images whose gradient was not finite."
-    def __init__(self, model, stable): self.model, self.stable, self.bad = model, stable, 0
-    def __call__(self, x, y, v=0):
-        g = input_gradient(_ShiftedInput(self.model, v), x, y, stable=self.stable)
-        self.bad += int((~g.isfinite().flatten(1).all(1)).sum())
+    "Unit gradients of a model; counts the images whose gradient was not finite. Images and labels have been checked."
+    def __init__(self, model, stable):
+        self.model, self.gradient, self.bad = model, _stable_gradient if stable else _plain_gradient, []
+
+    def __call__(self, x, y, check, v=0):  # check: a `_LogitCheck`
+        g = self.gradient(_ShiftedInput(self.model, v), x, y, 'ce', check=check)[1]
+        self.bad.append((~g.isfinite().flatten(1).all(1)).sum())
         return normalise_gradients(g)
 
-def _mean_gradient_cosine(direction, x, y, sigma, draws, seed, noise):
-    "The mean cosine over the draws for one batch: n."
-    clean = direction(x, y)
-    vs = (sigma * NOISES[noise](x, seed, draw) for draw in range(draws))
-    try: return sum((clean * direction(x, y, v)).sum(1) for v in vs) / draws
+@contextmanager
+def _at_noise(sigma):
+    "Adds to the message of a ValueError for NaN or infinite logits that they were computed at x + v."
+    try: yield
     except ValueError as e:
         if 'NaN or infinite logits' not in str(e): raise
         raise ValueError(f'at x + v, which may leave [0, 1], {e} '
                          f'A model with a root or a logarithm of the pixels needs a smaller sigma than {sigma}.') from None
 
+# %% ../../nbs/2_robustness/11_ligs.ipynb #105a9591
+def _mean_cosines(direction, x, y, sigma, draws, seed, noise, batch_size):
+    "The mean cosine over the draws for each image: n."
+    at_x, at_noise, values = _LogitCheck(y), _LogitCheck(y), []
+    for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
+        clean = direction(xb, yb, at_x)
+        vs = (sigma * NOISES[noise](xb, seed, draw) for draw in range(draws))
+        with _at_noise(sigma): values.append(sum((clean * direction(xb, yb, at_noise, v)).sum(1) for v in vs) / draws)
+    at_x.finish()
+    with _at_noise(sigma): at_noise.finish()
+    return torch.cat(values)
+
 # %% ../../nbs/2_robustness/11_ligs.ipynb #77e4fc1e
 def _check_ligs(sigma, draws, batch_size, noise):
-    "draws and batch_size as ints. Raises ValueError for a wrong argument."
+    "draws and batch_size as ints; a batch_size of None stays. Raises ValueError for a wrong argument."
     if noise not in NOISES: raise ValueError(f'noise={noise!r} is unknown. Choose one of {", ".join(NOISES)}.')
     if not 0 < sigma < float('inf'): raise ValueError(f'sigma={sigma} is out of range. Pass a standard deviation above 0.')
-    return _whole('draws', draws, 1), _whole('batch_size', batch_size, 1)
+    return _whole('draws', draws, 1), None if batch_size is None else _whole('batch_size', batch_size, 1)
 
 # %% ../../nbs/2_robustness/11_ligs.ipynb #650f651d
 def ligs(
@@ -72,7 +87,7 @@ def ligs(
     draws: int = 1,          # noise draws for each image; the mean of their cosines is returned
     seed: int = 0,           # of the noise
     stable: bool = True,     # dL/dlogits in float64; False: autograd's plain gradient in the precision of x
-    batch_size: int = 256,   # images at once: speed and memory, not the result
+    batch_size: int | None = None, # images at once: speed and memory, not the result; None: 256, on a GPU up to 1,024
     noise: str = 'gaussian', # one of NOISES
 ) -> torch.Tensor:
     """Local input gradient similarity: the cosine of the cross-entropy's gradients at x and x + v (talk; Benz et al. 2021).
@@ -84,11 +99,11 @@ def ligs(
     draws, batch_size = _check_ligs(sigma, draws, batch_size, noise)
     if not len(x): return torch.zeros(0, dtype=torch.float64, device=x.device)
     with frozen(model):
-        if stable: net = _pair(model, x, x[:CHECKED] + sigma * image_noise(x[:CHECKED], seed), stacklevel=4).net
+        passes = (draws + 1) * -(-len(x) // (batch_size or 1024))
+        if stable: net = _pair(model, x, x[:CHECKED] + sigma * image_noise(x[:CHECKED], seed), stacklevel=4, passes=passes).net
         else: net = _checked_model(model, x, stacklevel=3)
         direction = _Directions(net, stable)
-        batches = zip(x.split(batch_size), y.split(batch_size))
-        values = torch.cat([_mean_gradient_cosine(direction, *b, sigma, draws, seed, noise) for b in batches]).clamp(-1, 1)
-    if direction.bad:
-        warnings.warn(f'{direction.bad} of {len(x) * (draws + 1)} gradients were NaN or infinite: these images have no LIGS', RuntimeWarning, stacklevel=2)
+        values = _fitting(batch_size, x, lambda size: _mean_cosines(direction, x, y, sigma, draws, seed, noise, size)).clamp(-1, 1)
+    if bad := int(sum(direction.bad)):
+        warnings.warn(f'{bad} of {len(x) * (draws + 1)} gradients were NaN or infinite: these images have no LIGS', RuntimeWarning, stacklevel=2)
     return values

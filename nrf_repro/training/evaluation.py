@@ -26,12 +26,12 @@ def attack_row_fields(name,    # of the attack
 def _metrics(attacks, sigma, seed, batch_size):
     "(metric, fields of its row, function (model, x, y) -> one value for each image)."
     size, noise = dict(batch_size=batch_size), dict(sigma=sigma, draws=1)
-    yield 'clean_accuracy', {}, lambda *mxy: correct(*mxy, **size)
+    yield 'clean_accuracy', {}, lambda *mxy: correct(*mxy, batch_size or 256)
     for name, a in attacks.items():
         yield 'robust_accuracy', attack_row_fields(name, a), lambda *mxy, a=a: robust_correct(*mxy, a, **size)
     yield 'ligs', noise, lambda *mxy: ligs(*mxy, sigma=sigma, seed=seed, **size)
     yield 'ligs_plain', noise, lambda *mxy: ligs(*mxy, sigma=sigma, seed=seed, stable=False, **size)
-    yield 'vanished', {}, lambda *mxy: gradient_underflows(*mxy, **size)
+    yield 'vanished', {}, lambda *mxy: gradient_underflows(*mxy, batch_size=batch_size or 256)
 
 # %% ../../nbs/5_how_it_works/41_evaluation.ipynb #f7818d56
 def _in_blocks(values, model, images, device, dtype, bar, block=1024):
@@ -52,7 +52,7 @@ def evaluate(model,          # any nn.Module: images in [0, 1] -> n k logits
              device='cpu',   # where the model is
              dtype=torch.float32, # of the images
              seed=0,         # of LIGS' noise
-             batch_size=256, # images at once: memory and speed, not the answer
+             batch_size=None, # images at once: memory and speed, not the answer; None: 256, and up to 1,024 for attacks on a GPU
              progress=True): # show a bar
     "Yields for each metric: its name, the fields of its row, one value for each image (float64[n], NaN where not defined), and the seconds."
     with tqdm(total=len(images) * (4 + len(attacks)), desc='images', disable=not progress, leave=False) as bar:

@@ -9,6 +9,7 @@ __all__ = ['RANDOM_TARGETS', 'RECIPES', 'Recipe']
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -77,28 +78,30 @@ def sgd(model,  # whose parameters are trained
     return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
 # %% ../../nbs/5_how_it_works/38_recipes.ipynb #da8cbeeb
+PAD = 4   # pixels of black on every side, before an image is cropped
+
 def random_crop(
-    x,         # n c h w
-    g,         # torch.Generator on the CPU
-    pad=4,     # pixels of black on every side
-    part=None, # (m, slice): x are these of m images, and random numbers are drawn for all m
-):             # n c h w
-    "The images, each shifted by up to `pad` pixels in both directions."
-    (n, _, h, w), (m, mine) = x.shape, part or (len(x), slice(None))
-    dy, dx = torch.randint(0, 2 * pad + 1, (2, m, 1), generator=g)[:, mine].to(x.device)
-    rows, cols = dy + torch.arange(h, device=x.device), dx + torch.arange(w, device=x.device)  # n h, n w
+    x,      # n c h w
+    shifts, # 2 n 1: rows and columns, from 0 to 2 * PAD
+):          # n c h w
+    "The images, each shifted by up to `PAD` pixels in both directions."
+    n, _, h, w = x.shape
+    rows, cols = shifts[0] + torch.arange(h, device=x.device), shifts[1] + torch.arange(w, device=x.device)  # n h, n w
     i = torch.arange(n, device=x.device)[:, None, None]
-    return F.pad(x, (pad,) * 4).permute(0, 2, 3, 1)[i, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
+    return F.pad(x, (PAD,) * 4).permute(0, 2, 3, 1)[i, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
-def random_flip(x, g, part=None): # as in `random_crop`
-    "The images, half of them mirrored left to right."
-    m, mine = part or (len(x), slice(None))
-    return torch.where((torch.rand(m, 1, 1, 1, generator=g)[mine] < .5).to(x.device), x.flip(-1), x)
+def random_shifts(n, g):  # g: a torch.Generator on the CPU
+    "Shifts of `random_crop` for n images, all equally likely: int64[2, n, 1]."
+    return torch.randint(0, 2 * PAD + 1, (2, n, 1), generator=g)
 
-def augment(x, how, g, part=None): # how: one of AUGMENTS; the others as in `random_crop`
-    "The augmented images, n c h w."
-    if how != 'none': x = random_crop(x, g, part=part)
-    return random_flip(x, g, part) if how == 'crop-flip' else x
+# %% ../../nbs/5_how_it_works/38_recipes.ipynb #c454e885
+def random_flip(x, flips):  # n c h w; bool, n 1 1 1
+    "The images, those with True mirrored left to right."
+    return torch.where(flips, x.flip(-1), x)
+
+def random_flips(n, g):  # g: a torch.Generator on the CPU
+    "For n images: mirror it? bool[n, 1, 1, 1], half of them on average."
+    return torch.rand(n, 1, 1, 1, generator=g) < .5
 
 # %% ../../nbs/5_how_it_works/38_recipes.ipynb #4522744e
 def cross_entropy(model, # maps n c h w to logits n k
@@ -117,6 +120,23 @@ def wrong_classes(
     drawn, y = torch.randint(classes - 1, (len(y),), generator=g), y.cpu()
     return drawn + (drawn >= y)
 
+# %% ../../nbs/5_how_it_works/38_recipes.ipynb #52be3757
+class _Draws(NamedTuple):
+    "The random numbers of an epoch, for s batches of b images; None where the recipe needs none."
+    shifts: Any   # int64[s, 2, b, 1], of `random_shifts`
+    flips: Any    # bool[s, b, 1, 1, 1], of `random_flips`
+    targets: Any  # int64[s, b], of `wrong_classes`
+
+def _draws(recipe, labels, classes, g):  # labels: s b
+    "The random numbers of an epoch, drawn batch by batch."
+    shifts, flips, targets = [], [], []
+    for y in labels:
+        if recipe.augment != 'none': shifts.append(random_shifts(len(y), g))
+        if recipe.augment == 'crop-flip': flips.append(random_flips(len(y), g))
+        if recipe.attack and recipe.attack.targeted: targets.append(wrong_classes(y, classes, g))
+    return _Draws(*(torch.stack(drawn) if drawn else None for drawn in (shifts, flips, targets)))
+
+# %% ../../nbs/5_how_it_works/38_recipes.ipynb #700e6e84
 def batches(train,  # `Images`
             recipe, # `Recipe`
             epoch,  # from 0
@@ -124,13 +144,20 @@ def batches(train,  # `Images`
             rank=0, size=1): # yield the share of process `rank` of `size`
     """Yields (x, y, targets) for every full batch: augmented pixels in [0, 1], n c h w; labels, n; wrong classes, n, or None.
 
-    The targets are drawn for the whole batch, so the share of a process does not change them. The last, incomplete batch is left out.
+    The random numbers are drawn for the whole batch, so the share of a process does not change them. The last, incomplete batch is left out.
     """
     g, bs = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch), min(recipe.batch_size, len(train))
-    order, mine = torch.randperm(len(train), generator=g).to(train.x.device), slice(rank, None, size)
-    for i in order[:len(order) // bs * bs].split(bs):
-        x = augment(train.x[i[mine]], recipe.augment, g, (bs, mine)).to(device).float() / 255
+    order = torch.randperm(len(train), generator=g)[:len(train) // bs * bs].view(-1, bs)
+    labels, mine, home = train.y.cpu()[order], slice(rank, None, size), train.x.device
+    drawn = _draws(recipe, labels, len(train.classes), g)
+    order, labels = order[:, mine].to(home), labels[:, mine].to(device)
+    shifts = None if drawn.shifts is None else drawn.shifts[:, :, mine].to(home)
+    flips = None if drawn.flips is None else drawn.flips[:, mine].to(home)
+    targets = None if drawn.targets is None else drawn.targets[:, mine].to(device)
+    for k, i in enumerate(order):
+        x = train.x[i]
+        if shifts is not None: x = random_crop(x, shifts[k])
+        if flips is not None: x = random_flip(x, flips[k])
+        x = x.to(device).float() / 255
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-        targeted = recipe.attack and recipe.attack.targeted
-        targets = wrong_classes(train.y[i], len(train.classes), g)[mine].to(device) if targeted else None
-        yield x, train.y[i[mine]].to(device), targets
+        yield x, labels[k], None if targets is None else targets[k]
