@@ -185,10 +185,10 @@ def gap_text(iv): # of a share
     return '' if np.isnan(iv.mean) else estimate_text(iv.mean, iv.low, iv.high, 'clean')
 
 def reading_equal(rows): # history of one kind of network
-    "BN - none where both are equally accurate, in words."
+    "BN minus no normalisation where both are equally accurate, in words."
     at = at_equal_accuracy(rows)
     if not len(at): return
     (last, there), name = gaps(at), name_of(rows, regime=False)
-    if not there.n: yield f'{name}: BN never passes the {100 * at.clean.mean():.1f} % clean accuracy at which none ended.'
-    else: yield (f'{name}: none ended at {100 * at.clean.mean():.1f} % clean accuracy, which BN passes in epoch {at.epoch.mean():.1f} ({there.n} of {len(at)} seeds). '
-                 f'BN − none in robust accuracy: there {gap_text(there)} points, at its end {gap_text(last)}.')
+    if not there.n: yield f'{name}: BN never passes the {100 * at.clean.mean():.1f} % clean accuracy at which the network without normalisation ended.'
+    else: yield (f'{name}: the network without normalisation ended at {100 * at.clean.mean():.1f} % clean accuracy, which BN passes in epoch {at.epoch.mean():.1f} ({there.n} of {len(at)} seeds). '
+                 f'BN minus no normalisation in robust accuracy: there {gap_text(there)} points, at its end {gap_text(last)}.')
