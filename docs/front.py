@@ -8,18 +8,12 @@ from pathlib import Path
 
 import verdicts
 
-# A claim in few words, and which effect its line shows.
-CLAIMS = dict(
-    C1=('BN raises accuracy on clean images', 'clean accuracy'),
-    C2=('BN lowers accuracy under attack', 'robust accuracy, PGD ℓ2'),
-    C3=('IN, LN and GN lower accuracy under attack, too', 'robust accuracy with IN'),
-    C4=('LIGS falls in training: robust features come first', 'LIGS without normalisation'),
-    C5=('LIGS ends lower with BN', 'LIGS'),
-    C6=('Adversarial training keeps LIGS near 1', 'LIGS minus 0.9, without normalisation'),
-    C7=('Only networks with BN learn non-robust features', 'accuracy after training on D_rand'),
-    C8=('Raising LIGS buys accuracy under attack cheaply', 'robust accuracy'),
-    C9=('Attacks made without BN fool more other networks', 'transfer success'),
-    C10=('The same holds on chest X-rays (our question)', 'clean accuracy'))
+# Which effect the line of a claim shows.
+CLAIMS = dict(C1='clean accuracy', C2='PGD ℓ2', C3='with IN', C4='LIGS without normalisation', C5='LIGS',
+              C6='LIGS minus the threshold 0.9, without normalisation', C7='accuracy after training on D_rand, BN minus no normalisation',
+              C8='robust accuracy', C9='transfer success, sources without minus with BN', C10='clean accuracy')
+SCALES = {'cifar': 'CIFAR-10, ResNet18 and VGG11 at full width, 2 or 3 seeds, 30 epochs (paper: 150)', 'cifar-cpu': 'VGG11 at a quarter of the width',
+          'cifar-small': 'ResNet18, VGG11 and VGG16 at a quarter of the width, 10,000 images, undertrained', 'demo': 'digits, small ResNet18 and VGG11'}
 PARTS = {'LIGS (bn)': 'LIGS with BN', 'conflicting (bn)': 'conflicting features', 'early against final': 'early-stopped networks'}   # others: as in the report
 NAV = (('reports', 'Results'), ('learn', 'Learn'), ('test_a_model', 'Test a model'), ('tasks', 'API'), ('search', 'Search'))
 
@@ -29,12 +23,13 @@ PAGE = """# Does batch normalisation make networks easier to fool?
 <div class="answer">
 <p>{answer}</p>
 <dl>
-<div><dt id="robust-accuracy">Robust accuracy</dt><dd>The share of test images that a network classifies correctly at every step of an attack, such as <abbr title="projected gradient descent">PGD</abbr>. It is an upper bound.</dd></div>
+<div><dt id="robust-accuracy">Robust accuracy</dt><dd>The share of test images that a network classifies correctly at every step of an attack, such as <abbr title="projected gradient descent">PGD</abbr>. A stronger attack can only lower it.</dd></div>
 <div><dt id="ligs"><abbr title="local input gradient similarity">LIGS</abbr></dt><dd>Local input gradient similarity: the cosine between the gradient at an image and at the image plus noise. 1: the gradient keeps its direction.</dd></div>
 </dl>
 </div>
+<p class="scales">{scales}</p>
+<p class="caution"><strong>How to read the table.</strong> {caution}</p>
 {table}
-<p class="caution"><strong>Read with care.</strong> {caution}</p>
 <div class="tiles">
 {tiles}
 </div>
@@ -46,7 +41,7 @@ Transferability: A Non-Robust Feature Perspective* (ICCV 2021, [arXiv 2010.03316
 """
 TABLE = """<table class="claims">
 <caption class="visually-hidden">Claims, their verdicts at each scale, and the effect at the largest scale</caption>
-<thead><tr><th scope="col">Claim, and its effect</th>{scales}<th scope="col" class="plot">95 % interval, <span class="cross">✕</span> paper</th><th scope="col" class="number">Points, or LIGS</th><th scope="col">Evidence</th></tr></thead>
+<thead><tr><th scope="col">Claim, and its effect</th>{scales}<th scope="col" class="plot">95 % interval, <span class="cross">✕</span> paper{axis}</th><th scope="col" class="number">Points, or LIGS</th><th scope="col">Evidence</th></tr></thead>
 <tbody>
 {lines}
 </tbody>
@@ -76,6 +71,10 @@ class Board:
         self.decided, self.parts = frames(found)
         self.top = headline(self.decided.assign(title='', statement='', reason=''), self.claims).set_index('id')
         self.scales = list(reversed(by_scale(found, self.claims['C1'])))
+
+    def networks(self, id, profile):
+        "A dict for each network: effect and interval of the claim's first part."
+        return self.found[profile]['networks'].get(id, [])
 
     def verdict(self, id, profile): return next(self.decided[(self.decided.id == id) & (self.decided.profile == profile)].itertuples())
 
@@ -114,6 +113,14 @@ def plot(v, metric, span, width=190, height=22):
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="{escape(said)}">{ticks}{marks}</svg>'
 
 
+def axis(span, width=190):
+    "The numbers of the axis, in points; 10 points are a LIGS of 0.1."
+    low, high = span
+    marks = ''.join(f'<text x="{(t - low) / (high - low) * width:.1f}" y="9" text-anchor="middle">{t:+d}</text>' if t else
+                    f'<text x="{-low / (high - low) * width:.1f}" y="9" text-anchor="middle">0</text>' for t in range(-100, 101, 10) if low + 3 < t < high - 3)
+    return f'<svg class="axis" viewBox="0 0 {width} 11" width="{width}" height="11" aria-hidden="true">{marks.replace(">-", ">−")}</svg>'
+
+
 def span_of(board):
     "The ends of the axis that all lines share, in points. A paper's value above all intervals is an arrow at the end."
     shown = [board.first(id, board.shown_scale(id)) for id in CLAIMS]
@@ -130,7 +137,8 @@ def badges(board, id):
         run = v.verdict != 'not run'
         complete = '' if v.complete or not run else ' Parts of the claim were not run.'
         title = f'{scale}: {v.verdict}.{complete}' + (f' The same in {same[0]} of {same[1]} variants.' if same and run else '')
-        stable = f'<span class="stable">{same[0]}/{same[1]}</span>' if same and run else ''
+        fragile = ' fragile' if same and 2 * same[0] < same[1] else ''
+        stable = f'<span class="stable{fragile}">{same[0]}/{same[1]}</span>' if same and run else ''
         head = ' headline' if scale == board.top.profile[id] else ''
         link = VERDICT.format(link=report_link(board, id, scale), title=title, sign=SIGNS[v.verdict], scale=scale, verdict=v.verdict, stable=stable)
         cell = link if run else f'<span class="sign" aria-hidden="true">{SIGNS[v.verdict]}</span><span class="visually-hidden">not run</span>'
@@ -138,15 +146,15 @@ def badges(board, id):
 
 
 def shown_text(board, id):
-    "Which effect a line shows, and the part that decided where it is another one."
-    from nrf_repro.report.text import amount
+    "Which effect a line shows and whether this part holds, and the part that decided where it is another one."
+    from nrf_repro.report.text import SIGNS, amount
     from nrf_repro.report.verdict_table import _part_name
-    claim, scale, text = board.claims[id], board.shown_scale(id), CLAIMS[id][1]
+    claim, scale = board.claims[id], board.shown_scale(id)
     v, first = board.verdict(id, scale), board.first(id, scale)
-    if v.verdict == 'reproduced' or v.part == first.part or math.isnan(v.effect): return text
+    text = f'{CLAIMS[id]} {SIGNS[first.verdict]}' if len(claim.parts) > 1 else CLAIMS[id]
+    if v.part == first.part or math.isnan(v.effect) or v.verdict == first.verdict == 'reproduced': return text
     metric = next(p.metric for p in claim.parts if p.name == v.part)
-    how = 'fails for' if v.verdict == 'not reproduced' else 'open for'
-    return f'{text} · {how} {PARTS.get(v.part) or _part_name(v.part)}: {amount(v.effect, metric, unit=False)}'
+    return f'{text} · {PARTS.get(v.part) or _part_name(v.part)} {amount(v.effect, metric, unit=False)} {SIGNS[v.verdict]}'
 
 
 @cache
@@ -162,26 +170,27 @@ def report_link(board, id, scale):
 def table(board):
     "The claims, one in a line."
     span, lines = span_of(board), []
-    for id, (claim, _) in CLAIMS.items():
-        chapter = board.claims[id].chapter.rpartition('/')[2]
+    for id in CLAIMS:
+        claim, chapter = board.claims[id].title.removesuffix(' (our question)') + ' (our question)' * (id == 'C10'), board.claims[id].chapter.rpartition('/')[2]
         first, metric = board.first(id, board.shown_scale(id)), board.claims[id].parts[0].metric
         lines.append(LINE.format(id=id, claim=escape(claim), shown=escape(shown_text(board, id)), badges=''.join(badges(board, id)), plot=plot(first, metric, span),
                                  effect=effect_text(first, metric), report=report_link(board, id, board.shown_scale(id)), chapter=chapter, number=int(chapter[:2])))
     heads = ''.join(f'<th scope="col" class="scale">{scale}</th>' for scale in board.scales)
-    return TABLE.format(scales=heads, lines='\n'.join(lines))
+    return TABLE.format(scales=heads, axis=axis(span), lines='\n'.join(lines))
 
 
-def size(v, metric, level=True):
-    "The size of an effect with its interval, without a sign: 13.7 [12.1, 15.4]."
-    ends = sorted(abs(100 * x) for x in (v.low, v.high))
-    return f'{abs(100 * v.effect):.1f} points [{ends[0]:.1f}, {ends[1]:.1f}]'
+def size(v):
+    "The size of an effect with its interval, without a sign: 13.7 points [12.1, 15.4]."
+    effect, low, high = (100 * v[k] * (-1 if v['effect'] < 0 else 1) for k in ('effect', 'low', 'high'))
+    ends = sorted((low, high))
+    return f'{effect:.1f} points [{ends[0]:.1f}, {ends[1]:.1f}]'
 
 
 def moves(v, up='raises', down='lowers'): return up if v.effect > 0 else down
 
 
 def answer(board):
-    "Two sentences. What they say follows the verdicts on C1 and C2 at their headline's scale, and those at other scales."
+    "A few sentences. What they say follows the verdicts on C1 and C2 at their headline's scale, and those at other scales."
     scale = board.shown_scale('C2')
     clean, robust = (board.first(id, scale) for id in ('C1', 'C2'))
     word = {'reproduced': 'Yes', 'not reproduced': 'No', 'inconclusive': 'Perhaps'}[board.top.verdict['C2']]
@@ -189,22 +198,35 @@ def answer(board):
     for p in board.scales:
         v = board.verdict('C2', p)
         if p != scale and v.verdict != 'not run': others.setdefault(v.verdict, []).append(p)
-    from nrf_repro.report.text import several
+    from nrf_repro.report.text import arch_name, several
     said = '; '.join(f'{verdict} at {several(f"<code>{p}</code>" for p in ps)}' for verdict, ps in others.items())
-    tried, lost = (sum(p['controls'][k] for p in board.found.values()) for k in ('tried', 'lost'))
-    return (f'<strong>{word}</strong>, at the largest scale (<code>{scale}</code>): batch normalisation (BN) {moves(robust)} robust accuracy by <strong>{size(robust, "")}</strong> and {moves(clean)} '
-            f'clean accuracy by {size(clean, "")}. This depends on scale and training ({said}), and {lost} of {tried} control networks '
-            'without BN lose robustness, too.')
+    tried, lost, whole = (sum(p['controls'][k] for p in board.found.values()) for k in ('tried', 'lost', 'all'))
+    each = several([f'<strong>{size(n)}</strong> in the {arch_name(n["arch"])}' for n in board.networks('C2', scale)])
+    same = board.found[scale]['stable'].get('C1')
+    fragile = f' (the same verdict in only {same[0]} of {same[1]} re-checks)' if same and 2 * same[0] < same[1] else ''
+    return (f'<strong>{word}</strong>, at the largest scale: batch normalisation (BN) {moves(robust)} robust accuracy by {each}. It {moves(clean)} '
+            f'clean accuracy by {size(clean._asdict())}{fragile}. The loss depends on scale and training ({said}). '
+            f'Of {tried} controls, which are built to train as well without a normalisation layer, {lost} lose robust accuracy, {whole} of them as much as BN.')
+
+
+def scales_text(board):
+    "What each scale is."
+    from nrf_repro.report.text import several
+    intervals = dict.fromkeys(n['interval'] for n in board.networks('C2', board.shown_scale('C2')))
+    over = several([i if i.startswith('t ') else f'over {i}' for i in intervals])
+    return f'In brackets: 95 % intervals ({over} above). ' + ' · '.join(f'<code>{p}</code>: {SCALES[p]}' for p in board.scales) + '.'
 
 
 def caution(board):
-    "What to be careful about, in a line."
+    "The signs of the table, and what to be careful about."
     kept = sum(a == b for p in board.found.values() for a, b in p['stable'].values())
     total = sum(len(p['stable']) for p in board.found.values())
     small = [id for id in CLAIMS if board.top.profile[id] == 'cifar-small']
-    return (f'✓ reproduced, ✗ not, ? inconclusive, – not run; 7/9: the same in 7 of 9 <a href="glossary.html#term-loo">variants</a>. '
-            f'Only {kept} of {total} verdicts are the same in all. Framed: the largest scale with all parts; {len(small)} claims have it at '
-            f'<code>cifar-small</code>, whose networks are <a href="glossary.html#term-undertrained">undertrained</a>.')
+    least = board.claims['C2'].parts[0].smallest_effect
+    return (f'✓ reproduced: the whole interval lies beyond the smallest effect that counts ({100 * least:g} points for C2). ✗ not reproduced: it lies short of it. '
+            f'? inconclusive. – not run. 7/9: the verdict is the same in 7 of 9 <a href="glossary.html#term-loo">re-checks</a> (one seed less; one attack, network or data set alone); '
+            f'{kept} of {total} are the same in all. Framed: the largest scale with all parts; {len(small)} claims have it at <code>cifar-small</code>, whose networks are '
+            f'<a href="glossary.html#term-undertrained">undertrained</a>. ✕: the paper\'s mean over its own networks, which are not all ours.')
 
 
 TILES = (
@@ -236,7 +258,7 @@ def page(root, cfg):
     "The first page as Markdown; without published rows the name and description."
     if not verdicts.published(root): return f'# {cfg["title"]}\n\n{cfg["description"]}\n'
     board = Board(root, verdicts.current(root))
-    return PAGE.format(answer=answer(board), table=table(board), caution=caution(board), tiles='\n'.join(tiles(board, cfg)))
+    return PAGE.format(answer=answer(board), table=table(board), scales=scales_text(board), caution=caution(board), tiles='\n'.join(tiles(board, cfg)))
 
 
 LEARN = """# Learn

@@ -36,16 +36,22 @@ def rules_of(text):
 
 
 def compute(profile, rows, claims):
-    "The verdict on each claim and each part, in how many variants the verdict is the same, and how the controls compare."
+    "The verdict on each claim and each part, in how many variants the verdict is the same, and the networks' effects, and how the controls compare."
     from nrf_repro.report.forest import control_effects
+    from nrf_repro.report.readings import control_answers
     from nrf_repro.report.sensitivity import sensitivity
     from nrf_repro.results.claims import decide_published
+    from nrf_repro.results.paired import effects
     decided, parts = decide_published(claims, {profile: rows})
     same = sensitivity(claims, rows).groupby('id').same
-    controls = control_effects(rows, claims['C2'])
+    controls, answers = control_effects(rows, claims['C2']), control_answers(rows, claims, 'C2')
+    def networks(claim):
+        "The effect of the claim's first part in each network, the largest first."
+        found = effects(claim, rows).query('part == @claim.parts[0].name and room')
+        return lines(found.reindex(found.effect.abs().sort_values(ascending=False).index), ('arch', 'effect', 'low', 'high', 'n_seeds', 'interval'))
     return dict(decided=lines(decided, (*FIELDS, 'complete')), parts=lines(parts, FIELDS),
-                stable={id: [int(part.sum()), len(part)] for id, part in same},
-                controls=dict(tried=len(controls), lost=sum(bool(iv.high < 0) for iv in controls.from_none),
+                networks={id: networks(claims[id]) for id in ('C1', 'C2')}, stable={id: [int(part.sum()), len(part)] for id, part in same},
+                controls=dict(tried=len(controls), all=sum(answers.answer == 'all of it') if len(answers) else 0, lost=sum(bool(iv.high < 0) for iv in controls.from_none),
                               kept=sum(bool(iv.low > 0) for iv in controls.from_bn)))
 
 

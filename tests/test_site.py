@@ -218,6 +218,7 @@ def test_stored_verdicts_are_what_the_rows_give():
     fresh = verdicts.compute('cifar-cpu', read_rows(ROOT / 'reports/published/cifar-cpu/rows.jsonl'), load_claims(ROOT / 'reports/claims.yaml'))
     def rounded(v): return {k: round(x, 9) if isinstance(x, float) else x for k, x in v.items()}
     for key in ('decided', 'parts'): assert list(map(rounded, fresh[key])) == list(map(rounded, stored[key]))
+    for id in ('C1', 'C2'): assert list(map(rounded, fresh['networks'][id])) == list(map(rounded, stored['networks'][id]))
     assert fresh['stable'] == stored['stable'] and fresh['controls'] == stored['controls']
 
 
@@ -236,11 +237,13 @@ def test_each_claim_has_a_line_with_the_effect_that_its_title_names(board):
         assert ('class="paper"' in line) == (first.paper_effect == first.paper_effect)
         assert (ROOT / 'reports' / re.search(r'href="(published/[^"#]+)', line)[1]).is_file() and f'{Path(board.claims[id].chapter).name}.html' in line
     c9 = re.search(r'<tr id="C9">.*', text)[0]
-    assert 'fails for early-stopped networks: −6.5' in c9
+    assert 'early-stopped networks −6.5 ✗' in c9
+    assert set(front.SCALES) >= set(board.scales)
 
 
 def test_the_answer_follows_the_verdict(board, monkeypatch):
-    assert front.answer(board).startswith('<strong>Yes</strong>')
+    text = front.answer(board)
+    assert text.startswith('<strong>Yes</strong>') and all(front.size(n) in text for n in board.networks('C2', board.shown_scale('C2')))
     monkeypatch.setattr(board, 'top', board.top.assign(verdict='not reproduced'))
     assert front.answer(board).startswith('<strong>No</strong>')
 
