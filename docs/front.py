@@ -265,13 +265,14 @@ LEARN = """# Learn
 
 The book has {count} chapters. Parts I to IV make the argument; part V shows how the package works. Each chapter begins with
 its claim and runs on a CPU.
-New here? Read chapters 1, 3, 8 and 11, then [the conclusions](25_conclusions.ipynb). Terms are in the [glossary](glossary.md).
+New here? Read chapters {path}, then [the conclusions](25_conclusions.ipynb). Terms are in the [glossary](glossary.md).
 """
 
 
 def learn(book, folders, part_title, number_of, title_of):
     "All chapters with their claims, as Markdown."
-    parts = [LEARN.format(count=len(book))]
+    links = [f'[{number_of(n)}]({n}.ipynb)' for n in book if str(number_of(n)) in ('1', '3', '8', '11')]
+    parts = [LEARN.format(count=len(book), path=', '.join(links))]
     for folder in dict.fromkeys(folders[n] for n in book if folders[n]):
         lines = [f'- **{number_of(n)}** [{title_of(nb)}]({n}.ipynb){claim_of(nb)}' for n, nb in book.items() if folders[n] == folder]
         parts += [f'## {part_title(folder)}', '\n'.join(lines)]

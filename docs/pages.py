@@ -21,7 +21,8 @@ claim. It opens from a disk, offline.
 
 ## The claims
 
-Their rules are in [claims.yaml]({url}/reports/claims.yaml), fixed beforehand; what was changed later is listed at its head.
+Two runs are compared by `nrf-repro compare demo cifar-small --out moved.html`. Your own network is measured by `nrf-repro measure`
+([Test a model](test_a_model.md)). The rules of the claims are in [claims.yaml]({url}/reports/claims.yaml), fixed beforehand; what was changed later is listed at its head.
 
 | no. | claim | in a sentence |
 | --- | --- | --- |
@@ -57,7 +58,7 @@ def all_pages(root, cfg):
     "Name -> Markdown."
     cff = yaml.safe_load((root / 'CITATION.cff').read_text(encoding='utf-8'))
     url = f'{cfg["git_url"]}/blob/{cfg["branch"]}'
-    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=page('add'), test_a_model=page('test_a_model'), cite=cite(cff, cfg, url),
+    return dict(reports=reports(root, url), benchmarks=benchmarks(root), robustness=robustness(root), add=page('add'), test_a_model=page('test_a_model').replace('REPOSITORY', cfg['git_url']), cite=cite(cff, cfg, url),
                 bibliography=bibliography(cff))
 
 
@@ -108,18 +109,27 @@ def reports(root, url):
     return REPORTS.format(reports='\n'.join(there) or none, url=url, claims='\n'.join(rows)) + leaderboard(root)
 
 
-def mark(line, marks):
-    "The mark of a robust accuracy whose attack failed a check, with the reason as its title; '' where none failed."
-    reason = marks.get(line.profile, {}).get(tuple(map(str, (line.dataset, line.arch, line.width, line.regime, line.norm, 'pgd_l2'))), '')
-    return f' <abbr title="{html.escape(reason)}">⚠</abbr>' if reason else ''
+def mark(line, marks, again):
+    "The mark of a robust accuracy: ⚠ with the reason where a check of its attack failed, ○ where no stronger attack was tried, else ''."
+    network = tuple(map(str, (line.dataset, line.arch, line.width, line.regime, line.norm)))
+    reason = marks.get(line.profile, {}).get((*network, 'pgd_l2'))
+    if reason: return f' <abbr title="{html.escape(reason)}">⚠</abbr>'
+    if reason is None and (line.profile, *network) not in again: return ' <abbr title="no stronger attack was tried on this network">○</abbr>'
+    return ''
 
 
-def board_line(line, marks): # a line of the package's `leaderboard`
+def attacked_again(rows):
+    "The networks that all attacks were tried on image by image: (profile, data, network, width, training, norm)."
+    paired = rows[(rows.experiment == 'paired_images') & rows.source.str.match(r'\d+ ', na=False)]
+    return set(map(lambda key: tuple(map(str, key)), paired[['profile', 'dataset', 'arch', 'width', 'regime', 'norm']].itertuples(index=False)))
+
+
+def board_line(line, marks, again): # a line of the package's `leaderboard`
     "The cells of a network: (what is shown, what it is sorted by)."
     from nrf_repro.report.text import arch_name, norm_name
     interval = '' if line.low != line.low else f' <small>[{line.low:.1f}, {line.high:.1f}]</small>'
     texts = [line.profile, line.dataset, arch_name(line.arch), norm_name(line.norm), line.regime]
-    numbers = [(f'{line.width:g}', line.width), (f'{line.clean:.1f}', line.clean), (f'{line.robust:.1f}{interval}{mark(line, marks)}', line.robust),
+    numbers = [(f'{line.width:g}', line.width), (f'{line.clean:.1f}', line.clean), (f'{line.robust:.1f}{interval}{mark(line, marks, again)}', line.robust),
                (f'{line.LIGS:.3f}', line.LIGS), (f'{line.eps:g}', line.eps), (line.seeds, line.seeds)]
     return [(text, text) for text in texts] + [(shown, -1 if value != value else value) for shown, value in numbers]
 
@@ -130,11 +140,11 @@ def leaderboard(root):
     from nrf_repro.report.checks import doubts
     if not list(root.glob('reports/published/*/rows.jsonl')): return ''
     rows = published_rows(root / 'reports/published')
-    marks = {profile: doubts(own) for profile, own in rows.groupby('profile')}
+    marks, again = {profile: doubts(own) for profile, own in rows.groupby('profile')}, attacked_again(rows)
     board = lines(rows).rename(columns={'clean, %': 'clean', 'robust, %': 'robust', 'robust low, %': 'low', 'robust high, %': 'high'})
     heads = ['Profile', 'Data', 'Network', 'Norm', 'Training', 'Width', 'Clean, %', 'Robust, %', 'LIGS', 'eps', 'Seeds']
     top = ''.join(f'<th scope="col"><button type="button">{head}</button></th>' for head in heads)
-    body = [''.join(f'<td data-value="{value}">{shown}</td>' for shown, value in board_line(line, marks)) for line in board[board.robust.notna()].itertuples()]
+    body = [''.join(f'<td data-value="{value}">{shown}</td>' for shown, value in board_line(line, marks, again)) for line in board[board.robust.notna()].itertuples()]
     table = ['<table class="leaderboard">', f'<thead><tr>{top}</tr></thead>', '<tbody>', *(f'<tr>{cells}</tr>' for cells in body), '</tbody></table>']
     return '\n'.join([BOARD, *table, ''])
 
@@ -144,7 +154,8 @@ BOARD = """
 
 Mean over seeds; robust accuracy under PGD ℓ2 at the profile's eps, which differs between profiles, with its 95 % t interval over
 seeds. Read it beside clean accuracy. ⚠: a check of the attack failed, so the value is too high; the title of the mark says which,
-and the checks are in [Is the attack strong enough?](12_attack_strength.ipynb). A click on the head of a column sorts by it. The small networks lie beside the rows: `nrf_repro.load_published('demo', arch='vgg11', norm='bn')`.
+and the checks are in [Is the attack strong enough?](12_attack_strength.ipynb). ○: no stronger attack was tried. Without a mark: stronger
+attacks were tried and no check failed. A click on the head of a column sorts by it. The small networks lie beside the rows: `nrf_repro.load_published('demo', arch='vgg11', norm='bn')`.
 """
 
 
