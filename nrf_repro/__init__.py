@@ -29,7 +29,7 @@ TASKS = {
         'results': 'read_rows write_rows Claim load_claims effects decide decide_published headline '
                    'Interval wilson t_interval two_way'},
     'Make tables, figures and reports': {
-        'report': 'render compare render_compare table_1 table_2'},
+        'report': 'render_report compare render_compare table_1 table_2'},
     'Compute the theory of normalisation': {
         'theory': 'invariance_error fit_whitening whiten bound_terms landscape layer_gradients'}}
 
@@ -53,4 +53,4 @@ _EXPERIMENT = dict(PARTS='experiment.profile:PARTS', Cell='experiment.profile:Ne
 old_module('nrf_repro.living', _INTERACTIVE)
 old_module('nrf_repro.experiment.runs', _EXPERIMENT)
 
-__getattr__, __dir__, __all__ = lazy(__name__, _by_package(), dict(figures='report.figures', tables='report.tables'))
+__getattr__, __dir__, __all__ = lazy(__name__, _by_package(), dict(figures='report.figures', tables='report.tables', render='report.rendering:render_report'))

@@ -208,6 +208,7 @@ def _parse_parameters(text):
     if not isinstance(value, dict): raise ValueError(f'--parameters must be a JSON object, not {text!r}.')
     return value
 
+# %% ../nbs/5_how_it_works/87_command_line.ipynb #1715af80
 def _print_plan(a, parts, profile):
     if a.speed is not None and not 0 < a.speed < float('inf'): raise ValueError(f'--speed {a.speed}: give multiply-adds a second, such as 2e13.')
     if a.json:
@@ -224,6 +225,7 @@ def _check_profile(a):
     if a.named and a.profile and a.named != a.profile: raise ValueError(f'two profiles, {a.named} and {a.profile}: leave one of them out.')
     a.profile = a.named or a.profile or 'demo'
 
+# %% ../nbs/5_how_it_works/87_command_line.ipynb #9e95b984
 def _run_module(a):
     "Run a command of another module. Where a file goes to standard output, what the command prints goes to the standard error."
     options = OUTPUTS.get(a.command, ())

@@ -547,7 +547,7 @@ def test_text_stays_text_on_every_page(evil, tmp_path):
         rows = frame(made_up_rows(['none', 'bn'], seeds=(0, 1), dataset=word, arch=word, regime='standard'))
         rows = rows.assign(device=word, torch=word, git_commit=word, source_hash=word, config_hash=word)
         meta = dict(about=word, machine=word, missing=[word], data=[dict(name=word, note=word, fingerprint=word)])
-        return report.render(rows, claims, tmp_path / name, profile='made-up', **meta).read_text()
+        return report.render_report(rows, claims, tmp_path / name, profile='made-up', **meta).read_text()
     plain, html = page('plain', 'a.html'), page(evil, 'b.html')
     assert Tags(html).seen == Tags(plain).seen and escape(evil.split()[0], quote=False)[:4] in html
     count('pages', 'hostile words in every text of the report', words=len(EVIL))

@@ -348,7 +348,7 @@ def test_claims_for_which_a_profile_is_too_small():
 
 def test_studies_that_are_not_shown_are_listed(tmp_path):
     rows = pd.concat([ROWS, ROWS.head(3).assign(experiment='transfer')], ignore_index=True)
-    html = rendering.render(rows, {'C2': CLAIMS['C2']}, tmp_path / 'report.html', profile='made-up').read_text()
+    html = rendering.render_report(rows, {'C2': CLAIMS['C2']}, tmp_path / 'report.html', profile='made-up').read_text()
     assert 'the rows of the study transfer are not shown' in html
 
 

@@ -131,6 +131,7 @@ def _check_members(members): # ZipInfo
     if twice: raise ValueError(f'{twice[0]!r} is in it twice.')
     if (total := sum(m.file_size for m in members)) > TOTAL: raise ValueError(f'its files have {total:,} bytes, more than {TOTAL:,}.')
 
+# %% ../../nbs/5_how_it_works/58_archive.ipynb #822a9ee8
 def _members(source, stack): # a zip file or a folder, an ExitStack that closes the zip
     "Yields each file as (ZipInfo, function that opens it). Raises ValueError for a link or a special file in a folder."
     if not source.is_dir():
@@ -179,6 +180,7 @@ def _check_equal(there, here, where):
         a, b = (json.dumps(s[name]) if name in s else 'missing' for s in (there, here))
         if a != b: raise ValueError(f'{name:.80} is {a:.80} there and {b:.80} in {where}.')
 
+# %% ../../nbs/5_how_it_works/58_archive.ipynb #d30be57b
 class Beside(Settings):
     "What a run's settings file says beside the settings."
     hash: str
@@ -247,6 +249,7 @@ def _check_network(path, spec, train):
     except ValueError as e: raise ValueError(str(e).replace(f'{path} ', 'it ')) from None
     if bad := [name for name, w in weights.items() if not w.isfinite().all()]: raise ValueError(f'its weight {bad[0]} holds NaN or an infinite value.')
 
+# %% ../../nbs/5_how_it_works/58_archive.ipynb #4ba8bb4d
 class Checked(NamedTuple):
     "A run that was checked."
     spec: RunSpec

@@ -65,6 +65,7 @@ def main(spec_file, folder):
         measure_network(spec, folder)
     except Exception as e: sys.exit(f'{type(e).__name__}: {" ".join(str(e).split())[:300]}')
 
+# %% ../../nbs/5_how_it_works/57_budget.ipynb #af70f3da
 class Process:
     "A network that is being trained and measured; its settings and its log are in budget/ of the build folder."
     def __init__(self, spec, folder):
@@ -98,6 +99,7 @@ class Spent(NamedTuple):
 
 def _kind(spec): return replace(spec.network, norm='', seed=0)
 
+# %% ../../nbs/5_how_it_works/57_budget.ipynb #08b360f7
 class Schedule:
     "Starts networks in their order, and none that would not finish in time."
     def __init__(self,
@@ -167,6 +169,7 @@ def default_parallel(profile):
     "Networks at once: 5 on a GPU, else as many as the profile has cores."
     return 5 if resolve_device(profile) == 'cuda' else profile.cores or max(1, (os.cpu_count() or 1) // profile.threads)
 
+# %% ../../nbs/5_how_it_works/57_budget.ipynb #c5141caf
 def within(profile,  # `Profile`
            parts, folder, # of the profile; the build folder
            end,      # of `time.monotonic`

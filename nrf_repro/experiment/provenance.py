@@ -32,6 +32,7 @@ def _first(path, name):
     lines = Path(path).read_text(errors='ignore').splitlines() if Path(path).is_file() else []
     return next((line.split(':')[1].strip() for line in lines if line.startswith(name)), None)
 
+# %% ../../nbs/5_how_it_works/54_provenance.ipynb #154c6ead
 def lockfile_mismatches(text):
     "The packages whose installed version differs from a lock file's, or that are missing: a list of texts."
     found = []
@@ -51,34 +52,44 @@ def lock_text(name='requirements.lock'):
     return f'{hashlib.sha256(text.encode()).hexdigest()[:12]}, ' + (f'but for {", ".join(off[:3])}{more}' if off else 'installed as it says')
 
 # %% ../../nbs/5_how_it_works/54_provenance.ipynb #aff00582
+def configs(folder): # a build folder, with runs/
+    "The settings files of the runs: a list of dicts."
+    return [read_json(path) for path in sorted(Path(folder, 'runs').glob('*/config.json'))]
+
+def fingerprints(runs): # of `configs`
+    "Data set -> sorted fingerprints of the images that the runs noted."
+    found = {}
+    for run in runs:
+        if 'data' in run: found.setdefault(run['dataset'], set()).add(run['data'])
+    return {name: sorted(prints) for name, prints in sorted(found.items())}
+
+# %% ../../nbs/5_how_it_works/54_provenance.ipynb #752f902c
 def origin_of(profile, # `Profile`
               folder): # a build folder, with runs/
     "The settings, processors and image fingerprints of the runs: a dict, published as origin.json."
-    runs = [read_json(path) for path in sorted(Path(folder, 'runs').glob('*/config.json'))]
-    data = {}
-    for run in runs:
-        if 'data' in run: data.setdefault(run['dataset'], set()).add(run['data'])
-    return dict(profile=profile.as_dict(), processors=sorted({processor(run['machine']) for run in runs if 'machine' in run}),
-                data={name: sorted(prints) for name, prints in sorted(data.items())})
+    runs = configs(folder)
+    return dict(profile=profile.as_dict(), processors=sorted({processor(run['machine']) for run in runs if 'machine' in run}), data=fingerprints(runs))
 
-def _data_facts(profile, folder):
+# %% ../../nbs/5_how_it_works/54_provenance.ipynb #98bf68e2
+def _data_facts(profile, runs): # of `configs`
     "For each data set with runs: sizes, fingerprints and a note."
+    prints = fingerprints(runs)
     for name, data in profile.data.items():
-        runs = [read_json(path) for path in sorted(Path(folder, 'runs').glob(f'{name}-*/config.json'))]
-        if prints := sorted({run['data'] for run in runs if 'data' in run}):
-            lossy = sorted({run['lossy'] for run in runs if run.get('lossy') is not None})
-            notes = ["scikit-learn's 1,797 digits of 8x8, resized to 32x32"] if name == 'digits' else []
-            if lossy: notes.append(f'{" or ".join(map(str, lossy))} of the training images had been through JPEG')
-            yield dict(name=name, train=data.train or 'all', test=data.test or 'all', fingerprint=', '.join(prints), note='; '.join(notes))
+        if name not in prints: continue
+        lossy = sorted({run['lossy'] for run in runs if run['dataset'] == name and run.get('lossy') is not None})
+        notes = ["scikit-learn's 1,797 digits of 8x8, resized to 32x32"] if name == 'digits' else []
+        if lossy: notes.append(f'{" or ".join(map(str, lossy))} of the training images had been through JPEG')
+        yield dict(name=name, train=data.train or 'all', test=data.test or 'all', fingerprint=', '.join(prints[name]), note='; '.join(notes))
 
 def report_meta(profile, parts,
                 folder): # the build folder
-    "What a report says beside its rows: a dict of keyword arguments of `render`."
+    "What a report says beside its rows: a dict of keyword arguments of `render_report`."
     notebooks = {path.stem.replace('_', ' '): f'notebooks/{path.name}'
                  for path in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')) if path.stem != 'report'}
     planned = [asdict(spec.network) | dict(attacks=list(spec.attacks)) for spec in plan(profile, parts)]
     missing = [f'study {name}: {reason}' for name, reason in absent(profile, parts).items()]
     missing += [f'planned and not run: study {name}' for name in unmeasured(profile, parts, folder)]
-    where = {read_json(path).get('machine') for path in Path(folder, 'runs').glob('*/config.json')} - {None}
+    runs = configs(folder)
+    where = {run.get('machine') for run in runs} - {None}
     return dict(about=profile.about, machine='; '.join(sorted(where)) or machine(), settings=config_hash(profile.as_dict()), lock=lock_text(),
-                data=list(_data_facts(profile, folder)), plan=planned, notebooks=notebooks, missing=missing)
+                data=list(_data_facts(profile, runs)), plan=planned, notebooks=notebooks, missing=missing)

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from ..experiment.profile import build_root, like_profile
-from ..experiment.store import read_json
+from ..experiment.provenance import configs, fingerprints
 from .differences import difference, holm
 from .html import download, environment, template_text, to_markdown
 from .tables import OWN_NAMES, measurement_name
-from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, in_points, norm_name, number
+from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, in_points, norm_name, number, setting_text
 from .verdict_table import verdict_lines
 from ..results.claims import conclude, decide_parts
 from ..results.rules import Claim, load_claims
@@ -46,6 +46,7 @@ def measurements(rows,      # a frame of rows; undefined values are left out
         if part.seed.duplicated().any(): raise ValueError(f'two values for one seed of {words}: select rows first, or ignore fewer fields.')
     return found
 
+# %% ../../nbs/5_how_it_works/79_comparison.ipynb #57ee0c23
 def match_key(key): # of `measurements`
     "The key without its settings; an epoch of a history is no setting."
     fields = dict(zip(KEY, key))
@@ -68,11 +69,9 @@ def matched(a, b):  # of `measurements`
     alone += [(None, k) for keys in other.values() for k in keys if k not in paired_b]
     return [(k, k) for k in a if k in b] + near + alone
 
+# %% ../../nbs/5_how_it_works/79_comparison.ipynb #77337fc2
 def _setting(field, rows): # the values of a field, in words
-    def word(v):
-        if field in ('eps', 'step_size'): return eps_text(v)
-        return f'{v:g}' if isinstance(v, (int, float)) else str(v)
-    return ' and '.join(sorted({word(v) for v in rows[field].dropna()})) or 'none'
+    return ' and '.join(sorted({setting_text(field, v) for v in rows[field].dropna()})) or 'none'
 
 def differing(a, b):  # the rows of one measurement on both sides
     "Settings and number of images that are not the same, in words."
@@ -85,7 +84,7 @@ class Side:
     "One half of a comparison."
     name: str
     rows: pd.DataFrame
-    data: dict   # data set -> fingerprints of the training images, where a run's folder holds them
+    data: dict   # data set -> list of the fingerprints of the training images, where a run's folder holds them
 
 def _folder_of(name): # of a profile's rows: of a run of one's own, or as published
     for base in (build_root(), 'reports/published'):
@@ -95,14 +94,7 @@ def _folder_of(name): # of a profile's rows: of a run of one's own, or as publis
     raise FileNotFoundError(f'{name!r} is no file, no folder with rows, and no profile that was run{like_profile(name)}: '
                             'run `nrf-repro report --profile NAME` first.')
 
-def fingerprints(folder):
-    "Data set -> fingerprints of the images that the runs in a folder noted."
-    found = {}
-    for path in sorted(Path(folder).glob('runs/*/config.json')):
-        config = read_json(path)
-        if 'data' in config: found.setdefault(config.get('dataset'), set()).add(config['data'])
-    return {k: ', '.join(sorted(v)) for k, v in found.items()}
-
+# %% ../../nbs/5_how_it_works/79_comparison.ipynb #d7b0914f
 def _rows_at(path):  # a file, or a folder of such
     try: rows = read_rows(path)
     except ValueError as e:
@@ -126,7 +118,7 @@ def side(what,        # a frame of rows, something with `.rows`, a file, a folde
     path = Path(what) if Path(what).exists() else _folder_of(what)
     rows, own = _rows_at(path / 'rows.jsonl' if holds_rows(path) else path), path.resolve()
     named = own.parent.name if own.name == 'rows.jsonl' else own.stem if own.is_file() else own.name
-    return Side(name or named, rows, {} if path.is_file() else fingerprints(path))
+    return Side(name or named, rows, {} if path.is_file() else fingerprints(configs(path)))
 
 # %% ../../nbs/5_how_it_works/79_comparison.ipynb #444b8ddf
 PAIR = (*KEY, 'a', 'b', 'difference', 'low', 'high', 'p', 'p_holm', 'moved', 'how', 'seeds_a', 'seeds_b', 'only', 'settings')
@@ -183,7 +175,7 @@ def origins(a, b):  # of `side`
     "What differs in where the rows came from: a frame of what, A and B."
     lines = [(label, _listed(a.rows[f]), _listed(b.rows[f])) for f, label in ORIGIN.items()]
     for d in sorted({*a.data, *b.data}, key=str):
-        lines.append((f'training images of {d}', *(s.data.get(d, 'not stated') for s in (a, b))))
+        lines.append((f'training images of {d}', *(', '.join(s.data.get(d, ['not stated'])) for s in (a, b))))
     return pd.DataFrame([line for line in lines if line[1] != line[2]], columns=['What differs', 'A', 'B'])
 
 def nothing_in_common(a, b, ignore=()):  # of `side`
@@ -236,6 +228,7 @@ def conclusion(lines, verdicts=()): # of `compare`, of `compare_verdicts`
     if len(verdicts): text.append(f'Verdicts changed: {", ".join(verdicts.id[verdicts.changed]) or "none"}.')
     return ' '.join(text)
 
+# %% ../../nbs/5_how_it_works/79_comparison.ipynb #8f1a6eda
 NOTED = ('source', 'target', 'label_route', 'severity', 'lam')
 
 def _note(r): # what distinguishes a line from others of the same name
@@ -250,6 +243,7 @@ def _reach(lines): # unit -> the end of its axis
     ends = lines[['low', 'high', 'difference']].abs().max(axis=1).groupby(lines.metric.map(_unit)).max().dropna()
     return {unit: math.ceil(20 * max(.01, ends[unit])) / 20 for unit in ('points', 'LIGS') if unit in ends}
 
+# %% ../../nbs/5_how_it_works/79_comparison.ipynb #0b13fefb
 def _texts(r):  # a line of `compare` as page and table show it
     column = 'clean' if in_points(r.metric) else 'ligs'
     a, b = ('' if pd.isna(v) else number(v, column) for v in (r.a, r.b))
@@ -269,6 +263,7 @@ def _grouped(lines): # the lines of each network: name, and lines as text
     names = np.array([_network(r) for r in lines.itertuples()], dtype=object)
     return [dict(name=name, lines=[_texts(r) for r in part.itertuples()]) for name, part in lines.groupby(names, sort=False)]
 
+# %% ../../nbs/5_how_it_works/79_comparison.ipynb #f6a04621
 def comparison_markdown(lines): # of `compare`
     "The comparison as a Markdown table."
     heads = ['Network', 'Measurement', 'A', 'B', 'B − A', 'How', 'Other settings']

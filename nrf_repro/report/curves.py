@@ -147,7 +147,6 @@ def paths_by_scale(found,        # profile -> its rows, the largest scale first
     legend_below(fig, ncols=8)
     return fig
 
-
 # %% ../../nbs/5_how_it_works/71_curves.ipynb #e8bde341
 def final_accuracies(rows,             # of a final evaluation
                      attack='pgd_l2'):

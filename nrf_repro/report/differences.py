@@ -80,6 +80,7 @@ def estimate(a, b):  # rows of one measurement, one per seed, indexed by seed; o
     nothing = Interval(b.value.mean() - a.value.mean(), math.nan, math.nan, 1)
     return lambda level: nothing, seeds
 
+# %% ../../nbs/5_how_it_works/78_differences.ipynb #191bc347
 def p_value(at):  # level -> Interval
     "The smallest significance level at which the interval excludes zero, up to 1e-6; NaN where there is no interval."
     if math.isnan(at(.95).low): return math.nan
@@ -90,6 +91,7 @@ def p_value(at):  # level -> Interval
         low, high = (low, middle) if iv.low > 0 or iv.high < 0 else (middle, high)
     return high
 
+# %% ../../nbs/5_how_it_works/78_differences.ipynb #156aab6a
 def difference(a, b):  # the rows of one measurement, one per seed
     "A dict: the means a and b, b - a with its 95 % interval, its p-value, and how they were formed."
     a, b = a.set_index('seed'), b.set_index('seed')
@@ -100,6 +102,7 @@ def difference(a, b):  # the rows of one measurement, one per seed
     how += ', no interval' if math.isnan(iv.low) else ''
     return dict(a=a.value.mean(), b=b.value.mean(), difference=iv.mean, low=iv.low, high=iv.high, p=p_value(at), how=how)
 
+# %% ../../nbs/5_how_it_works/78_differences.ipynb #0c324987
 def holm(p):  # p-values; NaN: no comparison
     "The p-values, corrected for their number by the method of Holm (1979); NaN stays."
     p = np.asarray(p, dtype=float)

@@ -42,6 +42,7 @@ def headline_pairs(rows,  # a frame of `read_rows`, of one profile or several
     every = every.merge(kept[[*CELL, 'seed']].assign(used=True), on=[*CELL, 'seed'], how='left')
     return every.assign(used=every.used.notna())
 
+# %% ../../nbs/5_how_it_works/72_forest.ipynb #2f60760e
 def printed_difference(paper, cell, part): # of `paper_rows`; a cell has dataset, arch and eps; a part of a claim
     "The paper's BN minus none for a network and its source (table 1, or figure 3 for the ResNet18); NaN and '' where it prints none."
     rows = paper[(paper.table == 'table 1') & (paper.dataset == cell.dataset) & (paper.arch == cell.arch) & (paper.metric == part.metric)]
@@ -54,6 +55,7 @@ def printed_difference(paper, cell, part): # of `paper_rows`; a cell has dataset
     none, bn = (FIGURE_3_ENDS['standard', norm][column] for norm in ('none', 'bn'))
     return bn - none, 'figure 3, read by eye'
 
+# %% ../../nbs/5_how_it_works/72_forest.ipynb #dde54674
 EFFECT_FIELDS = [*CELL, 'metric', 'effect', 'low', 'high', 'interval', 'seeds', 'n', 'value', 'none', 'left_out', 'paper', 'source']
 
 def _mean_difference(cell, claim): # pairs of one line
@@ -120,6 +122,7 @@ def scale_heading(part,        # the lines of one profile and data set
     texts = DATA_NAMES.get(dataset, str(dataset)), widths, training_images(profile, dataset)
     return f'{", ".join(filter(None, texts))} ({profile}{", published" * (profile in published)})'
 
+# %% ../../nbs/5_how_it_works/72_forest.ipynb #2f8a1c83
 def line_label(c): # of `headline_effects`
     "The architecture, what a control is made of, and the number of seeds."
     name = arch_name(c.arch) + ('' if c.kind == 'bn' else f' {kind_name(c.kind)}, control')
@@ -129,6 +132,7 @@ def effect_text(c): # of `headline_effects`
     "The difference with its interval, in points or as LIGS; one seed has no interval."
     return 'not available' if pd.isna(c.effect) else estimate_text(c.effect, c.low, c.high, 'ligs' if c.metric == 'ligs' else 'clean')
 
+# %% ../../nbs/5_how_it_works/72_forest.ipynb #8d97b24b
 def in_order(effects, # of `headline_effects`
              scales=()): # profiles, the smallest first
     "The lines with the largest scale first, other profiles last; within a profile BN before the controls of each architecture."
@@ -137,6 +141,7 @@ def in_order(effects, # of `headline_effects`
     keys = keys.sort_values(['rank', 'profile', 'dataset', 'arch', 'order'], kind='stable', ignore_index=True)
     return keys.drop(columns=['rank', 'order'])
 
+# %% ../../nbs/5_how_it_works/72_forest.ipynb #72bc0a3b
 def other_scales(profile, claim, # one of `load_claims`, with the order of scales
                  folder):        # of published profiles
     "Profile -> published rows of each other scale, the largest first; {} where nothing is published."
@@ -170,6 +175,7 @@ def _places(effects, published): # -> (y, heading), (y, line), and the number of
         y += len(part) + 1.35
     return headings, lines, y - .35
 
+# %% ../../nbs/5_how_it_works/72_forest.ipynb #59750b85
 def _beside(ax, y, text, x, **look): # at a place of the figure's width, at the height of a line
     ax.annotate(text, (x, y), xycoords=('figure fraction', 'data'), va='center', annotation_clip=False, **look)
 
@@ -233,6 +239,7 @@ def headline_finding(effects, # of `headline_effects`
     return (f'{lead}, {scale_heading(top)}, BN {"lowers" if lower else "raises"} {quantity(part)} by more than {small} (whole interval) in '
             f'{far.sum()} of {len(top)} architecture{"" if len(top) == 1 else "s"}: {each}{unit}.')
 
+# %% ../../nbs/5_how_it_works/72_forest.ipynb #0efd3e86
 def _intervals_text(effects): # how the bars were formed
     kinds = {how for how in effects.interval if how in ('seeds and images', 't over seeds')}
     if kinds == {'seeds and images'}: return 'interval over seeds and images'
@@ -280,6 +287,7 @@ def probability_text(p): # of `intervals.probability_below`
     if pd.isna(p): return '–'
     return '> .999' if p > .9995 else '< .001' if p < .0005 else f'{p:.3f}'.lstrip('0')
 
+# %% ../../nbs/5_how_it_works/72_forest.ipynb #d382b41c
 def _effect_name(c): return f'{COLUMNS.get(c.column, c.column)}: {line_name(c)}' + (f' ({c.flag})' if c.flag else '')
 
 def _probabilities(ax, part): # at the right of each line

@@ -37,6 +37,7 @@ def change_of(data, i, m, k): # image, network, eps
     stored = unpack(data['items'][i]['delta'], 'i1', (len(data['norms']), len(data['eps']) - 1, *data['shape']))
     return data['unit'] * stored[m, k - 1]
 
+# %% ../../nbs/5_how_it_works/77_interactive.ipynb #9d47feff
 def magnified(data, change): return .5 + data['magnify'] * change
 
 def _png(a): # c h w in [0, 1], clipped -> a picture as a link
@@ -57,6 +58,7 @@ def short_eps(eps):
 
 def _net_name(norm): return 'Without norm' if norm == 'none' else f'With {norm_name(norm)}'
 
+# %% ../../nbs/5_how_it_works/77_interactive.ipynb #b84c35d6
 def _state(it, m, k, data): # of an image: network, eps
     if not data['eps'][k]: return 'is not attacked'
     step = it['fell'][m][k]
@@ -77,6 +79,7 @@ def sentence(data, i, k): # image, eps
     return (f'True class {it["classes"][it["truth"]]}, eps {short_eps(data["eps"][k])}. {" ".join(texts)} '
             f'Of these {len(data["items"])} images {" and ".join(wrong)} are misclassified.')
 
+# %% ../../nbs/5_how_it_works/77_interactive.ipynb #69b63792
 def _caption(data):
     name = f'{dict(ce="pgd", cw="cw")[data["loss"]]}_{data["ball"]}'
     reduced = f' Images are reduced to {max(data["shape"][1:])} pixels.' if data['shrunk'] else ''
@@ -104,6 +107,7 @@ def net_view(data, i, m, k): # image, network, eps
                 true=_points(true), other=_points(other), mark=mark, adv=what, change=f'Change of the image: {what}',
                 course=f'{name}, probability of the true class against the strongest other, per cent, {course}')
 
+# %% ../../nbs/5_how_it_works/77_interactive.ipynb #496f9021
 def _view(data, i, k): # all that changes with image and eps
     return dict(say=sentence(data, i, k), nets=[net_view(data, i, m, k) for m in range(len(data['norms']))])
 
@@ -162,6 +166,7 @@ def _curve(values, norm, xs, ends): # one line of a panel
     there = [(x, y) for x, y in zip(xs, ys) if y is not None]
     return dict(norm=norm, y=ys, points=' '.join(f'{x},{y}' for x, y in there), shapes=[SHAPES[norm].format(x=x, y=y) for x, y in _thinned(there)])
 
+# %% ../../nbs/5_how_it_works/77_interactive.ipynb #fcbfe422
 def _epoch_panel(c, kind, xs): # of `epoch_curves`
     lines, scale = c['values'][kind], 1 if kind == 'ligs' else 100
     means = [scale * v[0] for line in lines.values() for v in line if v]
@@ -177,6 +182,7 @@ def _epoch_sentence(c, k):
     def one(norm): return ', '.join(f'{names[kind]} {_value_texts(line[norm][k], kind)[0]}' for kind, line in c['values'].items())
     return f'Epoch {c["epochs"][k]}. ' + ' '.join(f'{_net_name(n)}: {one(n)}.' for n in c['norms'] if n in ('none', 'bn'))
 
+# %% ../../nbs/5_how_it_works/77_interactive.ipynb #42e9520d
 def epoch_figure(c): # of `epoch_curves`
     "What template and script show of the curves of one network."
     xs = _places(c['epochs'], (c['epochs'][0], c['epochs'][-1]), BOX['left'] + 8, BOX['right'] - 8)
@@ -200,6 +206,6 @@ def interactive_html(data,             # dict(images=of `recording.record` or No
         style=names + template_text('tables.css', 'interactive.css'), script=template_text('interactive.js'))
 
 def interactive_meta(folder): # the build folder
-    "What the report shows of them: `interactive` and `missing` for `rendering.render`; {} where nothing was recorded."
+    "What the report shows of them: `interactive` and `missing` for `rendering.render_report`; {} where nothing was recorded."
     data = read_json(f'{folder}/figures/living.json')
     return dict(interactive=interactive_html(data), missing=data['missing']) if data else {}

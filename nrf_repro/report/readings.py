@@ -189,4 +189,3 @@ def control_finding(rows, claims): # as in `control_table`
     about = [f'Change under PGD ℓ2 of networks that have no normalisation layer and train as well: {"; ".join(said)}'] if said else []
     left = [f'{rest} comparison{"s give" if rest > 1 else " gives"} no answer'] if rest else []
     return '. '.join(about + left) + '.'
-

@@ -13,7 +13,7 @@ import pandas as pd
 from .checks import doubts
 from .html import fragment
 from .text import (ARROWS, COLUMNS, NETWORK, arch_name, bounds, direction, eps_text, line_name, name_of, network_name, norm_name,
-                                   number)
+                                   number, setting_text)
 from ..results.intervals import probability_below, t_interval, wilson
 from ..results.rules import Claim
 from ..results.rows import CONTROLS, NAMED_NORMS, PRINTED_NOTES, printed_note
@@ -116,6 +116,7 @@ def _flags(cells, rows, rule): # the grid, the rows of `one_setting`, a claim ->
         found[tuple(map(str, key))] = _flag_of(part.clean.mean(), part.profile.iloc[0], part.dataset.iloc[0], rule)
     return [found.get(_key(c, c.norm), '') or found.get(_key(c, c.base), '') for c in cells.itertuples()]
 
+# %% ../../nbs/5_how_it_works/68_tables.ipynb #8344a9a0
 def _marks(cells, rows): # the grid, all rows -> the failed checks of each cell's attack; for a difference those of both networks
     found = doubts(rows, COLUMNS)
     texts = [[found.get((*_key(c, norm), c.column)) for norm in (c.norm, c.base)] for c in cells.itertuples()]
@@ -132,6 +133,7 @@ def _grid(rows, norms, columns, base): # -> every cell that a table should have,
 def _typed(cells): # so that empty frames join too
     return cells.astype(dict.fromkeys(['base', 'n'], object) | dict.fromkeys(['width', 'value', 'low', 'high'], float))
 
+# %% ../../nbs/5_how_it_works/68_tables.ipynb #2f169496
 def table_rows(rows, norms, columns, regime): # as in `table`
     "The rows behind a table's values, with their `column`."
     rows = named(rows[(rows.experiment == 'final') & (rows.regime == regime)])
@@ -206,6 +208,7 @@ def _own_eps(cells, part): # the whole table, and the lines of one network -> th
     own = part[part.column.isin(count[count > 1].index)].dropna(subset='eps').drop_duplicates(['column', 'eps'])
     return ', '.join(f'{COLUMNS.get(c.column, c.column)} {eps_text(c.eps)}' for c in own.itertuples())
 
+# %% ../../nbs/5_how_it_works/68_tables.ipynb #4bbc0ead
 def _cell(c, seeds, used, number_of): # footnotes used so far: text -> letter; the text of a mark -> its number
     note = printed_note(c.dataset, c.arch, c.norm, c.column) if c.printed and not isinstance(c.base, str) else None
     mark = used.setdefault(note, 'abcdefghijklmnopqrstuvwxyz'[len(used) % 26]) if note else ''
@@ -232,6 +235,7 @@ def layout(cells): # of `table`
     return dict(heads=[_head(cells, c) for c in cells.column.unique()], groups=groups, notes=[(mark, note) for note, mark in used.items()],
                 doubts=[(i, text) for text, i in number_of.items()])
 
+# %% ../../nbs/5_how_it_works/68_tables.ipynb #1de48509
 def notes_text(cells): # of `table`
     "The texts behind the marks, for a caption."
     return ' '.join(f'⚠{i} {text}.' for text, i in _numbered(cells).items())
@@ -247,6 +251,7 @@ def wide(cells): # of `table`
             lines.append(['', f'{line["norm"]}, paper', '', '', *(c['printed'] or 'not available' for c in line['cells'])])
     return pd.DataFrame(lines, columns=['Network', 'Norm', 'Seeds', 'n', *shown['heads']])
 
+# %% ../../nbs/5_how_it_works/68_tables.ipynb #c80015d0
 def to_html(cells,          # of `table`
             caption,
             id='table'):    # of the element
@@ -264,12 +269,9 @@ def measurement_name(name): # of a column
 
 def settings(rows):
     "Each experiment and column with the values of its settings, networks, seeds and images."
-    def text(field, v):
-        if field in ('eps', 'step_size'): return eps_text(v)
-        return f'{v:g}' if isinstance(v, (int, float)) else str(v)
     lines = []
     for (experiment, dataset, column), part in named(rows).groupby(['experiment', 'dataset', 'column'], dropna=False):
-        values = {f.replace('_', ' '): ', '.join(text(f, v) for v in sorted(part[f].dropna().unique())) for f in (*SETTING, 'n')}
+        values = {f.replace('_', ' '): ', '.join(setting_text(f, v) for v in sorted(part[f].dropna().unique())) for f in (*SETTING, 'n')}
         lines.append(dict(measurement=measurement_name(column), experiment=experiment, data=dataset) | values | dict(rows=str(len(part))))
     return pd.DataFrame(lines)
 

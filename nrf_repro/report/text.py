@@ -53,6 +53,7 @@ def number(value,         # a fraction, or LIGS
     if not text.strip('+-0.'): text = text.replace('-', '+' if sign else '')
     return text.replace('-', '−')
 
+# %% ../../nbs/5_how_it_works/66_text.ipynb #fb05e524
 def bounds(low, high, column, sign=False): # as in `number`
     "An interval in brackets; '' where there is none."
     return '' if pd.isna(low) else f'[{number(low, column, sign)}, {number(high, column, sign)}]'
@@ -61,16 +62,23 @@ def estimate_text(value, low, high, column): # as in `number`
     "A signed number with its interval, if it has one."
     return f'{number(value, column, True)} {bounds(low, high, column, True)}'.strip()
 
+# %% ../../nbs/5_how_it_works/66_text.ipynb #45ca4e29
 def direction(cell): # a difference with `value`, `low` and `high`
     "'up', 'down' or 'same': where its interval lies; 'open' where there is none."
     if pd.isna(cell.low): return 'open'
     if cell.low <= 0 <= cell.high: return 'same'
     return 'up' if cell.value > 0 else 'down'
 
+# %% ../../nbs/5_how_it_works/66_text.ipynb #1d503d7e
 def eps_text(eps): # in pixels of [0, 1]
     "8/255 for a whole number of grey levels, else a decimal number."
     levels = 255 * eps
     return f'{levels:.0f}/255' if eps < .2 and round(levels) and abs(levels - round(levels)) < 1e-3 else f'{eps:g}'
+
+def setting_text(field, value): # of a row
+    "The value of a setting: eps and step size as `eps_text`, other numbers without trailing zeros."
+    if field in ('eps', 'step_size'): return eps_text(value)
+    return f'{value:g}' if isinstance(value, (int, float)) else str(value)
 
 def duration(seconds):
     "Seconds, minutes or hours."

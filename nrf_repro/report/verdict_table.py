@@ -14,7 +14,6 @@ from ..results.rules import by_scale, level_of
 from ..results.claims import _what, headline
 from ..results.rows import NAMED_NORMS
 
-
 # %% ../../nbs/5_how_it_works/69_verdict_table.ipynb #0dbdaa7e
 _PART_NAMES = {
     'LIGS (none)': 'LIGS without normalisation', 'LIGS (bn)': 'LIGS with BN', 'testbed (none)': 'testbed, without normalisation',

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import _lazy
 from .outcomes import check_outcomes
 
 # %% ../../nbs/5_how_it_works/42_results.ipynb #33e9802a
@@ -320,9 +319,6 @@ def checkout_path(path, instead): # instead: what to do outside a checkout, for 
     "A path to write to in the checkout. Raises `FileNotFoundError` in an installed package, which is never written to."
     if CHECKOUT: return CHECKOUT/path
     raise FileNotFoundError(f'{path} is written in a clone of the repository, and this package is installed: {instead}.')
-
-# %% ../../nbs/5_how_it_works/42_results.ipynb #5b1fb531
-__getattr__ = _lazy.renamed('nrf_repro.results.rows', dict(resolve_repo_path=resolve_repo_path, write_atomically=write_atomically))
 
 # %% ../../nbs/5_how_it_works/42_results.ipynb #c85a3798
 _PRINTED_ATTACKS = {'pgd_l2_0.25': ('pgd_l2', .25), 'pgd_linf_1_255': ('pgd_linf', 1 / 255),

@@ -34,11 +34,12 @@ class Part:
     added: datetime.date = None # when the part joined the claim, after rows were seen
 
 # %% ../../nbs/5_how_it_works/45_claim_rules.ipynb #f3434d1d
-@dataclasses.dataclass(frozen=True)
-class Controls:
+_Date = Annotated[datetime.date, Strict()]   # YAML reads 2026-11-29 as a date
+
+class Controls(Settings):
     "The rule of a claim's second statement: does an equally well trained network without a normalisation layer lose as much?"
-    added: datetime.date    # after rows were seen
-    equal_accuracy: float   # a control counts as equally well trained if its clean accuracy is at most this far below that of BN
+    added: _Date            # after rows were seen
+    equal_accuracy: Number  # a control counts as equally well trained if its clean accuracy is at most this far below that of BN
 
 # %% ../../nbs/5_how_it_works/45_claim_rules.ipynb #71bfa63e
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,6 @@ def load_claims(path: str | Path = 'reports/claims.yaml') -> dict[str, Claim]: #
 _RULES = dict(level=Number, min_seeds=Count, agree=Number, learned_by=Text, undertrained=dict[Text, Number],
               not_learned=dict[Text, Number], scales=Annotated[tuple[Text, ...], Field(min_length=1)])
 _Value = Text | Number | None
-_Date = Annotated[datetime.date, Strict()]             # YAML reads 2026-11-29 as a date
 _RowFields = dict[Text, _Value | tuple[_Value, ...]]   # field -> value, or values
 
 # %% ../../nbs/5_how_it_works/45_claim_rules.ipynb #3a82116d
@@ -144,17 +144,13 @@ class _PartEntry(Settings):
 _Rules = create_model('_Rules', __base__=Settings, **{name: (kind, ...) for name, kind in _RULES.items()})
 _RuleChanges = create_model('_RuleChanges', __base__=Settings, **{name: (kind, None) for name, kind in _RULES.items()})
 
-class _ControlsEntry(Settings):
-    added: _Date
-    equal_accuracy: Number
-
 class _ClaimEntry(_RuleChanges):
     id: Text
     title: Text
     statement: Text
     chapter: Text = None
     parts: tuple[_PartEntry, ...] = Field(min_length=1)
-    controls: _ControlsEntry = None
+    controls: Controls = None
 
 class _ClaimsFile(Settings):
     rules: _Rules

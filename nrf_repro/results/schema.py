@@ -74,7 +74,7 @@ def _child(node, key):
 
 # %% ../../nbs/5_how_it_works/49_settings.ipynb #338faa10
 class Settings(BaseModel):
-    "Base of all settings: frozen, and an unknown key is an error."
+    "Base of all settings: frozen. Raises pydantic's ValidationError for an unknown key."
     model_config = ConfigDict(frozen=True, extra='forbid')
 
     @model_validator(mode='before')
