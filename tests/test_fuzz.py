@@ -31,10 +31,10 @@ from nrf_repro.results import rows as results
 from nrf_repro.training import loop as training
 from nrf_repro.training import recipe as recipes
 from nrf_repro.attacks import LOSSES, PERTURBATION_SETS, Attack, l2_norm, robust_correct
-from nrf_repro.data import Images, load, readers
+from nrf_repro.data import Images, decoding, load
 from nrf_repro.data.images import CLASSES
 from nrf_repro.features import NOISES, ligs
-from nrf_repro.measure.images import _class_folders
+from nrf_repro.measure.inputs import _class_folders
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
 from nrf_repro.models.norms import NORMS, count_norms, make_norm, moments, normalize
 from nrf_repro.results.rules import load_claims
@@ -291,7 +291,7 @@ def test_a_checksum_guards_what_is_fetched(tmp_path, monkeypatch):
 
 
 def test_files_that_unpack_to_more_than_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, 'LARGEST', 2**20)
+    monkeypatch.setattr(decoding, 'LARGEST', 2**20)
     file, read = medmnist(tmp_path)
     with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as z:
         for name in ('test_images', 'test_labels'):
