@@ -73,7 +73,7 @@ def with_terms(body, place):
 
 def on_page(app, name, template, context, doctree):
     "Which task a page belongs to, formulas' script where there are formulas, and links to the glossary."
-    own = {'reports': 'reports overview benchmarks robustness 25_conclusions', 'learn': 'learn glossary', 'test_a_model': 'test_a_model 81_measure'}
+    own = {'reports': 'reports overview benchmarks robustness 25_conclusions', 'learn': 'learn glossary', 'test_a_model': 'test_a_model 76_measure'}
     here = next((page for page, names in own.items() if name in names.split()), name if name in dict(front.NAV) else '')
     context['topnav_here'] = here or ('tasks' if name.startswith('api/') else 'learn' if re.match(r'\d\d_', name) else '')
     if not (body := context.get('body')): return

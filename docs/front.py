@@ -251,7 +251,7 @@ def interactive(board):
     "The interactive figures of the report of the largest scale that has some."
     for scale in board.scales:
         if 'id="interactive-figures"' in report_text(board.root, scale): return f'published/{scale}/report.html#interactive-figures'
-    return '77_interactive.html'
+    return '72_interactive.html'
 
 
 def page(root, cfg):

@@ -29,7 +29,7 @@ TASKS = {
         'results': 'read_rows write_rows Claim load_claims effects decide decide_published headline '
                    'Interval wilson t_interval two_way'},
     'Make tables, figures and reports': {
-        'report': 'render compare render_compare table_1 table_2'},
+        'report': 'render_report compare render_compare table_1 table_2'},
     'Compute the theory of normalisation': {
         'theory': 'invariance_error fit_whitening whiten bound_terms landscape layer_gradients'}}
 
@@ -45,12 +45,13 @@ def _by_package():
 
 # Names of the release before, which published notebooks import. They go with the next release.
 _INTERACTIVE = dict(living_meta='report.interactive:interactive_meta', living_html='report.interactive:interactive_html',
-                    living_data='report.recording:interactive_data', write_living='report.recording:write_interactive')
+                    living_data='report.interactive:interactive_data', write_living='report.interactive:write_interactive')
 _EXPERIMENT = dict(PARTS='experiment.profile:PARTS', Cell='experiment.profile:NetworkId', build_folder='experiment.profile:build_folder',
                    load_profile='experiment.profile:load_profile', device_of='experiment.plan:resolve_device',
                    report_meta='experiment.provenance:report_meta', whole='experiment.run:successful_runs',
                    all_went_well='experiment.run:raise_on_failures')
 old_module('nrf_repro.living', _INTERACTIVE)
+old_module('nrf_repro.report.recording', {name: f'report.interactive:{name}' for name in ('interactive_data', 'write_interactive')})
 old_module('nrf_repro.experiment.runs', _EXPERIMENT)
 
-__getattr__, __dir__, __all__ = lazy(__name__, _by_package(), dict(figures='report.figures', tables='report.tables'))
+__getattr__, __dir__, __all__ = lazy(__name__, _by_package(), dict(figures='report.figures', tables='report.tables', render='report.rendering:render_report'))

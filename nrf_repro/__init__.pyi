@@ -36,8 +36,8 @@ from nrf_repro.models import save_model as save_model
 from nrf_repro.models.norms import make_norm as make_norm
 from nrf_repro.models.norms import normalize as normalize
 from nrf_repro.report import compare as compare
-from nrf_repro.report import render as render
 from nrf_repro.report import render_compare as render_compare
+from nrf_repro.report import render_report as render_report
 from nrf_repro.report import table_1 as table_1
 from nrf_repro.report import table_2 as table_2
 from nrf_repro.results import Claim as Claim

@@ -10,7 +10,7 @@ from nrf_repro.report.checks import CHECKS, doubts, judged
 from nrf_repro.experiment.plan import run_spec
 from nrf_repro.experiment.profile import NetworkId, load_profile
 from nrf_repro.experiment.run import train_network
-from nrf_repro.report.rendering import render
+from nrf_repro.report.rendering import render_report
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import frame, make_row, read_rows
 from nrf_repro.studies.base import run_study
@@ -200,7 +200,7 @@ def test_a_mark_is_shown_at_its_cell_and_at_the_difference(tmp_path):
     marks = {(c.norm, c.base, c.column): c.marks for c in table_1(rows).itertuples()}
     assert {key for key, texts in marks.items() if texts} == {('bn', None, 'pgd_l2'), ('bn', 'none', 'pgd_l2')}
     assert to_html(table_1(rows), 'x').count('⚠1') == 3 and wide(table_1(rows)).to_string().count('⚠1') == 2
-    page = render(rows, load_claims(), tmp_path / 'report.html', profile='made-up').read_text()
+    page = render_report(rows, load_claims(), tmp_path / 'report.html', profile='made-up').read_text()
     assert '50 steps fool 10.0 % of the images more' in page
     assert '⚠1' not in to_html(table_1(rows[rows.experiment == 'final']), 'x')
 

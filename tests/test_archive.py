@@ -21,7 +21,7 @@ from nrf_repro.experiment.run import measure_network, run_all, train_network
 from nrf_repro.experiment.store import RUN_FILES, WEIGHTS_8BIT
 from nrf_repro.models import load_model, save_tensors
 from nrf_repro.models.checkpoint import quantize
-from nrf_repro.report.rendering import render
+from nrf_repro.report.rendering import render_report
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import read_rows, source_hash
 
@@ -103,7 +103,7 @@ def test_all_runs_come_through_a_zip_and_the_report_keeps_them(made, build, gath
     assert set(run_all(SPECS, lambda spec: train_network(spec, build, progress=False)).values()) == {'kept'}
     assert set(run_all(SPECS, lambda spec: measure_network(spec, build)).values()) == {'kept'}
     rows = collect(TINY, ('core',), build)
-    page = render(rows, load_claims(), build / 'report.html', profile='tiny', **report_meta(TINY, ['core'], build))
+    page = render_report(rows, load_claims(), build / 'report.html', profile='tiny', **report_meta(TINY, ['core'], build))
     assert len(rows) == len(read_rows(there / 'runs')) and source_hash() in page.read_text()
     assert {k: v for k, v in contents(build / 'runs').items() if k.name != '.lock'} == before
 
@@ -144,7 +144,7 @@ def test_rows_of_another_version_come_in_by_name_and_the_report_names_it(unpacke
     assert status == 0 and f'4 by the code with the source hash {OLD} (this code has {source_hash()})' in out
     rows = collect(TINY, ('core',), build)
     assert set(rows.source_hash) == {OLD}
-    page = render(rows, load_claims(), build / 'report.html', profile='tiny', **report_meta(TINY, ['core'], build)).read_text()
+    page = render_report(rows, load_claims(), build / 'report.html', profile='tiny', **report_meta(TINY, ['core'], build)).read_text()
     assert f'{OLD} ({len(rows)} rows)' in page and source_hash() in page
 
 

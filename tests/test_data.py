@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from nrf_repro.data import Images, balanced, channel_stats, class_images, decoding, folders, is_here, load, loading, patterns, readers, reliance, synthetic, testbed
+from nrf_repro.data import Images, balanced, channel_stats, class_images, decoding, is_here, load, loading, patterns, reliance, synthetic, testbed
 from nrf_repro.data.decoding import cache_folder, cached
-from nrf_repro.data.folders import _class_names, _decode_file
+from nrf_repro.data.loading import _class_names, _decode_file
 from nrf_repro.data.images import CLASSES, STATS
-from nrf_repro.data.readers import NumpyUnpickler
+from nrf_repro.data.decoding import NumpyUnpickler
 
 testbed.__test__ = False  # a function of the package, not a test
 SHARED = Path(os.environ.get('NRF_DATA') or Path(__file__).parents[2] / 'shared' / 'data')
@@ -392,8 +392,8 @@ def hub(tmp_path):
 
 
 def count_decodes(monkeypatch):
-    calls, decode = [], readers._decode_rgb
-    monkeypatch.setattr(readers, '_decode_rgb', lambda item: (calls.append(item[1]), decode(item))[1])
+    calls, decode = [], decoding._decode_rgb
+    monkeypatch.setattr(decoding, '_decode_rgb', lambda item: (calls.append(item[1]), decode(item))[1])
     return calls
 
 
@@ -476,8 +476,8 @@ def test_short_side_256_centre_224(pets):
 
 
 def test_a_limit_is_applied_before_decoding(pets, monkeypatch):
-    calls, decode = [], folders._decode_file
-    monkeypatch.setattr(folders, '_decode_file', lambda *a: (calls.append(a), decode(*a))[1])
+    calls, decode = [], loading._decode_file
+    monkeypatch.setattr(loading, '_decode_file', lambda *a: (calls.append(a), decode(*a))[1])
     monkeypatch.setitem(STATS, 'pets', ((0,) * 3, (1,) * 3))
     six = load(pets, 'test', size=32, limit=6)
     assert len(calls) == 6 and six.y.bincount().tolist() == [2, 2, 2]

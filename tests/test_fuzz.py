@@ -31,10 +31,10 @@ from nrf_repro.results import rows as results
 from nrf_repro.training import loop as training
 from nrf_repro.training import recipe as recipes
 from nrf_repro.attacks import LOSSES, PERTURBATION_SETS, Attack, l2_norm, robust_correct
-from nrf_repro.data import Images, load, readers
+from nrf_repro.data import Images, decoding, load
 from nrf_repro.data.images import CLASSES
 from nrf_repro.features import NOISES, ligs
-from nrf_repro.measure.images import _class_folders
+from nrf_repro.measure.inputs import _class_folders
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, save_model
 from nrf_repro.models.norms import NORMS, count_norms, make_norm, moments, normalize
 from nrf_repro.results.rules import load_claims
@@ -291,7 +291,7 @@ def test_a_checksum_guards_what_is_fetched(tmp_path, monkeypatch):
 
 
 def test_files_that_unpack_to_more_than_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, 'LARGEST', 2**20)
+    monkeypatch.setattr(decoding, 'LARGEST', 2**20)
     file, read = medmnist(tmp_path)
     with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as z:
         for name in ('test_images', 'test_labels'):
@@ -547,7 +547,7 @@ def test_text_stays_text_on_every_page(evil, tmp_path):
         rows = frame(made_up_rows(['none', 'bn'], seeds=(0, 1), dataset=word, arch=word, regime='standard'))
         rows = rows.assign(device=word, torch=word, git_commit=word, source_hash=word, config_hash=word)
         meta = dict(about=word, machine=word, missing=[word], data=[dict(name=word, note=word, fingerprint=word)])
-        return report.render(rows, claims, tmp_path / name, profile='made-up', **meta).read_text()
+        return report.render_report(rows, claims, tmp_path / name, profile='made-up', **meta).read_text()
     plain, html = page('plain', 'a.html'), page(evil, 'b.html')
     assert Tags(html).seen == Tags(plain).seen and escape(evil.split()[0], quote=False)[:4] in html
     count('pages', 'hostile words in every text of the report', words=len(EVIL))

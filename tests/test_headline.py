@@ -181,7 +181,7 @@ def test_a_report_leads_with_its_own_lines_and_the_published_larger_ones(tmp_pat
     own = frame([*made_up_rows(profile='cifar-small', dataset='cifar10', width=.25)])
     for name in ('demo', 'cifar'): write_rows(tmp_path / 'published' / name / 'rows.jsonl', frame([*both(profile=name)]))
     for folder, larger in ((tmp_path / 'published', True), (tmp_path / 'nowhere', False)):
-        html = report.render(own, CLAIMS, tmp_path / 'report.html', profile='cifar-small', published=folder).read_text(encoding='utf-8')
+        html = report.render_report(own, CLAIMS, tmp_path / 'report.html', profile='cifar-small', published=folder).read_text(encoding='utf-8')
         assert html.index('In this profile') < html.index('id="verdicts"') < html.index('id="headline"') and html.count('<h3 id="headline"') == 1
         assert ('all images (cifar, published)' in html) == ('Published: at the largest scale' in html) == larger
         assert '(demo' not in html
@@ -192,12 +192,12 @@ def test_a_damaged_published_file_is_named(tmp_path):
     (tmp_path / 'cifar').mkdir()
     (tmp_path / 'cifar' / 'rows.jsonl').write_text('{"experiment": "final"\n')
     with pytest.raises(ValueError, match='cifar/rows.jsonl line 1'):
-        report.render(frame(made_up_rows(profile='demo')), CLAIMS, tmp_path / 'report.html', profile='demo', published=tmp_path)
+        report.render_report(frame(made_up_rows(profile='demo')), CLAIMS, tmp_path / 'report.html', profile='demo', published=tmp_path)
     assert not (tmp_path / 'report.html').exists()
 
 
 def test_a_report_without_a_pair_has_no_headline(tmp_path):
-    html = report.render(frame(made_up_rows(['none'])), CLAIMS, tmp_path / 'report.html', profile='made-up').read_text(encoding='utf-8')
+    html = report.render_report(frame(made_up_rows(['none'])), CLAIMS, tmp_path / 'report.html', profile='made-up').read_text(encoding='utf-8')
     assert 'id="headline"' not in html and 'id="verdicts"' in html
 
 

@@ -90,7 +90,7 @@ def test_a_folder_with_an_unknown_name_is_an_error(tmp_path, names, message):
 
 
 def test_every_name_is_a_torchvision_network_with_this_norm():
-    from nrf_repro.measure.subject import _norm_kind
+    from nrf_repro.measure.inputs import _norm_kind
     for (arch, norm), name in TORCHVISION.items():
         with torch.device('meta'): net = get_model(name)
         assert _norm_kind(net) == norm and name.removesuffix('_bn') == arch and 'IMAGENET1K_V1' in get_model_weights(name).__members__

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from nrf_repro.report import interactive as pages
-from nrf_repro.report import recording
 from nrf_repro.attacks import Attack
 from nrf_repro.data import Images
 from nrf_repro.results.rows import frame, make_row
@@ -46,7 +45,7 @@ def history(norms=('none', 'bn'), epochs=(1, 2, 5)):
 
 
 @pytest.fixture(scope='module')
-def recorded(): return recording.record(dict(none=Bright(20), bn=Bright(20, at=.47)), images(), ATTACK, most=4)
+def recorded(): return pages.record(dict(none=Bright(20), bn=Bright(20, at=.47)), images(), ATTACK, most=4)
 
 
 @pytest.fixture(scope='module')
@@ -81,12 +80,12 @@ def test_only_images_that_all_networks_get_right_and_each_class_in_turn(recorded
     levels = [int(pages.unpack(it['pixels'], 'u1', (64,))[0]) for it in recorded['items']]
     assert shown == ['dark & <b>', 'bright', 'dark & <b>', 'bright'] and levels == [102, 140, 110, 150]
     with pytest.raises(ValueError, match='no image of shades is classified correctly by all of none, bn'):
-        recording.record(dict(none=Bright(20), bn=Bright(-20)), images(), ATTACK)
+        pages.record(dict(none=Bright(20), bn=Bright(-20)), images(), ATTACK)
 
 
 @pytest.mark.parametrize('c, side, kept', [(3, 8, 8), (1, 96, 64), (3, 96, 64)])
 def test_colour_and_large_images_are_shown_and_stay_light(c, side, kept):
-    wide = recording.record(dict(none=Bright(20), bn=Bright(20, at=.47)), images(c, side), replace(ATTACK, steps=2))
+    wide = pages.record(dict(none=Bright(20), bn=Bright(20, at=.47)), images(c, side), replace(ATTACK, steps=2))
     assert wide['shape'] == [c, kept, kept] and wide['shrunk'] == (side > 64)
     assert len(pages.interactive_html(dict(images=wide))) < 700_000
 

@@ -22,7 +22,7 @@ from nrf_repro.data import load
 from nrf_repro.models import build_model, load_model, save_model
 from nrf_repro.results.intervals import wilson
 from nrf_repro.measure.command import _check_writable
-from nrf_repro.measure.subject import _norm_kind
+from nrf_repro.measure.inputs import _norm_kind
 from nrf_repro.results.rows import FIELDS, read_rows, write_rows
 from nrf_repro.models.weights import load_weights, read_weights, scale_advice
 

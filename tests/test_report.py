@@ -37,7 +37,7 @@ def claims(): return load_claims()
 def rows(): return frame([*made_up_rows(), *history()])
 
 
-def render(rows, claims, folder, **meta): return report.render(rows, claims, folder / 'report.html', profile='made-up', studies=shown, **meta)
+def render(rows, claims, folder, **meta): return report.render_report(rows, claims, folder / 'report.html', profile='made-up', studies=shown, **meta)
 
 
 def test_differences_are_paired_by_seed():
@@ -100,7 +100,7 @@ def test_mixed_sources_and_profiles_are_warned_of(rows, claims, tmp_path):
     html = render(mixed, claims, tmp_path).read_text()
     care = re.search(r'<div class="warning".*?</div>', html, re.S)[0]
     assert '3 of tiny' in care and '2 versions of the code' in html and '0123456789ab' not in care and '`' not in care
-    with pytest.raises(ValueError, match="no rows of profile 'paper'.*'made-up'"): report.render(rows, claims, tmp_path / 'no.html', profile='paper')
+    with pytest.raises(ValueError, match="no rows of profile 'paper'.*'made-up'"): report.render_report(rows, claims, tmp_path / 'no.html', profile='paper')
     with pytest.raises(ValueError, match="unknown key 'machin'"): render(rows, claims, tmp_path, machin='x')
     assert not (tmp_path / 'no.html').exists()
 

@@ -348,7 +348,7 @@ def test_claims_for_which_a_profile_is_too_small():
 
 def test_studies_that_are_not_shown_are_listed(tmp_path):
     rows = pd.concat([ROWS, ROWS.head(3).assign(experiment='transfer')], ignore_index=True)
-    html = rendering.render(rows, {'C2': CLAIMS['C2']}, tmp_path / 'report.html', profile='made-up').read_text()
+    html = rendering.render_report(rows, {'C2': CLAIMS['C2']}, tmp_path / 'report.html', profile='made-up').read_text()
     assert 'the rows of the study transfer are not shown' in html
 
 
@@ -356,7 +356,7 @@ def test_studies_that_are_not_shown_are_listed(tmp_path):
 
 def test_a_part_names_its_rows_its_function_and_a_command():
     s = source([7, 3, 4, 5, 5], 'nrf_repro.report.tables.table_1', 'make it')
-    assert s == dict(lines='3-5,7', count=4, code='report.tables.table_1', chapter='5_how_it_works/68_tables', command='make it')
+    assert s == dict(lines='3-5,7', count=4, code='report.tables.table_1', chapter='5_how_it_works/64_tables', command='make it')
 
 
 def test_the_named_rows_make_the_table_and_the_verdict_again():

@@ -333,7 +333,7 @@ def test_every_reference_says_where_it_appeared():
 def test_a_published_report_leads_to_the_chapters_of_the_site():
     assert pages.on_site('<a href="../../../nbs/2_robustness/11_ligs.ipynb">x</a> <a href="notebooks/a.ipynb">') == (
         '<a href="../../11_ligs.html">x</a> <a href="notebooks/a.ipynb">')
-    assert pages.on_site('<a href="../../../nbs/5_how_it_works/46_claims.ipynb">', ['47_claims']) == '<a href="../../47_claims.html">'
+    assert pages.on_site('<a href="../../../nbs/5_how_it_works/46_claims.ipynb">', ['45_claims']) == '<a href="../../45_claims.html">'
 
 
 def test_without_published_reports_the_page_says_so(tmp_path):
@@ -497,7 +497,7 @@ LIMIT_KB, LIMIT_PAINT = 600, 2000      # compressed, all of a page; milliseconds
 
 def test_pages_are_light_and_paint_soon_on_a_slow_line(served, browser):
     seen = {}
-    for name in ('index', 'reports', 'tasks', '81_measure', *(n for n in CHAPTERS if n < '26')):
+    for name in ('index', 'reports', 'tasks', '76_measure', *(n for n in CHAPTERS if n < '26')):
         context = browser.new_context(viewport=dict(width=1440, height=900))
         page, sizes = context.new_page(), {}
         line = context.new_cdp_session(page)

@@ -65,7 +65,7 @@ def test_importing_the_package_loads_neither_torch_nor_pandas():
 
 
 OLD_NAMES = {
-    'nrf_repro': 'figures tables', 'nrf_repro.living': 'living_meta living_data living_html write_living', 'nrf_repro.report': 'all_tables reading_3',
+    'nrf_repro': 'figures tables', 'nrf_repro.living': 'living_meta living_data living_html write_living', 'nrf_repro.report': 'all_tables reading_3 render', 'nrf_repro.report.recording': 'interactive_data write_interactive',
     'nrf_repro.experiment': 'PARTS Cell all_went_well build_folder device_of report_meta whole', 'nrf_repro.studies': 'run_studies shown',
     'nrf_repro.experiment.runs': 'PARTS Cell all_went_well build_folder load_profile device_of report_meta whole'}
 

@@ -9,9 +9,8 @@ from types import ModuleType
 from nrf_repro._lazy import renamed
 from nrf_repro.measure.checks import Check, Probe, run_checks
 from nrf_repro.measure.command import add_arguments, run
-from nrf_repro.measure.images import EvalImages, eval_images
+from nrf_repro.measure.inputs import EvalImages, Logits, eval_images, find_model, with_standardize
 from nrf_repro.measure.measurement import LargeEps, Measurement, attacks_at, measure
-from nrf_repro.measure.subject import Logits, find_model, with_standardize
 
 __all__ = ['EvalImages', 'LargeEps', 'Logits', 'Measurement', 'attacks_at', 'eval_images', 'find_model', 'measure', 'with_standardize']
 

@@ -2,7 +2,7 @@
 from nrf_repro._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, {
-    'report.rendering': 'render',
+    'report.rendering': 'render_report',
     'report.comparison': 'compare render_compare',
     'report.tables': 'table_1 table_2'},
-    dict(all_tables='report.rendering:all_tables', reading_3='report.readings:reading_3'))
+    dict(render='report.rendering:render_report', all_tables='report.rendering:all_tables', reading_3='report.readings:reading_3'))
