@@ -8,6 +8,7 @@ from pathlib import Path
 from docutils.nodes import SkipNode
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import drawings
 import front
 from nrf_repro.report.html import mark_terms
 
@@ -82,6 +83,7 @@ def on_page(app, name, template, context, doctree):
         app.add_js_file('temml/temml.min.js', priority=290, defer='defer')
     if name not in ('index', 'glossary', 'search', 'genindex') and not name.startswith('api/'):
         body = with_terms(body, app.builder.get_relative_uri(name, 'glossary'))
+    context['metatags'] = context.get('metatags', '') + drawings.dark_colors(body)
     first, *more = body.split('<img ')
     context['body'] = '<img '.join([first, *(f'loading="lazy" {m}' if i else m for i, m in enumerate(more))])
 
