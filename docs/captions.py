@@ -53,7 +53,7 @@ def options(output, caption, said, heading):
     "What MyST-NB is told of a picture: alternative text, classes, width, and the caption."
     data = output['data']['image/png']
     picture = Image.open(io.BytesIO(base64.b64decode(data if isinstance(data, str) else ''.join(data))))
-    image = dict(alt=alternative(caption, said, heading), classes=kind(picture))
+    image = dict(alt=alternative(caption, said, heading), classes='photo' if density(picture) == 2 else kind(picture))
     image['width'] = f'{picture.width / density(picture):.0f}px'
     return dict(image=image, figure=dict(caption=caption, classes='captioned')) if caption else dict(image=image)
 
@@ -85,8 +85,8 @@ def kind(picture):
     return 'plot' if bright > .6 else 'photo'
 
 
-def plain_text(text):
-    "Markdown and formulas as plain text, for an alternative text."
+def plain_text(text, lines=False):
+    "Markdown and formulas as plain text, for an alternative text. `lines`: with its lines."
     text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
     text = re.sub(r'\{[\w:]+\}`([^`<]+?)(?: <[^`]*)?`', r'\1', text)
     def formula(m):
@@ -94,7 +94,7 @@ def plain_text(text):
         for code, sign in SYMBOLS.items(): inner = inner.replace(code, sign)
         return re.sub(r'\\[a-zA-Z]+|[{}\\]', '', inner).replace('_', ' ').strip()
     text = re.sub(r'\$([^$]+)\$', formula, text)
-    return ' '.join(re.sub(r'[*`]', '', text).split())
+    return ('\n' if lines else ' ').join(' '.join(line.split()) for line in re.sub(r'[*`]', '', text).split('\n') if line.strip())
 
 
 def shortened(text, most=300):

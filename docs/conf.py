@@ -67,7 +67,7 @@ def with_terms(body, place):
     def keep(m):
         kept.append(m[0])
         return f'<!--kept {len(kept) - 1}-->'
-    hidden = re.sub(r'<(span|div|p) class="(?:tex|exported|badges|written)".*?</\1>|<dl class="py .*?</dl>', keep, body, flags=re.S)
+    hidden = re.sub(r'<(span|div|p) class="(?:tex|exported|badges|written|title)".*?</\1>|<dl class="py .*?</dl>', keep, body, flags=re.S)
     marked = mark_terms(hidden).replace('href="#term-', f'href="{place}#term-')
     return re.sub(r'<!--kept (\d+)-->', lambda m: kept[int(m[1])], marked)
 

@@ -7,6 +7,8 @@ from functools import cache
 from html import escape
 from pathlib import Path
 
+import captions
+
 PX = 4 / 3           # pixels in a point
 KEEP = .85           # panels shrink to this before the last one moves to the next line
 PHONE, LEAST = 360, 9.2      # pixels that a phone has for a figure; the smallest text on it
@@ -89,11 +91,15 @@ def in_the_dark(color):
 
 
 def theme(style):
-    "A style with colours as variables, and sizes of text that a phone can raise."
+    "A style with colours as variables."
     def color(m):
         if m[2] == '#ffffff': return f'{m[1]}: var(--pst-color-background)'
         return f'{m[1]}: var(--c{m[2][1:]}, {m[2]})'
-    style = re.sub(r'(fill|stroke|stop-color): (#[0-9a-f]{6})', color, style)
+    return re.sub(r'(fill|stroke|stop-color): (#[0-9a-f]{6})', color, style)
+
+
+def flexible(style):
+    "A style with sizes of text that a phone can raise, in the page's font."
     style = re.sub(r'font-size: ([\d.]+)px', r'font-size: max(\1px, var(--least, 0px))', style)
     return re.sub(r"font-family: 'DejaVu Sans', sans-serif;? ?", '', style)
 
@@ -112,7 +118,7 @@ def recolored(element, prefix, keep=False):
         value = re.sub(r'url\(#', f'url(#{prefix}', ' '.join(value.split()))
         if name == 'id': value = f'{prefix}{value}'
         if name == 'href' and value.startswith('#'): value = f'#{prefix}{value[1:]}'
-        if name == 'style': value = theme(value) if not keep else re.sub(r"font-family: 'DejaVu Sans', sans-serif;? ?", '', value)
+        if name == 'style': value = flexible(value if keep else theme(value))
         element.set(name, value)
     if re.match('own-|QuadMesh', element.get('id', '').removeprefix(prefix)): element.set('fill', '#000000')     # what SVG says of elements without a colour
     for e in element: recolored(e, prefix, keep)
@@ -131,9 +137,11 @@ def markup(element, used=None):
 def tag(element, box, defs=(), entry=False):
     "An <svg> of a part of the figure. `entry`: of a legend."
     x, y, w, h = box
+    room = .3 * w * max(0, LEAST / 12 * w * PX / PHONE - 1)      # for text of 12 pixels that grows on a phone
+    if not entry: x, w = x - room, w + 2 * room
     width = w * PX
     least = LEAST / PX / min(1, PHONE / width)
-    look = f'width: {width:.0f}px' if entry else f'flex: {width:.0f} 1 {KEEP * width:.0f}px; max-width: {width:.0f}px; --phone: {least:.1f}px'
+    look = f'width: {width:.0f}px' if entry else f'flex: {width:.0f} 1 {KEEP * width:.0f}px; --width: {width:.0f}px; --phone: {least:.1f}px'
     shared = f'<defs>{"".join(map(markup, defs))}</defs>' if defs else ''
     return f'<svg aria-hidden="true" viewBox="{x:g} {y:g} {w:g} {h:g}" style="{look}">{shared}{markup(element, ())}</svg>'
 
@@ -141,7 +149,7 @@ def tag(element, box, defs=(), entry=False):
 def parts_of(layout):
     "All parts that are drawn, in one list."
     for part in (part for row in layout for part in row):
-        if 'box' in part: yield part
+        if 'names' in part: yield part
         yield from part.get('key', ())
 
 
@@ -163,10 +171,10 @@ def panels(svg, alt, prefix):
         given, defs = defs, ()
         return tag(group, part['box'], given, small)
     def html(part):
-        if 'text' in part: return f'<p>{escape(part["text"])}</p>'
+        if 'text' in part: return f'<p class="title">{escape(captions.plain_text(part["text"], lines=True))}</p>'
         if 'key' in part: return f'<div class="key">{"".join(draw(p, True) for p in part["key"])}</div>'
         return draw(part)
-    return wrap(''.join(f'<div class="row">{"".join(map(html, row))}</div>' for row in layout), alt)
+    return wrap(''.join(f'<div class="parts">{"".join(map(html, row))}</div>' for row in layout), alt)
 
 
 def wrap(inner, alt): return f'<div class="panels" role="img" aria-label="{escape(alt)}">{inner}</div>'

@@ -200,16 +200,23 @@ def _row(row, legends, whole): # of `_rows`
     parts = [_part(group, Bbox([[box.x0, low], [box.x1, high]]), whole) for group, box in zip(row, boxes)]
     return parts + [_key(legend, whole) for group in row for ax in group for legend in legends if legend is ax.get_legend()]
 
-def _layout(fig, whole): # -> rows of parts: a panel, the entries of a legend, or a text of the figure
+def _wide_titles(fig): # of a figure with one panel: a page breaks them into lines
+    titles = [title for ax in fig.axes for title in (ax.title, ax._left_title) if title.get_text() and '$' not in title.get_text()]
+    return [t for t in titles if t.get_window_extent().width > .8 * t.axes.bbox.width] if len(_groups(fig)) == 1 else []
+
+def _layout(fig, whole): # -> rows of parts: a panel, the entries of a legend, or a text
     legends = [*fig.legends, *(legend for ax in fig.axes if (legend := ax.get_legend()) and _outside(legend))]
-    for legend in legends: legend.set_in_layout(False)
+    titles = _wide_titles(fig)
+    for apart in (*legends, *titles): apart.set_in_layout(False)
     rows = [_row(row, legends, whole) for row in _rows(_groups(fig))]
-    for legend in legends: legend.set_in_layout(True)
+    for apart in (*legends, *titles): apart.set_in_layout(True)
+    below = []
     for legend in fig.legends if rows else ():
         beside = len(rows) == 1 and legend.get_window_extent().x0 > max(ax.bbox.x1 for ax in fig.axes)
-        rows = [rows[0] + [_key(legend, whole)]] if beside else [*rows, [_key(legend, whole)]]
+        (rows[0].append if beside else below.append)(_key(legend, whole))
     texts = [(text.get_position()[1] > .5, [dict(text=text.get_text())]) for text in fig.texts if text.get_text()]
-    return [*(row for top, row in texts if top), *rows, *(row for top, row in texts if not top)] if rows else []
+    titles = [[dict(text=title.get_text(), names=_part([title], title.get_window_extent(), whole)['names'])] for title in titles]
+    return [*titles, *(row for top, row in texts if top), *rows, *(row for top, row in texts if not top), *([key] for key in below)] if rows else []
 
 # %% ../../nbs/5_how_it_works/70_figures.ipynb #77f7c06f
 LARGE = 150_000      # bytes
