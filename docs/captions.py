@@ -14,7 +14,7 @@ SYMBOLS = {r'\ell_2': 'ℓ2', r'\ell_\infty': 'ℓ∞', r'\varepsilon': 'eps', r
 def source_of(cell): return cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
 
 
-def pictures_of(cell): return [o for o in cell.get('outputs', []) if 'image/png' in o.get('data', {})]
+def pictures_of(cell): return [o for o in cell.get('outputs', []) if {'image/png', 'image/svg+xml'} & o.get('data', {}).keys()]
 
 
 def attach(cells):
@@ -44,14 +44,23 @@ def split(cells):
         yield cell | dict(outputs=[several[-1]], source=hidden, id=cell.get('id', '') + 'b')
 
 
+def alternative(caption, said, heading):
+    "The alternative text of a figure."
+    return shortened(plain_text(caption or said)) or f'Figure in the section “{heading}”'
+
+
 def options(output, caption, said, heading):
-    "What MyST-NB is told of a figure: alternative text, classes, width, and the caption."
+    "What MyST-NB is told of a picture: alternative text, classes, width, and the caption."
     data = output['data']['image/png']
     picture = Image.open(io.BytesIO(base64.b64decode(data if isinstance(data, str) else ''.join(data))))
-    text = plain_text(caption or said)
-    image = dict(alt=shortened(text) or f'Figure in the section “{heading}”', classes=kind(picture))
-    image['width'] = f'{picture.width / (DENSITY if picture.width > WIDE else 1):.0f}px'
+    image = dict(alt=alternative(caption, said, heading), classes='photo' if density(picture) == 2 else kind(picture))
+    image['width'] = f'{picture.width / density(picture):.0f}px'
     return dict(image=image, figure=dict(caption=caption, classes='captioned')) if caption else dict(image=image)
+
+
+def density(picture):
+    "Pixels of the picture for one of the page: two where it was stored for dense screens."
+    return 2 if picture.info.get('dpi', (0,))[0] > 180 else DENSITY if picture.width > WIDE else 1
 
 
 def lighter(output):
@@ -59,9 +68,9 @@ def lighter(output):
     data = output.get('data', {}).get('image/png')
     if not data: return output
     raw, small = base64.b64decode(data if isinstance(data, str) else ''.join(data)), io.BytesIO()
-    picture = Image.open(io.BytesIO(raw)).convert('RGBA')
-    flat = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture).convert('RGB')
-    flat.quantize(128, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True)
+    picture = Image.open(io.BytesIO(raw))
+    flat = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA')).convert('RGB')
+    flat.quantize(128, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True, **({'dpi': picture.info['dpi']} if 'dpi' in picture.info else {}))
     if len(small.getvalue()) >= len(raw): return output
     return output | dict(data=output['data'] | {'image/png': base64.b64encode(small.getvalue()).decode()})
 
@@ -76,8 +85,8 @@ def kind(picture):
     return 'plot' if bright > .6 else 'photo'
 
 
-def plain_text(text):
-    "Markdown and formulas as plain text, for an alternative text."
+def plain_text(text, lines=False):
+    "Markdown and formulas as plain text, for an alternative text. `lines`: with its lines."
     text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
     text = re.sub(r'\{[\w:]+\}`([^`<]+?)(?: <[^`]*)?`', r'\1', text)
     def formula(m):
@@ -85,7 +94,7 @@ def plain_text(text):
         for code, sign in SYMBOLS.items(): inner = inner.replace(code, sign)
         return re.sub(r'\\[a-zA-Z]+|[{}\\]', '', inner).replace('_', ' ').strip()
     text = re.sub(r'\$([^$]+)\$', formula, text)
-    return ' '.join(re.sub(r'[*`]', '', text).split())
+    return ('\n' if lines else ' ').join(' '.join(line.split()) for line in re.sub(r'[*`]', '', text).split('\n') if line.strip())
 
 
 def shortened(text, most=300):

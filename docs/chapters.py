@@ -5,6 +5,7 @@ import re
 from hashlib import md5
 
 import captions
+import drawings
 from chapter_links import LINKS
 
 NUMERALS = ('', 'I', 'II', 'III', 'IV', 'V')
@@ -40,7 +41,7 @@ def only_imports(code):
     body = code_tree(code)
     def quiet(node):
         if isinstance(node, (ast.Import, ast.ImportFrom)): return True
-        return bool(re.match(r'sns\.set_theme|plt\.rcParams|(pd|torch|np)\.\w*set\w*|warnings\.', ast.unparse(node)))
+        return bool(re.match(r'(figures\.)?style\(|plt\.rcParams|(pd|torch|np)\.\w*set\w*|warnings\.', ast.unparse(node)))
     return bool(body) and all(map(quiet, body)) and any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body)
 
 
@@ -117,13 +118,32 @@ def code_cell(cell, words, code, heading, module, caption='', said=''):
     if not shown: tags.append('remove-input')
     elif prompt := fold(words, code): tags.append('hide-input'); mystnb['code_prompt_show'] = prompt
     if exported := words.keys() & {'export', 'exports', 'exporti'}: tags.append('exported')
-    if not silent and (pictures := [o for o in outputs if 'image/png' in o.get('data', {})]):
-        mystnb |= captions.options(pictures[-1], caption, said, heading)
-    made = new_cell('code', code, execution_count=None, outputs=[] if silent else outputs,
-                    metadata=dict(tags=tags) | (dict(mystnb=mystnb) if mystnb else {}))
+    outputs_shown = [] if silent else outputs
+    last, made = (captions.pictures_of(dict(outputs=outputs_shown)) or [None])[-1], []
+    for i, run in enumerate(runs(outputs_shown)):
+        mine = caption if run and run[-1] is last else ''
+        if drawing := drawings.svg_of(run[0]) if run else '':
+            alt = captions.alternative(mine, said or caption, heading)
+            made.append(new_cell('markdown', drawings.figure(drawing, alt, f'f{cell.get("id", "")}{i}-', mine)))
+            continue
+        told = {} if i else dict(mystnb)
+        if any(o is last for o in run): told |= captions.options(last, caption, said, heading)
+        metadata = dict(tags=['remove-input'] if i else tags) | (dict(mystnb=told) if told else {})
+        made.append(new_cell('code', '' if i else code, execution_count=None, outputs=run, metadata=metadata))
+    if not shown and not made[0]['outputs']: made.pop(0)
     before = [new_cell('markdown', label(cell, module))] if exported and shown else []
     after = [new_cell('markdown', markdown_of(outputs))] if asis and outputs else []
-    return [*before, *([made] if shown or made['outputs'] else []), *after]
+    return [*before, *made, *after]
+
+
+def runs(outputs):
+    "The outputs as lists: first those below the code, maybe none, then each drawing by itself, and what is printed between two."
+    found = [[]]
+    for o in outputs:
+        if drawings.svg_of(o): found.append([o])
+        elif found[-1] and drawings.svg_of(found[-1][0]): found.append([o])
+        else: found[-1].append(o)
+    return found
 
 
 def label(cell, module):

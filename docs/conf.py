@@ -8,6 +8,7 @@ from pathlib import Path
 from docutils.nodes import SkipNode
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+import drawings
 import front
 from nrf_repro.report.html import mark_terms
 
@@ -66,7 +67,7 @@ def with_terms(body, place):
     def keep(m):
         kept.append(m[0])
         return f'<!--kept {len(kept) - 1}-->'
-    hidden = re.sub(r'<(span|div|p) class="(?:tex|exported|badges|written)".*?</\1>|<dl class="py .*?</dl>', keep, body, flags=re.S)
+    hidden = re.sub(r'<(span|div|p) class="(?:tex|exported|badges|written|title)".*?</\1>|<dl class="py .*?</dl>', keep, body, flags=re.S)
     marked = mark_terms(hidden).replace('href="#term-', f'href="{place}#term-')
     return re.sub(r'<!--kept (\d+)-->', lambda m: kept[int(m[1])], marked)
 
@@ -82,6 +83,7 @@ def on_page(app, name, template, context, doctree):
         app.add_js_file('temml/temml.min.js', priority=290, defer='defer')
     if name not in ('index', 'glossary', 'search', 'genindex') and not name.startswith('api/'):
         body = with_terms(body, app.builder.get_relative_uri(name, 'glossary'))
+    context['metatags'] = context.get('metatags', '') + drawings.dark_colors(body)
     first, *more = body.split('<img ')
     context['body'] = '<img '.join([first, *(f'loading="lazy" {m}' if i else m for i, m in enumerate(more))])
 

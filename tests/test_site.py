@@ -4,6 +4,7 @@ The browser is the system's Chromium; AXE=path/to/axe.min.js (npm's axe-core) ad
 """
 import base64
 import gzip
+import html
 import http.server
 import io
 import json
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT / 'docs'))
 import captions
 import chapter_links
 import chapters
+import drawings
 import front
 import make_site
 import pages
@@ -166,6 +168,51 @@ def test_the_paragraph_below_a_figure_becomes_its_caption_and_its_words():
     assert figure['metadata']['mystnb']['image']['alt'] == 'Figure in the section “Section”'
 
 
+def two_panels():
+    "The stored SVG of two panels that share an axis, with a legend beside them and a title."
+    import matplotlib.pyplot as plt
+    from nrf_repro.report import figures
+    with plt.rc_context():
+        figures.style()
+        fig, axes = plt.subplots(1, 2, figsize=(6, 2), sharey=True, layout='constrained')
+        for ax in axes: ax.plot([0, 1], [0, 1], label='one', **figures.LOOKS['bn']); ax.plot([1, 0], 'k', label='two')
+        axes[0].set_ylabel('share')
+        axes[1].legend(loc='center left', bbox_to_anchor=(1, .5))
+        fig.suptitle('a < b')
+        plt.close(fig)
+        return figures.notebook_svg(fig)
+
+
+def test_a_drawing_is_cut_into_panels_and_legend_entries():
+    svg = two_panels()
+    html = drawings.panels(svg, 'words "here"', 'x-')
+    title, row = html.split('<div class="parts">')[1:]
+    assert title.startswith('<p class="title">a &lt; b</p>') and html.startswith('<div class="panels" role="img" aria-label="words &quot;here&quot;">')
+    left, right, one, two = re.findall(r'<svg.*?</svg>', row)
+    assert svg.count('>share<') == 2 and all(f'>{v}<' in panel for panel in (left, right) for v in ('share', '0.50'))
+    assert ('>one<' in one, '>two<' in two) == (True, True) and not re.search('>one<|>two<', left + right)
+    used, made = set(re.findall(r'#(x-[\w.-]+)', html)), re.findall(r' id="([^"]+)"', html)
+    assert used <= set(made) and len(set(made)) == len(made)
+
+
+def test_a_drawing_takes_the_colours_of_the_theme():
+    html = drawings.panels(two_panels(), 'a', 'x-')
+    assert 'var(--cc44601, #c44601)' in html and 'fill: #' not in html and 'stroke: #' not in html
+    dark = drawings.dark_colors(html)
+    assert '--cc44601: #f08a3c' in dark and '--c000000: #e7e9eb' in dark and drawings.dark_colors('<p>none</p>') == ''
+    for color in ('#c44601', '#440154', '#1f77b4', '#7f7f7f', '#000000'): assert drawings.contrast(drawings.in_the_dark(color)) >= 4.4, color
+
+
+def test_a_drawing_stands_between_what_is_printed_before_and_after_it():
+    nb = notebook(('code', 'draw()'), ('markdown', '*A caption.* More.'))
+    svg = dict(output_type='display_data', data={'image/svg+xml': two_panels()}, metadata={})
+    nb['cells'][0]['outputs'] = [dict(output_type='stream', name='stdout', text='before'), svg, dict(output_type='stream', name='stdout', text='after')]
+    first, figure, last = chapters.convert(nb)
+    assert (first['source'], first['outputs'][0]['text'], last['source'], last['outputs'][0]['text']) == ('draw()', 'before', '', 'after')
+    assert last['metadata']['tags'] == ['remove-input'] and 'aria-label="A caption. More."' in figure['source']
+    assert figure['source'].endswith('<figcaption>\n\n*A caption.* More.\n\n</figcaption></figure>') and '\n\n' not in figure['source'].partition('<figcaption>')[0]
+
+
 def test_a_picture_gets_lighter_and_keeps_its_look():
     picture, png = Image.linear_gradient('L').resize((500, 300)).convert('RGB'), io.BytesIO()
     Image.blend(picture, Image.effect_noise((500, 300), 20).convert('RGB'), .1).save(png, 'PNG')
@@ -197,8 +244,9 @@ def test_only_code_that_computes_nothing_is_folded_as_drawing():
 
 @pytest.mark.parametrize('name', [n for n in CHAPTERS if n < '26'])
 def test_every_figure_of_the_argument_has_real_words(name):
-    cells = chapters.convert(json.loads(NOTEBOOKS[name].read_text(encoding='utf-8')))
-    alts = [c['metadata']['mystnb']['image']['alt'] for c in cells if 'image' in c['metadata'].get('mystnb', {})]
+    cells = list(chapters.convert(json.loads(NOTEBOOKS[name].read_text(encoding='utf-8'))))
+    alts = [html.unescape(a) for c in cells for a in re.findall(r'class="panels" role="img" aria-label="([^"]*)"', c['source']) if c['cell_type'] == 'markdown']
+    alts += [c['metadata']['mystnb']['image']['alt'] for c in cells if 'image' in c['metadata'].get('mystnb', {})]
     assert all(len(a) > 15 and not re.search(r'\$|\]\(|\*', a) for a in alts)
     assert sum(a.startswith('Figure in the section') for a in alts) <= 1
 
@@ -551,15 +599,50 @@ def test_terms_lead_to_the_glossary(site, page):
     assert 'glossary.html#term-' in page.url and page.locator('dl.glossary div:target dt').is_visible()
 
 
-def test_figures_can_be_read_on_a_phone_and_in_the_dark(site, page):
-    page.set_viewport_size(dict(width=390, height=844))
+PARTS = """() => [...document.querySelectorAll('article .panels svg')].map(svg => {
+    const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width, row = svg.parentElement;
+    const sizes = [...svg.querySelectorAll('text, tspan')].filter(t => t.style.fontSize && t.getClientRects().length).map(t => scale * parseFloat(getComputedStyle(t).fontSize));
+    return {left: box.left, right: box.right, top: box.top, bottom: box.bottom, text: Math.min(...sizes, 99), panel: row.classList.contains('parts'),
+            row: [...document.querySelectorAll('article .panels .parts')].indexOf(row)}; })"""
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_figures_fit_and_their_text_can_be_read(site, page, width):
+    page.set_viewport_size(dict(width=width, height=844))
+    faults, seen = {}, 0
+    for name in CHAPTERS:
+        if '<div class="panels"' not in (site / f'{name}.html').read_text(encoding='utf-8'): continue
+        page.goto((site / f'{name}.html').as_uri())
+        parts = page.evaluate(PARTS)
+        seen += len(parts)
+        wrong = [p for p in parts if p['left'] < 0 or p['right'] > width or p['text'] < 9]
+        panels = [p for p in parts if p['panel'] and p['right'] - p['left'] > 200]
+        if width < 600: wrong += [p for p, q in zip(panels, panels[1:]) if p['row'] == q['row'] and q['top'] < p['bottom'] - 1]   # side by side
+        if wrong: faults[name] = wrong
+    assert seen > 150 and not faults
+
+
+def test_plots_are_drawings_and_pictures_are_sharp(site, page):
+    page.set_viewport_size(dict(width=1280, height=844))
+    faults = {}
+    for name in CHAPTERS:
+        page.goto((site / f'{name}.html').as_uri())
+        found = page.eval_on_selector_all('article .cell_output img', 'all => all.map(i => [i.className, i.naturalWidth / i.getBoundingClientRect().width])')
+        if wrong := [f for f in found if 'plot' in f[0] or f[1] < 1.9]: faults[name] = wrong
+    assert set(faults) <= {'16_order_of_features'} and sum(map(len, faults.values())) <= 9
+
+
+def test_figures_follow_the_theme(site, page):
     page.add_init_script('localStorage.setItem("mode", "dark"); localStorage.setItem("theme", "dark")')
-    page.goto((site / '08_attacks.html').as_uri())
-    found = page.eval_on_selector_all('article img', """all => all.map(i => { const s = getComputedStyle(i), box = i.closest('figure, div.cell_output');
-        return [i.className, i.getBoundingClientRect().width, s.filter, s.backgroundColor, getComputedStyle(box).overflowX]; })""")
-    assert len(found) == 5 and all(w > 500 and overflow == 'auto' for _, w, _, _, overflow in found)
-    assert all(('invert' in f) == ('plot' in c) and (('plot' in c) == (b == 'rgba(0, 0, 0, 0)')) for c, _, f, b, _ in found)
+    for name in ('11_ligs', '08_attacks'):     # without colour maps, whose text keeps its colour
+        page.goto((site / f'{name}.html').as_uri())
+        inks = page.eval_on_selector_all('article .panels svg text', 'all => [...new Set(all.map(t => getComputedStyle(t).fill))]')
+        assert inks and all(min(map(int, re.findall(r'\d+', ink)[:3])) > 120 for ink in inks)
+        assert not page.eval_on_selector_all('article .panels, article .panels *', 'all => all.filter(e => getComputedStyle(e).filter !== "none").length')
+    photo = page.locator('article img.photo').first
+    assert photo.evaluate('i => getComputedStyle(i).filter') == 'none'
     assert page.locator('article figure figcaption').count() == 4
+    assert all(len(label) > 15 for label in page.eval_on_selector_all('article .panels', 'all => all.map(e => e.getAttribute("aria-label"))'))
 
 
 def test_the_theme_switches_and_stays(site, page):

@@ -7,13 +7,20 @@ __all__ = ['INK', 'GRID', 'LOOKS']
 
 # %% ../../nbs/5_how_it_works/66_figures.ipynb #6aad5573
 import io
+import json
 import math
 import re
+import sys
 
 import matplotlib as mpl
 import matplotlib.style
+from matplotlib import pyplot as plt
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.offsetbox import HPacker, TextArea
 from matplotlib.transforms import Bbox
 import pandas as pd
+from PIL import Image
 
 from .text import COLUMNS, arch_name, eps_text, norm_name, several
 from ..results.rows import CONTROLS
@@ -43,10 +50,6 @@ STYLE = {'font.family': 'sans-serif', 'font.sans-serif': ['DejaVu Sans'], 'font.
          'figure.dpi': 110, 'savefig.facecolor': 'none', 'svg.fonttype': 'none', 'svg.hashsalt': 'nrf_repro',
          **dict.fromkeys(INKED, INK)}
 styled = mpl.style.context(['default', STYLE])  # a decorator: the figure does not depend on the caller's settings
-
-def style():
-    "Make this the style of all further plots of a notebook."
-    mpl.rcParams.update(STYLE)
 
 # %% ../../nbs/5_how_it_works/66_figures.ipynb #897373f9
 def band(ax, line, norm,    # a frame with epoch, value, low and high; the norm decides the look
@@ -79,11 +82,12 @@ def caption(rows): # that were drawn
 THEMED = {INK: 'ink', GRID: 'grid', CONTROL: 'control', '#ffffff': 'bg'} | {look['color']: norm for norm, look in LOOKS.items()}
 
 def svg_text(fig,
-             box=None): # a part of it, in inches
+             box=None, # a part of it, in inches
+             dpi='figure'): # of pictures in it
     "The figure as an SVG document without date, so that the same figure is the same text."
     out = io.StringIO()
     nothing = dict.fromkeys(['Date', 'Creator', 'Format', 'Type'])
-    with mpl.style.context(['default', STYLE]): fig.savefig(out, format='svg', metadata=nothing, transparent=True, bbox_inches=box)
+    with mpl.style.context(['default', STYLE]): fig.savefig(out, format='svg', metadata=nothing, transparent=True, bbox_inches=box, dpi=dpi)
     svg = out.getvalue()
     names = dict.fromkeys(re.findall(r'id="([a-z][0-9a-f]{10})"', svg))  # matplotlib makes some of memory addresses: number them instead
     for i, name in enumerate(names): svg = svg.replace(name, f'{name[0]}{i}-')
@@ -131,3 +135,130 @@ def inline_figure(fig, alt, prefix): # as for `inline_svg`
         for artist in (*fig.axes, *fig.legends): artist.set_visible(any(artist is own for own in part))
         drawn.append(inline_svg(fig, '', f'{prefix}{chr(97 + i)}', box).replace(' role="img" aria-label=""', ' aria-hidden="true"'))
     return f'<div class="panels" role="img" aria-label="{_escaped(alt)}">{"".join(drawn)}</div>'
+
+# %% ../../nbs/5_how_it_works/66_figures.ipynb #96f398cd
+def _shown(axis): # does it have numbers?
+    return any(tick.label1.get_visible() for tick in axis.get_major_ticks())
+
+def _lonely(ax, name): # the axis `name` of a panel that shares it: its numbers, and its label where a neighbour has the same scale
+    axis, side = getattr(ax, f'{name}axis'), dict(x='bottom', y='left')[name]
+    limits, made = getattr(ax, f'get_{name}lim'), []
+    if len(ax._shared_axes[name].get_siblings(ax)) > 1 and not _shown(axis):
+        axis.set_tick_params(**{f'label{side}': True})
+        made += [tick.label1 for tick in axis.get_major_ticks()]
+    same = [o for o in ax.figure.axes if o.axison and getattr(o, f'get_{name}lim')() == limits() and getattr(o, f'get_{name}label')()]
+    if same and not axis.get_label_text() and getattr(ax, f'get_{name}ticks')().size:
+        axis.set_label_text(getattr(same[0], f'get_{name}label')())
+        made.append(axis.label)
+    return made
+
+def _add_hidden(fig): # what a panel needs when it stands alone; hidden by its name
+    found = [text for ax in fig.axes if ax.axison for name in 'xy' for text in _lonely(ax, name)]
+    for i, text in enumerate(found): text.set_gid(f'alone-{i}')
+
+# %% ../../nbs/5_how_it_works/66_figures.ipynb #9507114e
+def _groups(fig): # -> lists of axes, one for each panel
+    axes = [ax for ax in fig.axes if not hasattr(ax, '_colorbar_info')]
+    panels, groups = [ax for ax in axes if ax.axison] or [ax for ax in axes if ax.has_data()], {}
+    for ax in panels: groups.setdefault(tuple(ax.get_position().bounds), []).append(ax)
+    made = list(groups.values())
+    for ax in (ax for ax in fig.axes if made and ax not in panels):
+        owners = getattr(ax, '_colorbar_info', {}).get('parents', ())
+        def near(group): return any(o in owners for o in group), -abs(sum(ax.get_position().intervalx) - sum(group[0].get_position().intervalx))
+        if ax.has_data() or owners: max(made, key=near).append(ax)
+    return made
+
+def _outside(legend): # does it lie outside its axes?
+    return not (legend.axes and legend.get_window_extent().overlaps(legend.axes.bbox))
+
+def _entries(legend): # -> lists of artists with their box: the title, and each handle with its label
+    if legend.get_title().get_text(): yield [legend.get_title()], legend.get_title().get_window_extent()
+    for row in legend._legend_handle_box.findobj(HPacker):
+        if any(isinstance(box, TextArea) for box in row.get_children()):
+            yield [a for box in row.get_children() for a in box.get_children()], row.get_window_extent()
+
+def _rows(groups): # panels side by side form a row
+    rows = []
+    for group in sorted(groups, key=lambda g: -g[0].get_position().y1):
+        middle = sum(group[0].get_position().intervaly) / 2
+        if rows and rows[-1][0][0].get_position().y0 < middle: rows[-1].append(group)
+        else: rows.append([group])
+    return [sorted(row, key=lambda g: g[0].get_position().x0) for row in rows]
+
+# %% ../../nbs/5_how_it_works/66_figures.ipynb #0af460ba
+def _part(artists, box, whole): # boxes: of the part in pixels, of the figure in inches -> what the file says of it, in points
+    for artist in artists: artist.set_gid(f'part-{id(artist)}')
+    box = box.transformed(artists[0].get_figure().dpi_scale_trans.inverted())
+    place = box.x0 - whole.x0, whole.y1 - box.y1, box.width, box.height
+    return dict(box=[round(72 * v, 1) for v in place], names=[artist.get_gid() for artist in artists])
+
+def _key(legend, whole): return dict(key=[_part(artists, box.padded(2), whole) for artists, box in _entries(legend)])
+
+def _row(row, legends, whole): # of `_rows`
+    boxes = [Bbox.union([ax.get_tightbbox() for ax in group]).padded(3) for group in row]
+    low, high = min(box.y0 for box in boxes), max(box.y1 for box in boxes)
+    parts = [_part(group, Bbox([[box.x0, low], [box.x1, high]]), whole) for group, box in zip(row, boxes)]
+    return parts + [_key(legend, whole) for group in row for ax in group for legend in legends if legend is ax.get_legend()]
+
+def _wide_titles(fig): # of a figure with one panel: a page breaks them into lines
+    titles = [title for ax in fig.axes for title in (ax.title, ax._left_title) if title.get_text() and '$' not in title.get_text()]
+    return [t for t in titles if t.get_window_extent().width > .8 * t.axes.bbox.width] if len(_groups(fig)) == 1 else []
+
+def _layout(fig, whole): # -> rows of parts: a panel, the entries of a legend, or a text
+    legends = [*fig.legends, *(legend for ax in fig.axes if (legend := ax.get_legend()) and _outside(legend))]
+    titles = _wide_titles(fig)
+    for apart in (*legends, *titles): apart.set_in_layout(False)
+    rows = [_row(row, legends, whole) for row in _rows(_groups(fig))]
+    for apart in (*legends, *titles): apart.set_in_layout(True)
+    below = []
+    for legend in fig.legends if rows else ():
+        beside = len(rows) == 1 and legend.get_window_extent().x0 > max(ax.bbox.x1 for ax in fig.axes)
+        (rows[0].append if beside else below.append)(_key(legend, whole))
+    texts = [(text.get_position()[1] > .5, [dict(text=text.get_text())]) for text in fig.texts if text.get_text()]
+    titles = [[dict(text=title.get_text(), names=_part([title], title.get_window_extent(), whole)['names'])] for title in titles]
+    return [*titles, *(row for top, row in texts if top), *rows, *(row for top, row in texts if not top), *([key] for key in below)] if rows else []
+
+# %% ../../nbs/5_how_it_works/66_figures.ipynb #77f7c06f
+LARGE = 150_000      # bytes
+
+def _pictures(fig): # are there only pictures?
+    with_data = [ax for ax in fig.axes if ax.has_data()]
+    return all(ax.images and not (ax.axison and (_shown(ax.xaxis) or _shown(ax.yaxis))) for ax in with_data)
+
+def _short(svg): # coordinates of two digits are fine enough
+    return re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r'([.]\d\d)\d+', r'\1', found[0]), svg)
+
+def notebook_svg(fig):
+    "The figure as an SVG file with the places of its parts; None where it is better stored as a picture."
+    fig.draw_without_rendering()
+    if not fig.axes or _pictures(fig): return None
+    fig.set_layout_engine('none')
+    _add_hidden(fig)
+    fig.draw_without_rendering()
+    whole = fig.get_tightbbox().padded(.04)
+    on_data = [text for ax in fig.axes if ax.images or any(isinstance(c, QuadMesh) for c in ax.collections) for text in ax.texts]
+    for i, text in enumerate(on_data): text.set_gid(f'own-{i}')     # keeps its colour
+    layout = json.dumps(_layout(fig, whole))
+    svg = re.sub(r'\s*<metadata>.*?</metadata>', '', svg_text(fig, whole, dpi=192), flags=re.S)
+    for i, name in enumerate(dict.fromkeys(re.findall(r'part-\d+', layout))):
+        svg, layout = (re.sub(rf'{name}\b', f'part-{i}', text) for text in (svg, layout))
+    svg = re.sub(r'(<g id="alone-\d+")', r'\1 display="none"', _short(svg))
+    svg = re.sub(r'(<svg[^>]*)>', lambda m: f'{m[1]} style="background: #ffffff">\n <metadata>{_escaped(layout)}</metadata>', svg, count=1)
+    return svg if len(svg) < LARGE else None
+
+def notebook_png(fig):
+    "The figure as PNG of 192 dots per inch and 256 colours; None where it is stored as SVG."
+    if not fig.axes or notebook_svg(fig): return None
+    raw, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(raw, format='png', dpi=192, bbox_inches='tight', facecolor='white')
+    Image.open(raw).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True, dpi=(192, 192))
+    return small.getvalue()
+
+def style():
+    "Make this the style of all further plots of a notebook, and store them as SVG or as sharp pictures."
+    mpl.rcParams.update(STYLE)
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    if shell is None: return
+    plt.close(plt.figure())      # a first figure, so that the others are shown
+    for mime, draw in {'image/svg+xml': notebook_svg, 'image/png': notebook_png}.items():
+        shell.display_formatter.formatters[mime].for_type(Figure, draw)
