@@ -122,6 +122,11 @@ def scale_heading(part,        # the lines of one profile and data set
     texts = DATA_NAMES.get(dataset, str(dataset)), widths, training_images(profile, dataset)
     return f'{", ".join(filter(None, texts))} ({profile}{", published" * (profile in published)})'
 
+def scale_words(part): # as for `scale_heading`
+    "The same within a sentence: the profile first."
+    shared, _, profile = scale_heading(part).removesuffix(')').rpartition(' (')
+    return f'{profile}: {shared}'
+
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #2f8a1c83
 def line_label(c): # of `headline_effects`
     "The architecture, what a control is made of, and the number of seeds."
@@ -236,8 +241,8 @@ def headline_finding(effects, # of `headline_effects`
     unit = '' if part.metric == 'ligs' else ' points'
     small = number(part.smallest_effect, 'ligs') if part.metric == 'ligs' else _small(part)
     each = ', '.join(f'{arch_name(c.arch)} {effect_text(c)}' for c in top.itertuples())
-    return (f'{lead}, {scale_heading(top)}, BN {"lowers" if lower else "raises"} {quantity(part)} by more than {small} (whole interval) in '
-            f'{far.sum()} of {len(top)} architecture{"" if len(top) == 1 else "s"}: {each}{unit}.')
+    return (f'{lead} ({scale_words(top)}) BN {"lowers" if lower else "raises"} {quantity(part)} by more than {small} in '
+            f'{far.sum()} of {len(top)} architecture{"" if len(top) == 1 else "s"} (the whole 95 % interval lies beyond): {each}{unit}.')
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #0efd3e86
 def _intervals_text(effects): # how the bars were formed

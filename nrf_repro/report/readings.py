@@ -179,13 +179,16 @@ def control_lines(rows, claims): # as in `control_table`
     return [f'Does an equally well trained network without a normalisation layer lose as much as the network with BN? (Rule of {added}, written after the rows were seen.)',
             *(_control_line(claims[id], lines) for id, lines in found.items()), *_against_norm(next(iter(found.values())))]
 
+_AS_MUCH = {'all of it': 'as much as BN', 'a part': 'less than BN', 'none of it': 'no clear loss', 'a part or all': 'less than BN or as much',
+            'none or a part': 'no loss, or less than BN'}   # of each of `ANSWERS`
+
 def control_finding(rows, claims): # as in `control_table`
     "How much of BN's loss of robust accuracy each control has; and how many give no answer. Empty without controls."
     found = control_answers(rows, claims, 'C2')
     if not len(found): return ''
     known, rest = found[found.answer != 'no answer'], int((found.answer == 'no answer').sum())
-    said = [f'{arch_name(a.arch)} {kind_name(a.kind)} at {a.profile} {_sided(a.control, a.metric)} points, {a.answer.removesuffix(" of it")} of what BN loses'
+    said = [f'{arch_name(a.arch)} {kind_name(a.kind)} at {a.profile} {_sided(a.control, a.metric)} points, {_AS_MUCH[a.answer]}'
             for a in known.itertuples()]
-    about = [f'Change under PGD ℓ2 of networks that have no normalisation layer and train as well: {"; ".join(said)}'] if said else []
-    left = [f'{rest} comparison{"s give" if rest > 1 else " gives"} no answer'] if rest else []
+    about = [f'Change of robust accuracy under PGD ℓ2 in controls, which are built to train as well without a normalisation layer: {"; ".join(said)}'] if said else []
+    left = [f'{rest} other comparison{"s have" if rest > 1 else " has"} no clear result'] if rest else []
     return '. '.join(about + left) + '.'

@@ -30,6 +30,17 @@ from ..results.claims import conclude, decide_parts
 from ..results.power import too_small_for
 from ..results.rules import Claim
 from ..results.rows import IDENTITY, NAMED_NORMS, paper_rows, source_hash, write_atomically
+from ..training.recipe import RECIPES
+
+# %% ../../nbs/5_how_it_works/75_rendering.ipynb #a10db42d
+def training_text(rows): # of one profile
+    "How long the networks were trained, beside the paper's epochs, and with how many seeds; '' without results."
+    final = rows[(rows.experiment == 'final') & (rows.metric == 'clean_accuracy') & (rows.regime == 'standard')]
+    if final.empty: return ''
+    seeds, epochs = (several(sorted(set(v))) for v in (final.groupby(['dataset', 'arch', 'norm']).seed.nunique(), final.epoch.dropna().astype(int)))
+    printed = f' (the paper: {RECIPES["paper"].epochs})' * (set(final.dataset) == {'cifar10'})
+    trained = f'The networks were trained for {epochs} epochs{printed} with {seeds} seeds each. ' if epochs else f'The networks have {seeds} seeds each. '
+    return trained + 'Robust accuracy is an upper bound: a stronger attack can only lower it.'
 
 # %% ../../nbs/5_how_it_works/75_rendering.ipynb #b9e0e0d1
 def of_profile(rows, profile):
@@ -60,8 +71,9 @@ def cautions(every, profile, # all rows given
     others = every.profile[every.profile != profile].fillna('none').value_counts()
     each = ', '.join(f'{n} of {p}' for p, n in others.items())
     poor = sorted({f'{arch_name(c.arch)} {norm_name(c.norm)} ({c.dataset})' for part in cells for c in part.itertuples() if c.flag and c.seeds and not isinstance(c.base, str)})
-    texts = [fragile_text(found), checks_text(every[every.profile == profile]),
-             f'The profile is too small to decide {several(small)}: simulated power below 50 % for an effect twice the smallest one that counts.' * bool(small),
+    texts = [training_text(every[every.profile == profile]), fragile_text(found), checks_text(every[every.profile == profile]),
+             f'The profile is small for {several(small)}: in simulations it misses an effect of twice the smallest one that counts more often than not. '
+             'There "reproduced" means that the effect is much larger; the other verdicts say little.' * bool(small),
              f'Undertrained networks decide nothing and are marked: {", ".join(poor)}.' * bool(poor),
              f'Rows of other profiles are left out: {each}.' * bool(each)]
     return [text for text in texts if text]
@@ -214,7 +226,7 @@ def headline_part(rows, profile, claims, paper, others): # rows of this profile;
     larger = larger_than(profile, claim, others)
     effects = pd.concat([own, *(headline_effects(other, claim, paper) for other in larger.values())], ignore_index=True)
     said = [headline_finding(own, claim, lead='In this profile')]
-    if larger: said = [f'Published: {headline_finding(effects, claim, lead="at the largest scale")}', *said]
+    if larger: said = [headline_finding(effects, claim, lead='At the largest published scale'), *said]
     what = quantity(claim.parts[0])
     used = select(rows[rows.metric == claim.parts[0].metric], claim.parts[0].where)
     return _part('headline', draw_headline(effects, claim, larger), f'{what[0].upper()}{what[1:]}: BN and controls against no normalisation',
@@ -230,9 +242,9 @@ def answer_part(rows, profile, claims, others): # as in `headline_part`
     arch = 'vgg11' if 'vgg11' in archs else archs[0]   # the network that every published scale has, if this profile has it
     said = list(filter(None, [control_finding(pd.concat(found.values(), ignore_index=True), claims)]))
     past = {name: h[h.arch == arch] for name, h in past.items() if (h.arch == arch).any()}
-    sizes = '; '.join(f'{name}: n = {several(sorted(h.n.unique()))}, {h.seed.nunique()} seeds' for name, h in past.items())
+    sizes = '; '.join(f'{name}: {several(f"{n:,.0f}" for n in sorted(h.n.unique()))} images, {h.seed.nunique()} seeds' for name, h in past.items())
     about = (f'{arch_name(arch)}: a mark for each monitored epoch, large for the last; means over the seeds. At the same horizontal position networks '
-             f'are equally accurate. NF and Fixup have no normalisation layer. {sizes}.')
+             f'are equally accurate; where the line of BN lies lower there, clean accuracy does not explain its loss. NF and Fixup have no normalisation layer. {sizes}.')
     return _part('paths', paths_by_scale(found, arch), 'BN, or any network that trains well?', about, said, rows=past[profile], code='report.curves.paths_by_scale')
 
 # %% ../../nbs/5_how_it_works/75_rendering.ipynb #b7cbe4ad
