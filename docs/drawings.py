@@ -113,14 +113,15 @@ def dark_colors(html):
 
 def recolored(element, prefix, keep=False):
     "The tree with theme colours, except in pictures, colour maps and the text on them, and with unique ids."
-    keep = keep or element.tag == 'image' or bool(re.match('own-|QuadMesh', element.get('id', '')))
+    own = re.match('own-|QuadMesh', element.get('id', ''))
+    keep = keep or bool(own)
+    if own: element.set('fill', '#000000')     # what SVG says of elements without a colour
     for name, value in [*element.attrib.items()]:
         value = re.sub(r'url\(#', f'url(#{prefix}', ' '.join(value.split()))
         if name == 'id': value = f'{prefix}{value}'
         if name == 'href' and value.startswith('#'): value = f'#{prefix}{value[1:]}'
         if name == 'style': value = flexible(value if keep else theme(value))
         element.set(name, value)
-    if re.match('own-|QuadMesh', element.get('id', '').removeprefix(prefix)): element.set('fill', '#000000')     # what SVG says of elements without a colour
     for e in element: recolored(e, prefix, keep)
 
 

@@ -32,7 +32,7 @@ function summaries() {
   Search.htmlToText = (html, anchor) => {
     const page = new DOMParser().parseFromString(html, 'text/html'), article = page.querySelector('article.bd-article');
     if (!article) return '';
-    for (const e of article.querySelectorAll('.headerlink, script, style, h1, p.badges, p.exported, p.written, div.cell_input, .visually-hidden')) e.remove();
+    for (const e of article.querySelectorAll('.headerlink, script, style, h1, p.badges, p.exported, p.written, div.cell_input, .panels, .visually-hidden')) e.remove();
     let part = anchor && article.querySelector(anchor);
     if (part && !part.textContent.trim()) part = part.nextElementSibling || part.closest('section');
     return (part || article).textContent.replace(/\s+/g, ' ').trim();

@@ -14,7 +14,6 @@ import sys
 
 import matplotlib as mpl
 import matplotlib.style
-from matplotlib import pyplot as plt
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import HPacker, TextArea
@@ -225,8 +224,9 @@ def _pictures(fig): # are there only pictures?
     with_data = [ax for ax in fig.axes if ax.has_data()]
     return all(ax.images and not (ax.axison and (_shown(ax.xaxis) or _shown(ax.yaxis))) for ax in with_data)
 
-def _short(svg): # coordinates of two digits are fine enough
-    return re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r'([.]\d\d)\d+', r'\1', found[0]), svg)
+def _short(svg): # coordinates of two digits are fine enough, and a path is one line
+    def shorter(found): return re.sub(r'([.]\d\d)\d+', r'\1', re.sub(r'\s*\n', ' ', found[0]))
+    return re.sub(r' (?:d|x|y)="[^"]*"', shorter, svg)
 
 def notebook_svg(fig):
     "The figure as an SVG file with the places of its parts; None where it is better stored as a picture."
@@ -259,6 +259,7 @@ def style():
     mpl.rcParams.update(STYLE)
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     if shell is None: return
+    from matplotlib import pyplot as plt
     plt.close(plt.figure())      # a first figure, so that the others are shown
     for mime, draw in {'image/svg+xml': notebook_svg, 'image/png': notebook_png}.items():
         shell.display_formatter.formatters[mime].for_type(Figure, draw)
