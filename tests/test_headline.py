@@ -130,7 +130,7 @@ def test_a_control_has_an_open_mark_in_its_own_colour():
 def test_the_sentence_follows_from_the_interval(bn, said):
     effects = F.headline_effects(frame(both(bn=bn, none=(.40, .42, .40))), C2, PAPER)
     text = F.headline_finding(effects, C2)
-    assert f'by more than 3 points (whole interval) in {said} architecture: VGG11 {F.effect_text(effects.iloc[0])} points.' in text
+    assert f'by more than 3 points in {said} architecture (the whole 95 % interval lies beyond): VGG11 {F.effect_text(effects.iloc[0])} points.' in text
 
 
 def test_without_a_pair_there_is_no_plot():
@@ -183,9 +183,9 @@ def test_a_report_leads_with_its_own_lines_and_the_published_larger_ones(tmp_pat
     for folder, larger in ((tmp_path / 'published', True), (tmp_path / 'nowhere', False)):
         html = report.render_report(own, CLAIMS, tmp_path / 'report.html', profile='cifar-small', published=folder).read_text(encoding='utf-8')
         assert html.index('In this profile') < html.index('id="verdicts"') < html.index('id="headline"') and html.count('<h3 id="headline"') == 1
-        assert ('all images (cifar, published)' in html) == ('Published: at the largest scale' in html) == larger
+        assert ('all images (cifar, published)' in html) == ('At the largest published scale (cifar: ' in html) == larger
         assert '(demo' not in html
-        assert 'In this profile, CIFAR-10, width 1/4, 10,000 training images (cifar-small)' in html
+        assert 'In this profile (cifar-small: CIFAR-10, width 1/4, 10,000 training images) BN ' in html
 
 
 def test_a_damaged_published_file_is_named(tmp_path):
