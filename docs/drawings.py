@@ -10,7 +10,7 @@ from pathlib import Path
 import captions
 
 PX = 4 / 3           # pixels in a point
-KEEP = .85           # panels shrink to this before the last one moves to the next line
+KEEP = .8            # panels shrink to this before the last one moves to the next line
 PHONE, LEAST = 360, 9.2      # pixels that a phone has for a figure; the smallest text on it
 TABLES = Path(__file__).parent.parent / 'nrf_repro/report/templates/tables.css'
 

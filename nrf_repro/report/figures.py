@@ -151,8 +151,16 @@ def _lonely(ax, name): # the axis `name` of a panel that shares it: its numbers,
         made.append(axis.label)
     return made
 
+def _titles(ax): return [title for title in (ax.title, ax._left_title) if title.get_text()]
+
+def _column_title(ax): # of the panel above, for a panel without one
+    above = [o for o in ax.figure.axes if o.axison and o.get_position().intervalx.tolist() == ax.get_position().intervalx.tolist() and _titles(o)]
+    if not ax.axison or _titles(ax) or not above: return []
+    return [ax.set_title(_titles(above[0])[0].get_text())]
+
 def _add_hidden(fig): # what a panel needs when it stands alone; hidden by its name
     found = [text for ax in fig.axes if ax.axison for name in 'xy' for text in _lonely(ax, name)]
+    for ax in fig.axes: found += _column_title(ax)
     for i, text in enumerate(found): text.set_gid(f'alone-{i}')
 
 # %% ../../nbs/5_how_it_works/66_figures.ipynb #9507114e
@@ -200,15 +208,17 @@ def _row(row, legends, whole): # of `_rows`
     return parts + [_key(legend, whole) for group in row for ax in group for legend in legends if legend is ax.get_legend()]
 
 def _wide_titles(fig): # of a figure with one panel: a page breaks them into lines
-    titles = [title for ax in fig.axes for title in (ax.title, ax._left_title) if title.get_text() and '$' not in title.get_text()]
+    titles = [title for ax in fig.axes for title in _titles(ax) if '$' not in title.get_text()]
     return [t for t in titles if t.get_window_extent().width > .8 * t.axes.bbox.width] if len(_groups(fig)) == 1 else []
 
 def _layout(fig, whole): # -> rows of parts: a panel, the entries of a legend, or a text
     legends = [*fig.legends, *(legend for ax in fig.axes if (legend := ax.get_legend()) and _outside(legend))]
     titles = _wide_titles(fig)
-    for apart in (*legends, *titles): apart.set_in_layout(False)
+    for legend in legends: legend.set_in_layout(False)
+    for title in titles: title.set_visible(False)
     rows = [_row(row, legends, whole) for row in _rows(_groups(fig))]
-    for apart in (*legends, *titles): apart.set_in_layout(True)
+    for legend in legends: legend.set_in_layout(True)
+    for title in titles: title.set_visible(True)
     below = []
     for legend in fig.legends if rows else ():
         beside = len(rows) == 1 and legend.get_window_extent().x0 > max(ax.bbox.x1 for ax in fig.axes)
@@ -249,6 +259,7 @@ def notebook_svg(fig):
 def notebook_png(fig):
     "The figure as PNG of 192 dots per inch and 256 colours; None where it is stored as SVG."
     if not fig.axes or notebook_svg(fig): return None
+    for text in fig.findobj(lambda artist: str(artist.get_gid()).startswith('alone-')): text.set_visible(False)
     raw, small = io.BytesIO(), io.BytesIO()
     fig.savefig(raw, format='png', dpi=192, bbox_inches='tight', facecolor='white')
     Image.open(raw).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True, dpi=(192, 192))
