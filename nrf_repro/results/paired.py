@@ -29,9 +29,16 @@ def select(rows,   # a frame of rows
     return rows[keep]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #71fbd02b
+def _is_constant(column):
+    "Has the column one value, or none at all? Missing values are equal to each other."
+    missing = column.isna().to_numpy()
+    if missing.any(): return bool(missing.all())
+    values = column.tolist()
+    return all(value == values[0] for value in values)
+
 def _varying(rows, names):
     "Those of `names` with more than one value in the rows: a list. A missing value counts as one."
-    return [name for name in names if rows[name].nunique(dropna=False) > 1]
+    return [name for name in names if not _is_constant(rows[name])]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #7bcc0825
 def _side(rows, field, value, keys):
@@ -68,7 +75,9 @@ _RELATED = ('dataset', 'profile', 'arch', 'width')  # networks that are equal in
 
 def _group_numbers(pairs):
     "The number of the group of each pair: a series of ints."
-    keys = pairs[[name for name in _RELATED if name in pairs]].astype(object)
+    names = [name for name in _RELATED if name in pairs]
+    if len(pairs) and not _varying(pairs, [*names, *(['experiment'] if 'experiment' in pairs else [])]): return pd.Series(0, index=pairs.index)
+    keys = pairs[names].astype(object)
     if 'experiment' in pairs: keys.loc[pairs.experiment == 'transfer', [k for k in ('arch', 'width') if k in keys]] = None
     return keys.groupby([*keys], dropna=False, sort=False).ngroup()
 
@@ -87,15 +96,22 @@ def _by_seed(cell, seed, values): # of each pair of a group: its cell, its seed,
     return _Group(len(cells), np.mean([*mean.values()]) + np.stack([apart[seed == s].sum(axis=0) for s in seeds]))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #9c913b53
-def _groups(pairs, values): # values: of each pair, a number or numbers per image
+class _Numbers(NamedTuple):
+    "The number of the cell and of the group of each pair, int arrays."
+    cell: np.ndarray
+    group: np.ndarray
+
+def _numbers(pairs): return _Numbers(_cell_numbers(pairs).to_numpy(), _group_numbers(pairs).to_numpy())
+
+def _groups(pairs, values, numbers): # values: of each pair, a number or numbers per image; numbers: of `_numbers`
     "The groups of the pairs: a list of `_Group`."
-    cell, group, seed = _cell_numbers(pairs).to_numpy(), _group_numbers(pairs).to_numpy(), pairs.seed.astype(float).fillna(-1).to_numpy()
+    cell, group, seed = *numbers, pairs.seed.astype(float).fillna(-1).to_numpy()
     return [_by_seed(cell[group == g], seed[group == g], [v for v, own in zip(values, group) if own == g]) for g in np.unique(group)]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #1bc34b48
-def _over_seeds(pairs, level):
+def _over_seeds(pairs, level, numbers=None):
     "The mean difference with an interval from the spread over seeds alone: a `Combined`."
-    groups = _groups(pairs, pairs.difference.astype(float))
+    groups = _groups(pairs, pairs.difference.astype(float), numbers or _numbers(pairs))
     return t_over_cells([g.values for g in groups], [g.cells for g in groups], level)
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #29652df5
@@ -145,6 +161,8 @@ def _evidence(claim, part, rows):
     return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a006
+_OF_OUTCOMES = ('value', 'n', 'images', 'outcomes', 'value_control', 'n_control', 'images_control', 'outcomes_control')
+
 def _outcomes_of(pair, part): # pair: one line of `_compare`
     "The hash of the images, and the difference of each image; None where outcomes are missing or the images differ."
     if not isinstance(pair.outcomes, str): return None
@@ -161,14 +179,15 @@ def _unpacked(text, n, value):
     raise ValueError(f'outcomes with the mean {np.nanmean(values):.6f} stand beside the value {value:.6f}. Take both from the same row.')
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a007
-def _over_both(pairs, part, level):
+def _over_both(pairs, part, level, numbers):
     "The two-way interval as a `Combined`, or a text: the reason why there is none."
-    found = [_outcomes_of(pair, part) for pair in pairs.itertuples()] if 'outcomes' in pairs else [None]
+    needed = [name for name in _OF_OUTCOMES if name in pairs]
+    found = [_outcomes_of(pair, part) for pair in pairs[needed].itertuples()] if 'outcomes' in pairs else [None]
     if any(f is None for f in found): return 'no outcomes of single images are stored'
-    names, group = np.array([images for images, _ in found]), _group_numbers(pairs).to_numpy()
+    names, group = np.array([images for images, _ in found]), numbers.group
     shared = [set(names[group == g]) for g in np.unique(group)]
     if max(map(len, shared)) > 1: return 'the networks have different test images'
-    groups = _groups(pairs, [values for _, values in found])
+    groups = _groups(pairs, [values for _, values in found], numbers)
     return two_way([g.values for g in groups], [images for images, in shared], [g.cells for g in groups], level)
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a008
@@ -200,12 +219,13 @@ def effect_of(pairs, # of `_evidence`, or those of one cell
               part,  # a `Part`
               level): # confidence
     "The `Effect` of some pairs: two-way over seeds and images where outcomes are stored, else t over seeds."
-    seeds = tuple(pairs.groupby(_cell_numbers(pairs)).size())
-    both = _over_both(pairs, part, level)
+    numbers = _numbers(pairs)
+    seeds = tuple(np.bincount(numbers.cell).tolist())
+    both = _over_both(pairs, part, level, numbers)
     if not isinstance(both, str):
         left_out = f'; {both.left_out} images without a value left out' if both.left_out else ''
         return Effect(*_possible(both, part)[:3], 'seeds and images', seeds, f'over {_seeds_text(seeds)} and {both.images} images{left_out}')
-    iv, remark = _possible(_over_seeds(pairs, level), part), f't over {_seeds_text(seeds)}; {both}'
+    iv, remark = _possible(_over_seeds(pairs, level, numbers), part), f't over {_seeds_text(seeds)}; {both}'
     if iv.high - iv.low < 1e-12: return Effect(iv.mean, math.nan, math.nan, 'no spread', seeds, remark)
     return Effect(iv.mean, iv.low, iv.high, 't over seeds', seeds, remark)
 

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from tqdm import tqdm
 
 from .claims import verdict_over_cells
-from .paired import _agrees, _alone, _evidence, _groups, _seeds_text, interval_verdict
+from .paired import _agrees, _alone, _evidence, _groups, _numbers, _seeds_text, interval_verdict
 from .rules import VERDICTS, Part, level_of, load_claims
 from .intervals import t_over_cells, two_way
 from .rows import checkout_path, resolve_repo_path, read_published, write_atomically
@@ -38,7 +38,7 @@ def design_of(claim, # a `Claim`
               rows): # a frame of rows of one profile
     "The `Design` of a part at a profile. None where no cell has two seeds."
     pairs, _ = _evidence(claim, part, rows)
-    groups = _groups(pairs, pairs.difference.astype(float)) if len(pairs) else []
+    groups = _groups(pairs, pairs.difference.astype(float), _numbers(pairs)) if len(pairs) else []
     known = [float(g.values.std(ddof=1)) for g in groups if len(g.values) > 1]
     if not known or pairs.n.isna().all(): return None
     sd = tuple(float(g.values.std(ddof=1)) if len(g.values) > 1 else float(np.mean(known)) for g in groups)
