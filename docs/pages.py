@@ -188,7 +188,8 @@ def on_site(report, chapters=()):
     """
     today = {name.partition('_')[2]: name for name in chapters}
     def link(m): return f'{m[1]}{today.get(m[2].partition("_")[2], m[2])}.html"'
-    return re.sub(r'(href="\.\./\.\./)\.\./nbs/(?:\w+/)?(\w+)\.ipynb"', link, report)
+    home = '<a href="../../index.html">nrf_repro</a> (<a href="../../test_a_model.html">test your own model</a>), report of'
+    return re.sub(r'(href="\.\./\.\./)\.\./nbs/(?:\w+/)?(\w+)\.ipynb"', link, report.replace('<span>nrf_repro, report of', f'<span>{home}', 1))
 
 
 def page(name):

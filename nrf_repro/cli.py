@@ -120,8 +120,8 @@ def _run_printed(words, **how):
     piped = [name for name, stream in streams.items() if not (stream and stream.isatty())]   # a terminal is left to the process
     process = subprocess.Popen(words, text=True, errors='replace', **how, **dict.fromkeys(piped, subprocess.PIPE))
     copies = [Thread(target=_copy_lines, args=(getattr(process, name), streams[name]), daemon=True) for name in piped]
-    for copy in copies: copy.start()
     try:
+        for copy in copies: copy.start()
         for copy in copies: copy.join()
         return process.wait()
     except BaseException:

@@ -536,18 +536,21 @@ EVIL = ['<b onclick=alert(1)>', '"><evil x="', "' onload='evil()", '</script><ev
         'javascript:evil()', '\u2028</svg><evil>', '</title><evil>', '</textarea><evil>', '<svg/onload=evil()>', 'a\x00b<evil>']
 
 
-@pytest.mark.parametrize('evil', EVIL)
-def test_text_stays_text_on_every_page(evil, tmp_path):
-    from nrf_repro.report import comparison as compare
+def test_text_stays_text_on_every_page(tmp_path):
+    "Four reports, each with several hostile words in every text."
     from nrf_repro.report import rendering as report
     from nrf_repro.results.rows import frame
     from made_up import made_up_rows
-    claims = load_claims()
-    def page(word, name):
+    claims, groups = load_claims(), [EVIL[k::4] for k in range(4)]
+    def page(words, name):
+        word = ' '.join(words)
         rows = frame(made_up_rows(['none', 'bn'], seeds=(0, 1), dataset=word, arch=word, regime='standard'))
         rows = rows.assign(device=word, torch=word, git_commit=word, source_hash=word, config_hash=word)
         meta = dict(about=word, machine=word, missing=[word], data=[dict(name=word, note=word, fingerprint=word)])
         return report.render_report(rows, claims, tmp_path / name, profile='made-up', **meta).read_text()
-    plain, html = page('plain', 'a.html'), page(evil, 'b.html')
-    assert Tags(html).seen == Tags(plain).seen and escape(evil.split()[0], quote=False)[:4] in html
+    plain = Tags(page(['plain'], 'a.html')).seen
+    for words in groups:
+        html = page(words, 'b.html')
+        assert Tags(html).seen == plain, words
+        for word in words: assert escape(word.split()[0], quote=False)[:4] in html
     count('pages', 'hostile words in every text of the report', words=len(EVIL))
