@@ -11,7 +11,7 @@ import captions
 
 PX = 4 / 3           # pixels in a point
 KEEP = .8            # panels shrink to this before the last one moves to the next line
-PHONE, LEAST = 360, 9.2      # pixels that a phone has for a figure; the smallest text on it
+PHONE, COLUMN, LEAST = 360, 940, 9.2      # pixels that a phone and a wide page have for a figure; the smallest text on a phone
 TABLES = Path(__file__).parent.parent / 'nrf_repro/report/templates/tables.css'
 
 
@@ -135,14 +135,14 @@ def markup(element, used=None):
     return re.sub(r'>\s+<', '><', ET.tostring(element, encoding='unicode')).strip()
 
 
-def tag(element, box, defs=(), entry=False):
+def tag(element, box, defs=(), entry=False, keep=KEEP):
     "An <svg> of a part of the figure. `entry`: of a legend."
     x, y, w, h = box
     room = .3 * w * max(0, LEAST / 12 * w * PX / PHONE - 1)      # for text of 12 pixels that grows on a phone
     if not entry: x, w = x - room, w + 2 * room
     width = w * PX
     least = LEAST / PX / min(1, PHONE / width)
-    look = f'width: {width:.0f}px' if entry else f'flex: {width:.0f} 1 {KEEP * width:.0f}px; --width: {width:.0f}px; --phone: {least:.1f}px'
+    look = f'width: {width:.0f}px' if entry else f'flex: {width:.0f} 1 {keep * width:.0f}px; --width: {width:.0f}px; --phone: {least:.1f}px'
     shared = f'<defs>{"".join(map(markup, defs))}</defs>' if defs else ''
     return f'<svg aria-hidden="true" viewBox="{x:g} {y:g} {w:g} {h:g}" style="{look}">{shared}{markup(element, ())}</svg>'
 
@@ -164,18 +164,21 @@ def panels(svg, alt, prefix):
         root.tag, root.attrib = 'g', {}
         return wrap(tag(root, box, defs), alt)
     every = {prefix + name for part in parts_of(layout) for name in part['names']}
-    def draw(part, small=False):
+    def draw(part, small=False, keep=KEEP):
         nonlocal defs
         names = {prefix + name for name in part['names']}
         group = ET.Element('g')
         group.extend(e for child in root if (e := only(child, names, every - names)) is not None)
         given, defs = defs, ()
-        return tag(group, part['box'], given, small)
-    def html(part):
+        return tag(group, part['box'], given, small, keep)
+    def html(part, keep):
         if 'text' in part: return f'<p class="title">{escape(captions.plain_text(part["text"], lines=True))}</p>'
         if 'key' in part: return f'<div class="key">{"".join(draw(p, True) for p in part["key"])}</div>'
-        return draw(part)
-    return wrap(''.join(f'<div class="parts">{"".join(map(html, row))}</div>' for row in layout), alt)
+        return draw(part, keep=keep)
+    def line(row):
+        keep = COLUMN / PX / sum([part['box'][2] for part in row if 'box' in part], 1)      # what lets a long row stay one
+        return f'<div class="parts">{"".join(html(part, max(.75, min(KEEP, keep))) for part in row)}</div>'
+    return wrap(''.join(map(line, layout)), alt)
 
 
 def wrap(inner, alt): return f'<div class="panels" role="img" aria-label="{escape(alt)}">{inner}</div>'
