@@ -46,8 +46,8 @@ def _numbers_text(m): # `Measurement`
 def _checks_text(m):
     "What the checks say, in a sentence."
     if not len(m.checks): return 'No checks were made, so gradient masking is not excluded.'
-    undecided = (m.checks.verdict == 'open').sum()
-    if not m.flagged: return 'No check was flagged' + (f', {undecided} could not be decided.' if undecided else '.')
+    undecided = '; '.join(m.checks.name[m.checks.verdict == 'open'])
+    if not m.flagged: return 'No check was flagged' + (f'; not decided: {undecided}.' if undecided else '.')
     return (f'{len(m.flagged)} of {len(m.checks)} checks were flagged ({"; ".join(m.flagged)}): '
             'do not quote these numbers before they are explained.')
 

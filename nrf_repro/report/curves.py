@@ -144,7 +144,7 @@ def paths_by_scale(found,        # profile -> its rows, the largest scale first
     for ax, (profile, part) in zip(fig.subplots(1, len(parts), squeeze=False)[0], parts.items()):
         _paths(ax, part, metric, f'{profile}, {width_text(part.width.iloc[0])}')
         for line in ax.get_lines(): line.set_label(line.get_label().split(',')[0])     # the epochs differ between the panels
-    legend_below(fig, ncols=8)
+    legend_below(fig, ncols=4)
     return fig
 
 # %% ../../nbs/5_how_it_works/67_curves.ipynb #e8bde341
