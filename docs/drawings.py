@@ -142,7 +142,7 @@ def tag(element, box, defs=(), entry=False, keep=KEEP):
     if not entry: x, w = x - room, w + 2 * room
     width = w * PX
     least = LEAST / PX / min(1, PHONE / width)
-    look = f'width: {width:.0f}px' if entry else f'flex: {width:.0f} 1 {keep * width:.0f}px; --width: {width:.0f}px; --phone: {least:.1f}px'
+    look = f'width: {width:.0f}px' if entry else f'flex: {width:.0f} 1 {keep * width:.0f}px; --width: {width:.0f}px; --phone: {least:.1f}px; --wide: {LEAST / PX / keep:.1f}px'
     shared = f'<defs>{"".join(map(markup, defs))}</defs>' if defs else ''
     return f'<svg aria-hidden="true" viewBox="{x:g} {y:g} {w:g} {h:g}" style="{look}">{shared}{markup(element, ())}</svg>'
 
