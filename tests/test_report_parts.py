@@ -332,7 +332,7 @@ def test_the_first_figure_shows_every_scale_that_has_a_history():
     plain = HISTORY[HISTORY.regime == 'standard'].assign(profile='mine', arch='vgg11')
     part = rendering.answer_part(plain, 'mine', CLAIMS, {'cifar': plain.assign(profile='cifar'), 'demo': ROWS})
     assert [ax.get_title(loc='left').split(',')[0] for ax in part['fig'].axes] == ['mine', 'cifar'] and part['id'] == 'paths'
-    assert f'mine: n = {plain.n.max()}, {plain.seed.nunique()} seeds; cifar' in part['caption'] and 'demo' not in part['caption']
+    assert f'mine: {plain.n.max():,.0f} images, {plain.seed.nunique()} seeds; cifar' in part['caption'] and 'demo' not in part['caption']
     other = rendering.answer_part(plain.assign(arch='resnet18'), 'mine', CLAIMS, {'cifar': plain})       # the profile is always among its scales
     assert [ax.get_title(loc='left').split(',')[0] for ax in other['fig'].axes] == ['mine'] and len(other['rows']) and 'ResNet18' in other['caption']
     assert rendering.answer_part(ROWS, 'mine', CLAIMS, {}) is None and rendering.answer_part(plain, 'mine', {}, {}) is None

@@ -19,7 +19,7 @@ from .curves import clean_robust, eps_curves, eps_rows, figure_3, final_accuraci
 from .figures import caption, inline_figure
 from .forest import all_cells, draw_headline, forest, headline_caption, headline_effects, headline_finding, larger_than, other_scales
 from .html import download, environment, glossary, jsonl, mark_terms, plain_html, source, template_text, to_latex, to_markdown
-from .readings import control_finding, control_lines, control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls
+from .readings import control_finding, control_lines, control_table, reading_1, reading_2, reading_3, reading_cells, reading_controls, training_text
 from .sensitivity import fragile_text, needed, reading_equal, sensitivity, stability, stable_text
 from .tables import (gradients, missing, not_run, notes_text, printed_notes, printed_table, settings, table_1, table_2, table_rows,
                                      to_html, wide)
@@ -30,17 +30,6 @@ from ..results.claims import conclude, decide_parts
 from ..results.power import too_small_for
 from ..results.rules import Claim
 from ..results.rows import IDENTITY, NAMED_NORMS, paper_rows, source_hash, write_atomically
-from ..training.recipe import RECIPES
-
-# %% ../../nbs/5_how_it_works/75_rendering.ipynb #a10db42d
-def training_text(rows): # of one profile
-    "How long the networks were trained, beside the paper's epochs, and with how many seeds; '' without results."
-    final = rows[(rows.experiment == 'final') & (rows.metric == 'clean_accuracy') & (rows.regime == 'standard')]
-    if final.empty: return ''
-    seeds, epochs = (several(sorted(set(v))) for v in (final.groupby(['dataset', 'arch', 'norm']).seed.nunique(), final.epoch.dropna().astype(int)))
-    printed = f' (the paper: {RECIPES["paper"].epochs})' * (set(final.dataset) == {'cifar10'})
-    trained = f'The networks were trained for {epochs} epochs{printed} with {seeds} seeds each. ' if epochs else f'The networks have {seeds} seeds each. '
-    return trained + 'Robust accuracy is an upper bound: a stronger attack can only lower it.'
 
 # %% ../../nbs/5_how_it_works/75_rendering.ipynb #b9e0e0d1
 def of_profile(rows, profile):
