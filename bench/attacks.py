@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from common import EPS, ROOT, held_out, markdown, options, parser, processor, publish, ratios, spread, trained, turns
 from nrf_repro.attacks import Attack, frozen, input_gradient, margin, optimised_inference, robust_correct
-from nrf_repro.attacks.inference import channels_last, fold_norms
+from nrf_repro.attacks.inference import channels_last, fold_norms, lean_relus
 
 FULL = dict(archs=['vgg11', 'resnet18'], norms=['bn', 'none'], balls=['l2', 'linf'], losses=['ce', 'cw'],
             steps=[10, 50], images=1000, repeats=2)
@@ -154,10 +154,10 @@ fold, only the memory layout can make them faster.
 REWRITE_NOTES = """\
 What each rewriting of the network brings by itself to one gradient of a batch, as the time of the model as it is over
 the time of the rewritten model. *fold* moves a normalisation layer in evaluation mode into the convolution before it;
-*channels last* changes the memory layout; *both* is what the attack runs."""
+*channels last* changes the memory layout; *lean ReLUs* come after max-pooling and overwrite their input; *all* is what the attack runs."""
 
 REWRITES = {'fold': lambda net, x: fold_norms(net), 'channels last': channels_last,
-            'both': lambda net, x: channels_last(fold_norms(net), x)}
+            'lean ReLUs': lambda net, x: lean_relus(net), 'all': lambda net, x: channels_last(lean_relus(fold_norms(net)), x)}
 
 
 def rewrites(model, x, y, o):

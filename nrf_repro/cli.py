@@ -6,6 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #006a876c
+import ctypes
 import argparse
 import difflib
 import json
@@ -13,7 +14,7 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from fnmatch import fnmatch
 from importlib import import_module
 from importlib.util import find_spec
@@ -368,10 +369,21 @@ def _safe_printing():
             if stream: stream.flush()
     finally: sys.stdout, sys.stderr = kept
 
+# %% ../nbs/5_how_it_works/81_command_line.ipynb #ad6aba3e
+KEPT = dict(MALLOC_MMAP_THRESHOLD_=(-3, 32 << 20), MALLOC_TRIM_THRESHOLD_=(-1, 1 << 30))   # variable for children -> option of mallopt, bytes
+
+def keep_freed_memory():
+    "Let the GNU C library keep freed memory, in this process and its children; a variable that the user has set counts."
+    for name, (option, size) in KEPT.items():
+        if name in os.environ: continue
+        os.environ[name] = str(size)
+        with suppress(AttributeError, OSError, TypeError): ctypes.CDLL(None).mallopt(option, size)
+
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #b8c5bd42
 def main(argv=None):
     "Entry point of `nrf-repro`; returns the exit status: 0, 2 for an error, 130 if it is interrupted."
     words = sys.argv[1:] if argv is None else argv
+    keep_freed_memory()
     with _safe_printing():
         try: return run(build_parser(next(iter(words), None)).parse_args(words))
         except KeyboardInterrupt as e:

@@ -534,7 +534,7 @@ def test_the_benchmark_compares_like_with_like(net, x, key, monkeypatch):
     assert {r['rival'] for r in rows} >= {'plain'} and all(r['robust'][r['rival']] == r['robust']['same work'] for r in rows)
     assert all(r['robust']['early exit'] <= r['robust']['same work'] and len(r['ratios']['early exit']) == 2 for r in rows)
     alone = bench.rewrites(net, x, y, options)
-    assert alone.keys() == {'fold', 'channels last', 'both'} and all(len(r) == 2 and min(r) > 0 for r in alone.values())
+    assert alone.keys() == {'fold', 'channels last', 'lean ReLUs', 'all'} and all(len(r) == 2 and min(r) > 0 for r in alone.values())
     about = dict(network='net bn', attack='a', steps=6)
     assert bench.table([about | r for r in rows]).count('\n') == len(rows) + 1
 
@@ -1167,3 +1167,36 @@ def test_a_batch_that_does_not_fit_is_halved_unless_its_size_was_given(net, x):
             return net(v)
     assert torch.equal(robust_correct(Small(), x, y, a), robust_correct(net, x, y, a))
     with pytest.raises(torch.OutOfMemoryError): robust_correct(Small(), x, y, a, batch_size=len(x))
+
+
+class Branched(nn.Module):
+    "A ReLU whose output is read twice, one whose input is read twice, and one before a max-pooling that is read twice."
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu, self.second, self.pool, self.third = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.ReLU(), nn.MaxPool2d(2), nn.ReLU()
+        self.last = nn.Linear(64, 5)
+
+    def forward(self, x):
+        a = self.conv(x)
+        b = self.relu(a) + a                  # the ReLU must not overwrite a
+        c = self.second(b)
+        return self.last((self.pool(c) + self.third(self.pool(c * 2))).flatten(1) + c.mean((1, 2, 3))[:, None])
+
+
+def lean(net):
+    with frozen(net): return inference.lean_relus(deepcopy(net))
+
+
+def test_lean_relus_change_no_bit(net, x):
+    copy = lean(net)
+    assert [type(m) for m in copy[2:4]] == [nn.MaxPool2d, nn.ReLU] and copy[3].inplace and not net[2].inplace
+    y = answers(net, x)
+    assert torch.equal(copy(x), net(x)) and torch.equal(input_gradient(copy, x, y), input_gradient(net, x, y))
+
+
+def test_a_relu_that_shares_its_input_or_output_is_left_alone(x):
+    torch.manual_seed(0)
+    net = Branched().double().eval()
+    copy = lean(net)
+    assert not any(m.inplace for m in copy.modules() if isinstance(m, nn.ReLU)) and type(copy.second) is nn.ReLU
+    assert torch.equal(copy(x), net(x))

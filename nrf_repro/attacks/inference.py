@@ -58,19 +58,34 @@ def _used_once(graph):
     read = {str(n.target).rpartition('.')[0] for n in graph.nodes if n.op == 'get_attr'}
     return {name for name, times in calls.items() if times == 1 and name not in read}
 
+class _Layers:
+    "The graph of a model, and which of its layers are simple: plain, called once, with one input, and read nowhere else."
+    def __init__(self, model, graph):
+        self.nodes, self.modules, self.once = list(graph.nodes), dict(model.named_modules()), _used_once(graph)
+
+    def is_simple(self, node, *kinds):
+        if not isinstance(node, fx.Node) or node.op != 'call_module' or node.target not in self.once: return False
+        if len(node.args) != 1 or node.kwargs: return False
+        return any(_is_plain(self.modules[node.target], kind) for kind in kinds)
+
+    def followed(self, first, then):
+        "Pairs of nodes (a, b) of these types, where b alone reads what a returns; identities between them do not count."
+        for b in self.nodes:
+            if not self.is_simple(b, *then): continue
+            a, reader = b.args[0], b
+            while self.is_simple(a, nn.Identity) and list(a.users) == [reader]: a, reader = a.args[0], a
+            if self.is_simple(a, *first) and list(a.users) == [reader]: yield a, b
+
+def _layers(model):
+    "The `_Layers` of a model; None where it can't be traced."
+    graph = None if _hooks_between(model) else _trace(model)
+    return None if graph is None else _Layers(model, graph)
+
 def _foldable(model):
     "Names of the pairs (convolution, BN) that one convolution can replace; None where the model can't be traced."
-    graph = None if _hooks_between(model) else _trace(model)
-    if graph is None: return None
-    modules, once, pairs = dict(model.named_modules()), _used_once(graph), []
-    def is_simple(node, kind):
-        if not isinstance(node, fx.Node) or node.op != 'call_module' or node.target not in once: return False
-        return _is_plain(modules[node.target], kind) and len(node.args) == 1 and not node.kwargs
-    for bn in graph.nodes:
-        if not is_simple(bn, nn.BatchNorm2d) or modules[bn.target].running_mean is None: continue
-        conv = bn.args[0]
-        if is_simple(conv, nn.Conv2d) and list(conv.users) == [bn]: pairs.append((conv.target, bn.target))
-    return pairs
+    if (layers := _layers(model)) is None: return None
+    pairs = layers.followed([nn.Conv2d], [nn.BatchNorm2d])
+    return [(conv.target, bn.target) for conv, bn in pairs if layers.modules[bn.target].running_mean is not None]
 
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #796b9b72
 def replace_modules(model, new):  # new: layer -> its replacement
@@ -101,12 +116,24 @@ def channels_last(model, x):
     "The model with its weights stored channels last, in place, if x are images on a CPU."
     return ChannelsLast(model) if x.ndim == 4 and x.device.type == 'cpu' else model
 
+# %% ../../nbs/5_how_it_works/34_inference.ipynb #0d26876f
+def lean_relus(model):
+    "Exchange, in place, each ReLU with the max-pooling behind it, and let ReLUs overwrite their input; returns the model."
+    if (layers := _layers(model)) is None: return model
+    swaps = [(layers.modules[relu.target], layers.modules[pool.target]) for relu, pool in layers.followed([nn.ReLU], [nn.MaxPool2d])]
+    model = replace_modules(model, {relu: pool for relu, pool in swaps} | {pool: relu for relu, pool in swaps})
+    for _, relu in _layers(model).followed([nn.Conv2d, nn.Linear, nn.MaxPool2d], [nn.ReLU]): _layer(model, relu.target).inplace = True
+    return model
+
+def _layer(model, name): return model.get_submodule(name)
+
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #b6d4850a
 def _candidates(model, x):
     "Copies of the model, the fastest first; none where the graph is not known."
     if x.ndim != 4 or not any(isinstance(m, nn.Conv2d) for m in model.modules()): return
     names, on_cpu = _foldable(model), x.device.type == 'cpu'
     if names is None: return
+    if on_cpu: yield channels_last(lean_relus(fold_norms(deepcopy(model), names)), x)
     if names and on_cpu: yield channels_last(fold_norms(deepcopy(model), names), x)
     if names: yield fold_norms(deepcopy(model), names)
     if on_cpu: yield channels_last(deepcopy(model), x)
