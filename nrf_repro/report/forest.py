@@ -123,7 +123,7 @@ def scale_heading(part,        # the lines of one profile and data set
     return f'{", ".join(filter(None, texts))} ({profile}{", published" * (profile in published)})'
 
 def scale_words(part): # as for `scale_heading`
-    "The same within a sentence: the profile first."
+    "The same for running text: the profile first."
     shared, _, profile = scale_heading(part).removesuffix(')').rpartition(' (')
     return f'{profile}: {shared}'
 
