@@ -19,10 +19,12 @@ claim. It opens from a disk, offline.
 
 {reports}
 
+Two runs are compared by `nrf-repro compare demo cifar-small --out moved.html`. Your own network is measured by `nrf-repro measure`
+([Test a model](test_a_model.md)).
+
 ## The claims
 
-Two runs are compared by `nrf-repro compare demo cifar-small --out moved.html`. Your own network is measured by `nrf-repro measure`
-([Test a model](test_a_model.md)). The rules of the claims are in [claims.yaml]({url}/reports/claims.yaml), fixed beforehand; what was changed later is listed at its head.
+Their rules are in [claims.yaml]({url}/reports/claims.yaml), fixed beforehand; what was changed later is listed at its head.
 
 | no. | claim | in a sentence |
 | --- | --- | --- |
