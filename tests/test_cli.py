@@ -244,7 +244,8 @@ def test_an_interrupt_lets_the_started_process_end_its_work(tmp_path):
     "The process ends by itself on SIGTERM, which is what lets Snakemake end its jobs; only the parent is interrupted."
     (tmp_path / 'child.py').write_text('import pathlib, signal, sys, time\ndef end(*_): pathlib.Path("ended").touch(); sys.exit()\n'
                                        'signal.signal(signal.SIGTERM, end)\nprint("ready", flush=True)\ntime.sleep(60)\n')
-    (tmp_path / 'parent.py').write_text('import sys\nfrom nrf_repro import cli\ncli._run_printed([sys.executable, "child.py"])\n')
+    (tmp_path / 'parent.py').write_text('import signal, sys\nfrom nrf_repro import cli\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n'   # a job in the background ignores it
+                                        'cli._run_printed([sys.executable, "child.py"])\n')
     parent = subprocess.Popen([sys.executable, 'parent.py'], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)), text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     assert parent.stdout.readline() == 'ready\n'

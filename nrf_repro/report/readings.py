@@ -16,7 +16,6 @@ from .tables import named, one_setting
 from .text import NETWORK, amount, arch_name, direction, estimate_text, name_of, norm_name, number, several
 from ..results.intervals import Interval
 from ..results.paired import interval_verdict
-from ..training.recipe import RECIPES
 
 # %% ../../nbs/5_how_it_works/69_readings.ipynb #bacc78bb
 def moves(c,            # a difference with column, value, low, high and seeds
@@ -195,11 +194,13 @@ def control_finding(rows, claims): # as in `control_table`
     return '. '.join(about + left) + '.'
 
 # %% ../../nbs/5_how_it_works/69_readings.ipynb #a10db42d
+PAPER_EPOCHS = 150   # on CIFAR-10 (authors' code), as in `training.RECIPES`, which would import torch
+
 def training_text(rows): # of one profile
     "How long the networks were trained, beside the paper's epochs, and with how many seeds; '' without results."
     final = rows[(rows.experiment == 'final') & (rows.metric == 'clean_accuracy') & (rows.regime == 'standard')]
     if final.empty: return ''
     seeds, epochs = (several(sorted(set(v))) for v in (final.groupby(['dataset', 'arch', 'norm']).seed.nunique(), final.epoch.dropna().astype(int)))
-    printed = f' (the paper: {RECIPES["paper"].epochs})' * (set(final.dataset) == {'cifar10'})
+    printed = f' (the paper: {PAPER_EPOCHS})' * (set(final.dataset) == {'cifar10'})
     trained = f'The networks were trained for {epochs} epochs{printed} with {seeds} seeds each. ' if epochs else f'The networks have {seeds} seeds each. '
     return trained + 'Robust accuracy is an upper bound: a stronger attack can only lower it.'
