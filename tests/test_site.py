@@ -289,6 +289,17 @@ def test_each_claim_has_a_line_with_the_effect_that_its_title_names(board):
     assert set(front.SCALES) >= set(board.scales)
 
 
+def test_what_is_said_of_the_largest_scale_is_in_its_rows():
+    from nrf_repro.report.readings import PAPER_EPOCHS
+    from nrf_repro.results.rows import read_rows
+    rows = read_rows(ROOT / 'reports/published/cifar/rows.jsonl')
+    final = rows[(rows.experiment == 'final') & (rows.metric == 'clean_accuracy')]
+    epochs, = final.epoch.unique()
+    seeds = sorted(final.groupby(['arch', 'norm']).seed.nunique().unique())
+    assert front.SCALES['cifar'].endswith(f'{" or ".join(map(str, seeds))} seeds, {epochs} epochs (paper: {PAPER_EPOCHS})')
+    assert set(final.arch) == {'resnet18', 'vgg11'} and set(final.width) == {1}
+
+
 def test_the_answer_follows_the_verdict(board, monkeypatch):
     text = front.answer(board)
     assert text.startswith('<strong>Yes</strong>') and all(front.size(n) in text for n in board.networks('C2', board.shown_scale('C2')))

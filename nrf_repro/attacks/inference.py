@@ -122,10 +122,8 @@ def lean_relus(model):
     if (layers := _layers(model)) is None: return model
     swaps = [(layers.modules[relu.target], layers.modules[pool.target]) for relu, pool in layers.followed([nn.ReLU], [nn.MaxPool2d])]
     model = replace_modules(model, {relu: pool for relu, pool in swaps} | {pool: relu for relu, pool in swaps})
-    for _, relu in _layers(model).followed([nn.Conv2d, nn.Linear, nn.MaxPool2d], [nn.ReLU]): _layer(model, relu.target).inplace = True
+    for _, relu in _layers(model).followed([nn.Conv2d, nn.Linear, nn.MaxPool2d], [nn.ReLU]): model.get_submodule(relu.target).inplace = True
     return model
-
-def _layer(model, name): return model.get_submodule(name)
 
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #b6d4850a
 def _candidates(model, x):
