@@ -1,4 +1,4 @@
-"""Stubs (`__init__.pyi`) of the packages whose names are imported lazily: a type checker cannot see what `_lazy.lazy` does."""
+"""Stubs (`__init__.pyi`) of the packages whose names are imported lazily: a type checker cannot see what `nrf_repro._lazy` does."""
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,7 @@ def stub_of(package): # -> text, or None where names are imported as usual
     if not (where := getattr(getattr(module, '__getattr__', None), 'where', None)): return None
     own = package.removeprefix('nrf_repro').removeprefix('.')
     lines = [f'from nrf_repro.{path} import {name} as {name}' for name, path in sorted(where.items(), key=lambda item: (item[1], item[0]))]
-    more = ['__version__: str', 'TASKS: dict[str, dict[str, str]]'] if not own else []
+    more = ['from typing import Any', '__version__: str', 'TASKS: dict[str, dict[str, str]]', '_lazy: Any', '_renamed: Any'] if not own else []
     return HEAD + '\n'.join([*lines, *more]) + '\n'
 
 

@@ -1,5 +1,8 @@
 """Does batch normalisation learn non-robust features? A reproduction, and tools that measure any PyTorch classifier."""
-from nrf_repro._lazy import lazy, old_module
+import sys
+import warnings
+from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -34,6 +37,8 @@ TASKS = {
         'theory': 'invariance_error fit_whitening whiten bound_terms landscape layer_gradients'}}
 
 
+# --- public names that are imported when they are first used, and old names that still work for one release ---
+
 def _by_package():
     "Package -> its public names in one string."
     found = {}
@@ -43,6 +48,56 @@ def _by_package():
     return found
 
 
+def _warn(old, new): warnings.warn(f'{old} is now {new}.', DeprecationWarning, stacklevel=3)
+
+
+def _load(target): # 'module:name' below nrf_repro, or 'module'
+    module, _, name = target.partition(':')
+    found = import_module(f'nrf_repro.{module}')
+    return getattr(found, name) if name else found
+
+
+def _lazy(package, modules, old=None):
+    """For a package's `__init__`: (`__getattr__`, `__dir__`, `__all__`), from module -> names that it defines.
+
+    Importing the package then imports none of its modules. `old`: old name -> 'module:name' below nrf_repro; using it is a
+    DeprecationWarning. Raises AttributeError for another name, as modules do.
+    """
+    where = {name: module for module, names in modules.items() for name in names.split()}
+
+    def __getattr__(name):
+        if name in where: return getattr(import_module(f'nrf_repro.{where[name]}'), name)
+        if name not in (old or {}): raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        _warn(f'{package}.{name}', f'nrf_repro.{old[name].replace(":", ".")}')
+        return _load(old[name])
+
+    __getattr__.where = where   # read by docs/stubs.py
+
+    def __dir__(): return sorted(where)
+
+    return __getattr__, __dir__, sorted(where)
+
+
+def _renamed(package, names):
+    """For a package's `__init__`: a `__getattr__` that gives old public names, name -> object, with a DeprecationWarning.
+
+    They work for one release. Raises AttributeError for another name, as modules do.
+    """
+    def __getattr__(name):
+        if name not in names: raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        _warn(f'{package}.{name}', names[name].__name__)
+        return names[name]
+
+    return __getattr__
+
+
+def _old_module(path, names):
+    "Make a module of an earlier release importable: its names -> 'module:name' below nrf_repro. Using one is a DeprecationWarning."
+    module = ModuleType(path, 'A module of an earlier release.')
+    module.__getattr__ = _lazy(path, {}, names)[0]
+    sys.modules[path] = module
+
+
 # Names of the release before, which published notebooks import. They go with the next release.
 _INTERACTIVE = dict(living_meta='report.interactive:interactive_meta', living_html='report.interactive:interactive_html',
                     living_data='report.interactive:interactive_data', write_living='report.interactive:write_interactive')
@@ -50,8 +105,8 @@ _EXPERIMENT = dict(PARTS='experiment.profile:PARTS', Cell='experiment.profile:Ne
                    load_profile='experiment.profile:load_profile', device_of='experiment.plan:resolve_device',
                    report_meta='experiment.provenance:report_meta', whole='experiment.run:successful_runs',
                    all_went_well='experiment.run:raise_on_failures')
-old_module('nrf_repro.living', _INTERACTIVE)
-old_module('nrf_repro.report.recording', {name: f'report.interactive:{name}' for name in ('interactive_data', 'write_interactive')})
-old_module('nrf_repro.experiment.runs', _EXPERIMENT)
+_old_module('nrf_repro.living', _INTERACTIVE)
+_old_module('nrf_repro.report.recording', {name: f'report.interactive:{name}' for name in ('interactive_data', 'write_interactive')})
+_old_module('nrf_repro.experiment.runs', _EXPERIMENT)
 
-__getattr__, __dir__, __all__ = lazy(__name__, _by_package(), dict(figures='report.figures', tables='report.tables', render='report.rendering:render_report'))
+__getattr__, __dir__, __all__ = _lazy(__name__, _by_package(), dict(figures='report.figures', tables='report.tables', render='report.rendering:render_report'))

@@ -65,5 +65,8 @@ from nrf_repro.training import RECIPES as RECIPES
 from nrf_repro.training import Recipe as Recipe
 from nrf_repro.training import correct as correct
 from nrf_repro.training import fit as fit
+from typing import Any
 __version__: str
 TASKS: dict[str, dict[str, str]]
+_lazy: Any
+_renamed: Any

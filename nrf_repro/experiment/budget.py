@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import SIZES
@@ -207,48 +208,54 @@ class Schedule:
 
     def left(self): return self.end - self.reserve - time.monotonic()
 
-    def collect(self):
-        "Remove the networks that ended from `running`; returns those that are done."
-        new = []
-        for spec, (process, began) in list(self.running.items()):
-            if (status := process.status()) is None: continue
-            del self.running[spec]
-            seconds = time.monotonic() - began
-            self.seconds[_kind(spec)] = max(seconds, self.seconds.get(_kind(spec), 0.))
-            if status: self.failed[spec] = process.last_line()
-            else: new.append(spec)
-            print(f'{spec.id}  {"failed: " + self.failed[spec] if status else f"done in {seconds:.0f} s"}; {self.left():.0f} s left', flush=True)
-        self.done += new
-        return new
+# %% ../../nbs/5_how_it_works/54_budget.ipynb #892a0e62
+@patch
+def _collect(self:Schedule):
+    "Remove the networks that ended from `running`; returns those that are done."
+    new = []
+    for spec, (process, began) in list(self.running.items()):
+        if (status := process.status()) is None: continue
+        del self.running[spec]
+        seconds = time.monotonic() - began
+        self.seconds[_kind(spec)] = max(seconds, self.seconds.get(_kind(spec), 0.))
+        if status: self.failed[spec] = process.last_line()
+        else: new.append(spec)
+        print(f'{spec.id}  {"failed: " + self.failed[spec] if status else f"done in {seconds:.0f} s"}; {self.left():.0f} s left', flush=True)
+    self.done += new
+    return new
 
-    def fill(self):
-        "Start networks while there are free places and time."
-        fitting = [spec for spec in self.waiting if self.seconds.get(_kind(spec), 0.) < self.left()]
-        for spec in fitting[:self.parallel - len(self.running)]:
-            print(f'start  {spec.id}  {self.left():.0f} s left', flush=True)
-            self.waiting.remove(spec)
-            self.running[spec] = self.start(spec), time.monotonic()
+@patch
+def _fill(self:Schedule):
+    "Start networks while there are free places and time."
+    fitting = [spec for spec in self.waiting if self.seconds.get(_kind(spec), 0.) < self.left()]
+    for spec in fitting[:self.parallel - len(self.running)]:
+        print(f'start  {spec.id}  {self.left():.0f} s left', flush=True)
+        self.waiting.remove(spec)
+        self.running[spec] = self.start(spec), time.monotonic()
 
-    def pack_done(self):
-        began = time.monotonic()
-        self.archive = self.pack()
-        self.reserve = max(self.reserve, 1.5 * (time.monotonic() - began))
+@patch
+def _pack_done(self:Schedule):
+    began = time.monotonic()
+    self.archive = self.pack()
+    self.reserve = max(self.reserve, 1.5 * (time.monotonic() - began))
 
-    def spend(self):
-        "Run until all networks are done, none fits, or the time is over; returns `Spent`. Stops whatever still runs."
-        try:
-            while self.left() > 0:
-                new = self.collect()
-                self.fill()            # first, so that no place is free while the archive is written
-                if new: self.pack_done()
-                if not self.running: break
-                time.sleep(.1)
-            new = self.collect()
-            stopped = list(self.running)
-        finally:
-            for process, _ in self.running.values(): process.stop()
-        if new: self.pack_done()
-        return Spent(self.done, self.failed, stopped, self.waiting)
+# %% ../../nbs/5_how_it_works/54_budget.ipynb #99b01471
+@patch
+def spend(self:Schedule):
+    "Run until all networks are done, none fits, or the time is over; returns `Spent`. Stops whatever still runs."
+    try:
+        while self.left() > 0:
+            new = self._collect()
+            self._fill()            # first, so that no place is free while the archive is written
+            if new: self._pack_done()
+            if not self.running: break
+            time.sleep(.1)
+        new = self._collect()
+        stopped = list(self.running)
+    finally:
+        for process, _ in self.running.values(): process.stop()
+    if new: self._pack_done()
+    return Spent(self.done, self.failed, stopped, self.waiting)
 
 # %% ../../nbs/5_how_it_works/54_budget.ipynb #bf73bd8d
 def is_done(spec, folder):

@@ -6,7 +6,7 @@ import inspect
 import sys
 from types import ModuleType
 
-from nrf_repro._lazy import renamed
+from nrf_repro import _renamed
 from nrf_repro.measure.checks import Check, Probe, run_checks
 from nrf_repro.measure.command import add_arguments, run
 from nrf_repro.measure.inputs import EvalImages, Logits, eval_images, find_model, with_standardize
@@ -14,7 +14,7 @@ from nrf_repro.measure.measurement import LargeEps, Measurement, attacks_at, mea
 
 __all__ = ['EvalImages', 'LargeEps', 'Logits', 'Measurement', 'attacks_at', 'eval_images', 'find_model', 'measure', 'with_standardize']
 
-__getattr__ = renamed(__name__, dict(find_network=find_model, as_subjects=eval_images))
+__getattr__ = _renamed(__name__, dict(find_network=find_model, as_subjects=eval_images))
 
 
 class _CallablePackage(ModuleType): __call__ = staticmethod(measure)

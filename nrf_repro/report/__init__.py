@@ -1,7 +1,7 @@
 """Tables, figures and the report of a profile."""
-from nrf_repro._lazy import lazy
+from nrf_repro import _lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {
+__getattr__, __dir__, __all__ = _lazy(__name__, {
     'report.rendering': 'render_report',
     'report.comparison': 'compare render_compare',
     'report.tables': 'table_1 table_2'},

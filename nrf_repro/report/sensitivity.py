@@ -40,6 +40,7 @@ def _values_of(claim, rows, fields): # the values that a part of the claim sees,
     seen = [{k for k in _keys(rows.loc[index], fields) if None not in k} for index in _evidence(claim, rows)]
     return sorted(set().union(*(s for s in seen if len(s) > 1)), key=str)
 
+# %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #12376a41
 def _with_attack(claim, **where): # attack=..., and what goes with it -> the claim about one attack
     parts = {}
     for p in claim.parts:
@@ -56,6 +57,7 @@ def _by_attack(claim, rows): # -> label, the claim about one attack, its rows; o
         label = COLUMNS[a.replace('strongest', 'pgd')].replace('PGD', 'all together,')
         yield label, _with_attack(claim, attack=a, experiment='adequacy'), pd.concat([clean, strongest.assign(source=None)], ignore_index=True)
 
+# %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #06de5bd1
 def _label(axis, value):
     if axis == 'seed': return f'without seed {value[0]}'
     return str(value[0]) if axis == 'data' else arch_name(value[0]) + f' × {value[1]:g}' * (value[1] is not None and value[1] != 1)
@@ -115,6 +117,7 @@ def fragile_text(found): # of `sensitivity`
     text = f'{len(kept)} of {len(by)} verdicts stay the same {variants}: {several(kept)}'
     return text + (f'. The others depend on it; same in: {", ".join(others)}.' if others else '.')
 
+# %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #eca0b9ca
 def axis_text(part, metric, deciding): # the lines of one claim and axis; the verdict's own part
     "How many variants agree, which do not, and the range of the effects, if they are those of the same part."
     if not len(part): return ''
@@ -134,6 +137,7 @@ def sensitivity_table(found, claims, verdicts): # of `sensitivity`, of `load_cla
     shown = pd.DataFrame(lines, columns=['Claim', 'Verdict', *HEADS.values()])
     return shown.loc[:, [c in ('Claim', 'Verdict') or shown[c].ne('').any() for c in shown]]
 
+# %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #ab0a124f
 def reading(found): # of `sensitivity`
     "A list of one text: how many verdicts are the same in every variant, and how much wider an interval of one seed less is."
     by = found.groupby('id').same.all()

@@ -1,7 +1,7 @@
 """Rows of results, intervals, and the rules that decide the claims."""
-from nrf_repro._lazy import lazy
+from nrf_repro import _lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {
+__getattr__, __dir__, __all__ = _lazy(__name__, {
     'results.rows': 'frame make_row read_rows write_rows paper_rows read_published',
     'results.outcomes': 'pack_outcomes unpack_outcomes',
     'results.intervals': 'Interval wilson paired_interval t_interval two_way',
