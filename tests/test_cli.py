@@ -224,7 +224,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(own):
 
 @pytest.mark.parametrize('words', ['compare tiny tiny', 'compare tiny tiny --json', 'report tiny --dry-run --folder new', 'plan tiny --no-costs', 'completion'])
 @pytest.mark.parametrize('reader', ['true', 'head -1'])
-def test_no_command_fails_because_its_reader_has_seen_enough(tmp_path, words, reader):
+def test_no_command_fails_because_its_reader_closes_the_pipe(tmp_path, words, reader):
     from made_up import made_up_rows
     from nrf_repro.results.rows import write_rows
     words = words.replace('compare tiny tiny', 'compare rows.jsonl rows.jsonl')

@@ -137,7 +137,7 @@ def test_words_are_whole_and_hashes_short(rows):
     ('', 'other.jsonl holds no rows: '), ('# A title\n', 'other.jsonl is not a file of rows (JSON lines): line 1 is not JSON.'),
     ('\n', 'other.jsonl holds no rows: '), ('[1, 2]', 'other.jsonl line 1: a row is a JSON object'),
     (b'\x89PNG', 'other.jsonl is not a file of rows (JSON lines): line 1 is not JSON.')])
-def test_a_file_without_rows_is_a_sentence(rows, tmp_path, capsys, text, sentence):
+def test_a_file_without_rows_is_an_error_in_one_line(rows, tmp_path, capsys, text, sentence):
     write_rows(tmp_path / 'a.jsonl', rows)
     (tmp_path / 'other.jsonl').write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(['compare', str(tmp_path / 'a.jsonl'), str(tmp_path / 'other.jsonl')]) == 2

@@ -192,7 +192,7 @@ def undisturbed(spec, tmp_path_factory):
 
 
 @pytest.mark.parametrize('share', [0, .1, .3, .5, .7, .9])
-def test_a_full_disk_is_a_sentence_and_with_room_it_goes_on(share, spec, undisturbed, tmp_path):
+def test_a_full_disk_is_an_error_in_one_line_and_with_room_it_goes_on(share, spec, undisturbed, tmp_path):
     "Room for a share of what is there in the end."
     room = f'{4 + int(share * sum(p.stat().st_size for p in undisturbed.rglob("*") if p.is_file()) / 4096) * 4}k'
     with disk(tmp_path / 'small', room) as resize:
@@ -207,7 +207,7 @@ def test_a_full_disk_is_a_sentence_and_with_room_it_goes_on(share, spec, undistu
     count('faults', f'a disk with room for {share:.0%} of a run', full_disks=2, rows_that_differ=0)
 
 
-def test_a_read_only_folder_is_a_sentence(spec, undisturbed, tmp_path):
+def test_a_read_only_folder_is_an_error_in_one_line(spec, undisturbed, tmp_path):
     with disk(tmp_path / 'fixed', '8m') as again:
         again('ro')
         for write in (lambda: train_and_attack(spec, tmp_path / 'fixed'), lambda: write_rows(tmp_path / 'fixed/rows.jsonl', read_rows(undisturbed)),
@@ -228,7 +228,7 @@ def test_a_file_system_without_room_for_the_cache_is_said_and_does_no_harm(tmp_p
         assert len(read()) == 6 and 'Decoded images are not kept' in capsys.readouterr().err and not [*(tmp_path / 'cache').iterdir()]
 
 
-def test_lost_data_is_a_sentence_and_found_again_it_goes_on(tmp_path, monkeypatch):
+def test_lost_data_is_an_error_in_one_line_and_found_again_it_goes_on(tmp_path, monkeypatch):
     import test_fuzz
     monkeypatch.setenv('NRF_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setenv('NRF_DATA', str(tmp_path))
@@ -294,7 +294,7 @@ def kill_all(run):
     run.wait()
 
 
-def test_a_killed_kernel_is_a_sentence_and_its_notebook_is_kept(tmp_path):
+def test_a_killed_kernel_is_an_error_in_one_line_and_its_notebook_is_kept(tmp_path):
     words = ['notebook', ROOT / 'reports/notebooks/network.ipynb', tmp_path / 'out.ipynb', '--parameters', json.dumps(dict(profile='tiny', folder=str(tmp_path))), '--done', tmp_path / 'done.json']
     run, end = start(*words, log=tmp_path / 'log'), time.time() + 300
     while not [*tmp_path.glob('runs/*/.lock')] and time.time() < end: time.sleep(.05)

@@ -219,7 +219,7 @@ def read_or_say(file, read):
 
 
 @pytest.mark.parametrize('make', FILES, ids=lambda f: f.__name__)
-def test_a_damaged_file_is_a_sentence(make, tmp_path, capsys):
+def test_a_damaged_file_is_an_error_in_one_line(make, tmp_path, capsys):
     file, read = make(tmp_path)
     whole, rng, kept = file.read_bytes(), random.Random(make.__name__), 0
     assert read_or_say(file, read)
@@ -265,7 +265,7 @@ def test_arrays_that_point_into_memory_are_not_made(tmp_path):
 
 
 @pytest.mark.parametrize('member', ['../out', '/out', 'a/../../out', 'link'])
-def test_an_archive_that_climbs_writes_nothing_outside(member, tmp_path, monkeypatch):
+def test_an_archive_with_paths_outside_writes_nothing_outside(member, tmp_path, monkeypatch):
     from torchvision.datasets import utils
     root, out = tmp_path / 'root', tmp_path / 'out'
     def fetch(url, root, filename, md5):
@@ -372,7 +372,7 @@ sizes = st.integers(1, 5)
 
 @noted('norms: shape, dtype, groups', 300)
 @given(norm=st.sampled_from(NORMS), n=sizes, c=st.integers(1, 12), h=sizes, w=sizes, groups=st.integers(-2, 14), dtype=floats, scale=st.sampled_from([1e-3, 1., 1e3]))
-def test_a_norm_divides_its_groups_or_says_so(norm, n, c, h, w, groups, dtype, scale):
+def test_a_norm_divides_its_groups_or_raises(norm, n, c, h, w, groups, dtype, scale):
     x = torch.randn(n, c, h, w, dtype=dtype, generator=torch.Generator().manual_seed(c)) * scale + scale
     fits = norm != 'gn' or groups >= 1 and c % groups == 0
     if not fits:
@@ -392,7 +392,7 @@ def test_a_norm_divides_its_groups_or_says_so(norm, n, c, h, w, groups, dtype, s
 @noted('networks: arch, norm, width, channels, size, batch', 60)
 @given(arch=st.sampled_from(ARCHS), norm=st.sampled_from(NORMS), width=st.sampled_from([1/32, 1/16, 1/20, 0., -1/8, 3/32]), channels=st.integers(1, 4),
        k=st.integers(2, 12), size=st.sampled_from([8, 16, 28, 32]), n=st.integers(1, 3))
-def test_a_network_of_any_size_gives_logits_or_a_sentence(arch, norm, width, channels, k, size, n):
+def test_a_network_of_any_size_gives_logits_or_an_error_in_one_line(arch, norm, width, channels, k, size, n):
     if arch in CONTROLS and norm != 'none':
         with pytest.raises(ValueError, match='is a control without normalisation'): build_model(arch, norm, width=width)
         return

@@ -226,7 +226,7 @@ def test_a_picture_gets_lighter_and_keeps_its_look():
     assert captions.lighter(text) is text
 
 
-def test_a_plot_is_told_from_a_photograph():
+def test_plots_and_photographs_are_distinguished():
     plot = Image.new('RGB', (400, 300), 'white')
     plot.paste('blue', (50, 140, 350, 160))
     assert captions.kind(plot) == 'plot' and captions.kind(Image.new('RGBA', (40, 30), (0, 0, 0, 0))) == 'plot'
@@ -243,7 +243,7 @@ def test_only_code_that_computes_nothing_is_folded_as_drawing():
 
 
 @pytest.mark.parametrize('name', [n for n in CHAPTERS if n < '26'])
-def test_every_figure_of_the_argument_has_real_words(name):
+def test_every_figure_of_the_argument_has_text_as_text(name):
     cells = list(chapters.convert(json.loads(NOTEBOOKS[name].read_text(encoding='utf-8'))))
     alts = [html.unescape(a) for c in cells for a in re.findall(r'class="panels" role="img" aria-label="([^"]*)"', c['source']) if c['cell_type'] == 'markdown']
     alts += [c['metadata']['mystnb']['image']['alt'] for c in cells if 'image' in c['metadata'].get('mystnb', {})]
@@ -316,7 +316,7 @@ def test_an_interval_lies_on_the_side_of_zero_that_it_says():
 
 # Reference
 
-def test_reference_has_signature_sentence_comments_and_links():
+def test_reference_has_signature_docstring_comments_and_links():
     module, = reference.modules([ROOT / 'nrf_repro/models/norms.py'])
     text = reference.page(module, CFG)
     part = text[text.index('{py:function} normalize('):].split('::::')[0]

@@ -170,7 +170,7 @@ def _logits_and_projected_grad(net, x):
     x = x.detach().requires_grad_()
     z = net(x.clone())
     weights = torch.arange(z.numel(), dtype=torch.float64).cos().view(z.shape).to(z)
-    return z.detach(), torch.autograd.grad(z, x, weights)[0]
+    return z.detach(), torch.autograd.grad((z * weights).sum(), x)[0]
 
 def _equivalent(model, copy, x, lead, tolerance):
     "Do the logits at x agree, in units of `lead`, and the gradients of each image?"

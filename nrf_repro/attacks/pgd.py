@@ -124,7 +124,8 @@ def _backward(net, x, z, outputs, weights=None):
     "The gradient of `outputs` in x; zero for a model that ignores x. Raises ValueError if there is none although z depends on x."
     g = None
     try:
-        if outputs.requires_grad: g, = torch.autograd.grad(outputs, x, weights, allow_unused=True)
+        total = outputs if weights is None else (outputs * weights).sum()   # given weights, torch.autograd imports SymPy
+        if outputs.requires_grad: g, = torch.autograd.grad(total, x, allow_unused=True)
     except RuntimeError as e:
         if 'checkpoint' not in str(e).lower(): raise
         raise ValueError('the model uses re-entrant checkpointing, which gives no gradient in the images. '
