@@ -20,6 +20,14 @@ def cifar_root():
     pytest.skip('no CIFAR-10 at hand: set NRF_DATA to a folder that holds it')
 
 
+LONG = [f'test_{name}.py' for name in 'pipeline site report cli wheel measure distributed'.split()]
+
+
+def pytest_collection_modifyitems(items):
+    "The files that take longest come first, so that none of them is left alone at the end of a parallel run."
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 # --- pages in the system's Chromium ---
 
 CHROMIUM = os.environ.get('NRF_CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')

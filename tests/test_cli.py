@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from forked import command, piped
 from nrf_repro import cli
 from nrf_repro.cli import _safe_printing, main
 from nrf_repro.experiment.notebooks import check_parameters, portable, _without_paths
@@ -118,11 +119,6 @@ def test_every_template_checks_all_its_parameters_first(path):
 
 # --- what was meant, and what is refused ---
 
-def command(*words, cwd=None, **env):
-    return subprocess.run([sys.executable, '-m', 'nrf_repro', *map(str, words)], cwd=cwd or ROOT, env=os.environ | dict(PYTHONPATH=str(ROOT)) | env,
-                          capture_output=True, text=True)
-
-
 def refused(capsys, *words):
     "The message of a command that ends with status 2."
     try: status = main([str(word) for word in words])
@@ -216,10 +212,8 @@ def test_results_as_json_and_into_standard_output(own):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(own):
-    words = ' '.join([sys.executable, '-m', 'nrf_repro', *MEASURE, '--rows', '-', '2>err'])
-    run = subprocess.run(f'{words} | true; echo ${{PIPESTATUS[0]}}', shell=True, executable='/bin/bash', cwd=own, env=os.environ | dict(PYTHONPATH=str(ROOT)),
-                         capture_output=True, text=True)
-    assert run.stdout == '0\n' and 'Traceback' not in (own / 'err').read_text() and 'nrf-repro: /dev' not in (own / 'err').read_text()
+    with open(own / 'err', 'w+', encoding='utf-8') as err: assert piped([*MEASURE, '--rows', '-'], 'true', own, err) == (0, '')
+    assert 'Traceback' not in (own / 'err').read_text() and 'nrf-repro: /dev' not in (own / 'err').read_text()
 
 
 @pytest.mark.parametrize('words', ['compare tiny tiny', 'compare tiny tiny --json', 'report tiny --dry-run --folder new', 'plan tiny --no-costs', 'completion'])
@@ -229,9 +223,8 @@ def test_no_command_fails_because_its_reader_closes_the_pipe(tmp_path, words, re
     from nrf_repro.results.rows import write_rows
     words = words.replace('compare tiny tiny', 'compare rows.jsonl rows.jsonl')
     write_rows(tmp_path / 'rows.jsonl', made_up_rows())
-    run = subprocess.run(f'{sys.executable} -m nrf_repro {words} 2>&1 | {reader} > seen; echo ${{PIPESTATUS[0]}}', shell=True, executable='/bin/bash', cwd=tmp_path,
-                         env=os.environ | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True)
-    assert run.stdout == '0\n' and 'Traceback' not in (tmp_path / 'seen').read_text() + run.stderr
+    status, seen = piped(words.split(), reader, tmp_path)
+    assert status == 0 and 'Traceback' not in seen
 
 
 def test_what_a_process_prints_is_printed_and_its_end_is_not_hidden(capfd):

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import forked
 from nrf_repro import measure as m
 from nrf_repro.measure import measurement
 from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
@@ -799,11 +800,13 @@ def test_closed_pipes_lose_nothing(tmp_path):
 
 
 def test_rows_into_stdout_a_file_descriptor_and_a_pipe(tmp_path):
-    out, err = command(tmp_path, WORDS.replace('rows.jsonl', '/dev/stdout'), stdout=subprocess.PIPE, stderr=subprocess.PIPE).communicate()
-    assert out.decode().count('"metric": "') == 8
-    with open(tmp_path / 'log', 'wb') as log:
+    (tmp_path / 'own_net.py').write_text(OWN)
+    words = WORDS.replace('rows.jsonl', '/dev/stdout').split()
+    status, seen = forked.piped(words, 'cat', tmp_path)
+    assert status == 0 and seen.count('"metric": "') == 8
+    with open(tmp_path / 'log', 'wb') as log, open(tmp_path / 'err', 'wb') as err:
         log.write(b'before\n'), log.flush()
-        command(tmp_path, WORDS.replace('rows.jsonl', '/dev/stdout'), stdout=log, stderr=subprocess.PIPE).communicate()
+        assert forked.run(words, tmp_path, {}, log.fileno(), err.fileno()) == 0
     said = (tmp_path / 'log').read_text()
     assert said.startswith('before\n{') and said.count('"metric": "') == 8 and '# own_net:make' in said
 

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import yaml
 
+from forked import command as nrf
 from nrf_repro import __version__
 from nrf_repro.cli import main, plan_text
 from nrf_repro.experiment.notebooks import check_template
@@ -19,10 +20,6 @@ from nrf_repro.results.rows import read_rows
 
 ROOT = Path(__file__).parent.parent
 TEMPLATES = sorted(ROOT.glob('reports/notebooks/*.ipynb'))
-
-
-def nrf(*words, **env):
-    return subprocess.run([sys.executable, '-m', 'nrf_repro', *map(str, words)], capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
 
 
 def executed(build): return {p.name: p.stat().st_mtime_ns for p in (build / 'notebooks').glob('*.ipynb')}
@@ -59,32 +56,29 @@ def test_what_ran_is_what_was_asked_for(tiny):
     assert config['norm'] == 'bn' and config['recipe']['epochs'] == 2
 
 
-def test_unchanged_nothing_runs_and_changed_only_what_depends_on_it(tiny):
+def test_unchanged_nothing_runs(tiny):
     file, build, _ = tiny
     before = executed(build)
     assert nrf('report', '--profile', file).returncode == 0 and executed(build) == before
+
+
+def test_changed_only_what_depends_on_it_runs_and_a_failing_job_is_kept_and_named(tiny):
+    "Another attack, and a job that fails: the networks are not trained again, and the report is written."
+    file, build, _ = tiny
+    before, trained = executed(build), {p: p.stat().st_mtime_ns for p in build.glob('runs/*/weights.safetensors')}
     original = file.read_text()
     profile = yaml.safe_load(original)
     profile['data']['digits']['attacks']['cw_linf']['steps'] = 4
-    file.write_text(yaml.safe_dump(profile))
-    run = nrf('report', '--profile', file)
-    assert run.returncode == 0, run.stderr
-    changed = {name for name, when in executed(build).items() if when != before[name]}
-    assert changed == {'network-all.ipynb', 'tables.ipynb', 'living.ipynb', 'report.ipynb'}
-    rows = read_rows(build / 'rows.jsonl')
-    assert set(rows[rows.attack == 'cw_linf'].steps) == {4} and set(rows[rows.attack == 'cw_l2'].steps) == {3}
-
-
-def test_a_failing_job_is_kept_named_and_does_not_sink_the_report(tiny):
-    file, build, _ = tiny
-    profile = yaml.safe_load(file.read_text())
     profile['grids'].append(profile['grids'][0] | dict(norms=['gn'], archs={'vgg11': 1/64}, job=['norm']))  # not a multiple of 1/32
-    broken = file.with_name(f'{file.stem}.yaml')
-    original = file.read_text()
-    broken.write_text(yaml.safe_dump(profile))
+    file.write_text(yaml.safe_dump(profile))
     try:
-        run = nrf('report', '--profile', broken)
+        run = nrf('report', '--profile', file)
         assert run.returncode != 0 and (build / 'report.html').exists()
+        changed = {name for name, when in executed(build).items() if when != before.get(name)}
+        assert changed == {'network-all.ipynb', 'network-gn.ipynb', 'tables.ipynb', 'living.ipynb', 'report.ipynb'}
+        assert len(trained) == 4 and trained == {p: p.stat().st_mtime_ns for p in trained}
+        rows = read_rows(build / 'rows.jsonl')
+        assert set(rows[rows.attack == 'cw_linf'].steps) == {4} and set(rows[rows.attack == 'cw_l2'].steps) == {3}
         assert 'network.ipynb failed in cell' in run.stderr and 'multiple of 1/32' in run.stderr and 'Traceback' not in run.stderr
         notebook = nbformat.read(build / 'notebooks/network-gn.ipynb', 4)
         assert any(o.output_type == 'error' for c in notebook.cells if c.cell_type == 'code' for o in c.outputs)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import forked
 from nrf_repro.attacks import Attack
 from nrf_repro.data import load
 from nrf_repro.models import build_model, save_tensors
@@ -129,9 +130,10 @@ def test_a_key_is_the_same_in_another_process(tmp_path):
     one = said('1')
     assert one == said('2') and one != said('1', code.replace('Loss()', 'Loss(3)'))
     own = (tmp_path / 'own_loss.py').read_text()
+    assert forked.printed(code, tmp_path) == one
     for a, b in (('WEIGHT = 2.', 'WEIGHT = 3.'), ('** self', '* self'), ('"a", ', '')):
         (tmp_path / 'own_loss.py').write_text(own.replace(a, b))
-        assert said('1') != one, a
+        assert forked.printed(code, tmp_path) != one, a
 
 
 def test_a_loss_without_a_description_is_an_error_before_anything_is_written(train, tmp_path):

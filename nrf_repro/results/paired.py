@@ -29,16 +29,16 @@ def select(rows,   # a frame of rows
     return rows[keep]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #71fbd02b
-def _is_constant(column):
-    "Has the column one value, or none at all? Missing values are equal to each other."
-    missing = column.isna().to_numpy()
+def _is_constant(values, missing): # an object array, and which of its values are missing
+    "Have these values one value, or none at all? Missing values are equal to each other."
     if missing.any(): return bool(missing.all())
-    values = column.tolist()
     return all(value == values[0] for value in values)
 
 def _varying(rows, names):
     "Those of `names` with more than one value in the rows: a list. A missing value counts as one."
-    return [name for name in names if not _is_constant(rows[name])]
+    table = rows[names].to_numpy(dtype=object)      # one array: a series for each name would take most of the time
+    missing = pd.isna(table)
+    return [name for i, name in enumerate(names) if not _is_constant(table[:, i], missing[:, i])]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #7bcc0825
 def _side(rows, field, value, keys):
@@ -135,9 +135,10 @@ def screen(chosen, # the rows that a part compares
     `why` is `would`, but '' for a row of the accuracy by which networks are screened: leaving it out would select on the outcome.
     """
     clean = rows[(rows.metric == claim.learned_by) & rows.severity.isna()].dropna(subset=['value'])
-    now = clean.drop_duplicates([*RUN, 'epoch'])[[*RUN, 'epoch', 'value']].rename(columns=dict(value='now'))
-    end = clean.sort_values('epoch').drop_duplicates(RUN, keep='last')[[*RUN, 'value']].rename(columns=dict(value='end'))
-    seen = chosen.merge(now, on=[*RUN, 'epoch'], how='left').merge(end, on=RUN, how='left')
+    run = ['seed', *_varying(pd.concat([chosen[RUN], clean[RUN]]), [name for name in RUN if name != 'seed'])]   # what is constant needs no matching
+    now = clean.drop_duplicates([*run, 'epoch'])[[*run, 'epoch', 'value']].rename(columns=dict(value='now'))
+    end = clean.sort_values('epoch').drop_duplicates(run, keep='last')[[*run, 'value']].rename(columns=dict(value='end'))
+    seen = chosen.merge(now, on=[*run, 'epoch'], how='left').merge(end, on=run, how='left')
     limit = lambda table: np.array([table.get(p, table.get(d, 0)) for p, d in zip(seen.profile, seen.dataset)], dtype=float)
     nothing, little = limit(claim.not_learned), limit(claim.undertrained)
     would = np.select([seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
@@ -217,9 +218,10 @@ def _possible(iv, part):
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #43bd8721
 def effect_of(pairs, # of `_evidence`, or those of one cell
               part,  # a `Part`
-              level): # confidence
+              level, # confidence
+              numbers=None): # of `_numbers`, where they are known
     "The `Effect` of some pairs: two-way over seeds and images where outcomes are stored, else t over seeds."
-    numbers = _numbers(pairs)
+    numbers = numbers or _numbers(pairs)
     seeds = tuple(np.bincount(numbers.cell).tolist())
     both = _over_both(pairs, part, level, numbers)
     if not isinstance(both, str):
@@ -242,7 +244,8 @@ def interval_verdict(interval,        # with low and high, of treatment - contro
 def _cells(evidence, part, claim):
     "Yield a dict for each cell: means of both sides, interval, room and agreement."
     for _, cell in evidence.groupby(_cell_numbers(evidence)):
-        e = effect_of(cell, part, level_of(claim, part))
+        only = np.zeros(len(cell), dtype=int)
+        e = effect_of(cell, part, level_of(claim, part), _Numbers(only, only))
         yield cell.iloc[0].to_dict() | dict(
             treatment=cell.value.mean(), control=cell.value_control.mean(), middle=_middle(cell), effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
             interval=e.how, room=_has_room(cell, part), agrees=_agrees(e, part), alone=_alone(e, part))
