@@ -56,7 +56,7 @@ test: test-notebooks test-clean
 # Random kills and the like, then the grid on a cluster of one node; each prints what it did. COUNTS=docs/robustness keeps the numbers for the site.
 COUNTS ?= reports/build/counts
 test-faults: setup
-	NRF_COUNTS=$(COUNTS) $(PY) -m pytest tests/test_faults.py
+	NRF_COUNTS=$(COUNTS) $(PY) -m pytest -n 2 --dist loadgroup tests/test_faults.py
 	@$(PY) tests/counted.py $(COUNTS)
 
 test-slurm: setup

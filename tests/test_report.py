@@ -40,6 +40,14 @@ def rows(): return frame([*made_up_rows(), *history()])
 def render(rows, claims, folder, **meta): return report.render_report(rows, claims, folder / 'report.html', profile='made-up', studies=shown, **meta)
 
 
+@pytest.fixture(scope='module')
+def html(rows, claims, tmp_path_factory): return render(rows, claims, tmp_path_factory.mktemp('html')).read_text()
+
+
+@pytest.fixture(scope='module')
+def stable(rows, claims): return report.sensitivity(claims, rows)
+
+
 def test_differences_are_paired_by_seed():
     rows = frame(made_up_rows(['none', 'bn']))
     rows['value'] += .1 * rows.seed.astype(float) / 3 * (rows.metric == 'robust_accuracy')  # luck that both share
@@ -80,13 +88,13 @@ def test_everything_is_escaped(claims, tmp_path):
     assert '<img src=x' not in html and '&lt;img src=x' in html
 
 
-def test_same_rows_same_bytes(rows, claims, tmp_path):
-    first = render(rows, claims, tmp_path).read_bytes()
-    assert render(rows.sample(frac=1, random_state=0), claims, tmp_path).read_bytes() == first and len(first) < 8e6
+def test_same_rows_same_bytes(rows, claims, html, tmp_path):
+    assert render(rows.sample(frac=1, random_state=0), claims, tmp_path).read_bytes() == html.encode('utf-8') and len(html) < 8e6
 
 
-def test_a_profile_that_is_too_small_for_a_claim_says_so(rows, claims, tmp_path, monkeypatch):
+def test_a_profile_that_is_too_small_for_a_claim_says_so(rows, claims, stable, tmp_path, monkeypatch):
     from nrf_repro.results import power
+    monkeypatch.setattr(report, 'sensitivity', lambda *_: stable)
     for value, said in ((.3, 1), (.7, 0)):
         monkeypatch.setattr(power, 'read_error_rates', lambda: pd.DataFrame([dict(profile='made-up', id='C2', rule='all seeds', power=value)]))
         html = re.sub(r'</?a\b[^>]*>', '', render(rows, claims, tmp_path).read_text())     # its words may link to the glossary
@@ -105,8 +113,7 @@ def test_mixed_sources_and_profiles_are_warned_of(rows, claims, tmp_path):
     assert not (tmp_path / 'no.html').exists()
 
 
-def test_anchors_name_what_they_show_and_lead_there_and_back(rows, claims, tmp_path):
-    html = render(rows, claims, tmp_path).read_text()
+def test_anchors_name_what_they_show_and_lead_there_and_back(rows, claims, html):
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert set(claims) <= set(ids) and {'evidence-C1', 'table-1', 'figure-3-digits-vgg11-0-125', 'term-ligs', 'files'} <= set(ids)
     part = html[html.index('id="table-1"'):html.index('id="headline"')]
@@ -118,17 +125,14 @@ def test_anchors_name_what_they_show_and_lead_there_and_back(rows, claims, tmp_p
     assert len(found) == int(numbers[2]) and set(shown.experiment) == {'final'} and set(shown.norm) == {'none', 'bn'}
 
 
-def test_stability_stands_beside_the_verdict_and_in_read_with_care(rows, claims, tmp_path):
-    html = render(rows, claims, tmp_path).read_text()
-    found = report.sensitivity(claims, rows)
-    same = found[found.id == 'C2'].same
+def test_stability_stands_beside_the_verdict_and_in_read_with_care(html, stable):
+    same = stable[stable.id == 'C2'].same
     assert f'same in {same.sum()} of {len(same)} variants' in html[html.index('id="C2"'):html.index('id="C3"')]
     assert 'verdicts stay the same with one seed less' in re.search(r'<div class="warning".*?</div>', html, re.S)[0]
 
 
-def test_downloads_hold_the_rows(rows, claims, tmp_path):
+def test_downloads_hold_the_rows(rows, html):
     import base64
-    html = render(rows, claims, tmp_path).read_text()
     data = re.search(r'download="rows.jsonl" href="data:[^,]*;base64,([^"]+)"', html)[1]
     again = [json.loads(line) for line in base64.b64decode(data).decode().splitlines()]
     assert len(again) == len(rows) and all(make_row(**r) for r in again)
