@@ -24,8 +24,9 @@ LONG = [f'test_{name}.py' for name in 'pipeline site report cli wheel measure di
 
 
 def pytest_collection_modifyitems(items):
-    "The files that take longest come first, so that none of them is left alone at the end of a parallel run."
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    "What takes longest comes first, so that none of it is left alone at the end of a parallel run."
+    def place(item): return item.get_closest_marker('xdist_group') is None, LONG.index(item.path.name) if item.path.name in LONG else len(LONG)
+    items.sort(key=place)
 
 
 # --- pages in the system's Chromium ---

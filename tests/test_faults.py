@@ -343,8 +343,9 @@ def until_done(file):
     raise AssertionError('another run is at work all the time')
 
 
-@pytest.mark.xdist_group('pipeline')     # one process builds what they share
-@pytest.mark.parametrize('how', ['all', 'the first'])
+# Tests of a group share what `pipeline` builds; two groups can run at once.
+@pytest.mark.parametrize('how', [pytest.param('all', marks=pytest.mark.xdist_group('all are killed')),
+                                 pytest.param('the first', marks=pytest.mark.xdist_group('the first is killed'))])
 def test_a_report_killed_at_random_ends_as_if_it_had_not_been(how, pipeline):
     "All processes at once, or the first of them alone, whose children go on."
     file, build, whole, seconds = pipeline
@@ -367,7 +368,7 @@ def test_a_report_killed_at_random_ends_as_if_it_had_not_been(how, pipeline):
     count('faults', f'report: {how} killed at random moments', kills=kills, times_asked_to_wait=waits, rows_that_differ=0)
 
 
-@pytest.mark.xdist_group('pipeline')     # one process builds what they share
+@pytest.mark.xdist_group('the first is killed')
 def test_order_and_number_of_jobs_change_no_byte_but_times(pipeline):
     file, build, whole, _ = pipeline
     def text(folder): return [{k: v for k, v in json.loads(line).items() if k != 'seconds'} for line in (folder / 'rows.jsonl').read_text().splitlines()]
