@@ -15,7 +15,7 @@ help:
 	@echo 'make report-all  the same with the extension of the profile'
 	@echo 'make plan        say what a profile would run'
 	@echo 'make test        the book, its exports, the tests'
-	@echo 'make test-faults  kills, full disks, two at once (5 minutes)'
+	@echo 'make test-faults  kills, full disks, two at once (5 to 10 minutes)'
 	@echo 'make test-slurm  the grid on a Slurm of one node (needs root, slurm-wlm, munge)'
 	@echo 'make lab         open the book in JupyterLab'
 	@echo 'make book        run every notebook anew, in place, and write the README'

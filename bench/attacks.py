@@ -138,12 +138,12 @@ def shares(model, x, y, o):
 
 
 NOTES = """
-*Same work* lets every image take all steps, as the other libraries do, and judges it after the last one
+*Same work* lets every image take all steps, as the other libraries do, and classifies it after the last one
 (`criterion='last_step'`, the paper's). *Early exit* (`criterion='any_step'`, our default) stops an image at the first
 step at which it is misclassified; the images that are left fill the batches. Its robust accuracy can only be lower or
 equal, because an image that was misclassified on the way and classified correctly later counts as misclassified. It gains
 where the attack succeeds on some images, and nothing where it succeeds on none. *bf16* (`bf16=True`) takes the gradients
-in bfloat16 except in the last tenth of the steps, and judges in float32; it is off by default, and no published row uses
+in bfloat16 except in the last tenth of the steps, and classifies in float32; it is off by default, and no published row uses
 it. The libraries have no margin loss (cw) in a fixed ball, so there we compare with the plain loop alone.
 
 In float32 most of the time of both sides goes to the same convolutions (shares above). Without a normalisation layer to

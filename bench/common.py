@@ -128,7 +128,7 @@ def processor():
 
 
 def machine(o, *packages):
-    "What the numbers were taken on, as a sentence."
+    "What the numbers were taken on, as text."
     device = torch.cuda.get_device_name() if o.device.startswith('cuda') else f'{processor()}, {os.cpu_count()} cores'
     versions = [f'{m} {importlib.import_module(m).__version__}' for m in ('torch', *packages) if importlib.util.find_spec(m)]
     clock = 'CPU time' if o.cpu_time else 'wall time'

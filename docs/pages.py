@@ -26,7 +26,7 @@ Two runs are compared by `nrf-repro compare demo cifar-small --out moved.html`. 
 
 Their rules are in [claims.yaml]({url}/reports/claims.yaml), fixed beforehand; what was changed later is listed at its head.
 
-| no. | claim | in a sentence |
+| no. | claim | in short |
 | --- | --- | --- |
 {claims}
 """

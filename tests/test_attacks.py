@@ -320,12 +320,12 @@ def test_saturated_logits_stop_torchattacks_but_not_the_stable_gradient():
     torchattacks = pytest.importorskip('torchattacks')
     net, x = conv_net().float(), batch(60).float()
     y, a = answers(net, x), Attack('l2', 1., 'ce', 10, .25)
-    loud = Scaled(net, 1e5).eval()
-    plain = torchattacks.PGDL2(loud, eps=a.eps, alpha=a.step_size, steps=a.steps, random_start=False)(x, y)
-    quiet, ours = (robust_correct(m, x, y, a, criterion='last_step').float().mean() for m in (net, loud))
-    assert ours <= quiet + .05 < .6
-    assert (answers(loud, plain) == y).float().mean() > ours + .25
-    assert gradient_underflows(loud, x, y).float().mean() > .8 and not gradient_underflows(net, x, y).any()
+    scaled = Scaled(net, 1e5).eval()
+    plain = torchattacks.PGDL2(scaled, eps=a.eps, alpha=a.step_size, steps=a.steps, random_start=False)(x, y)
+    unscaled, ours = (robust_correct(m, x, y, a, criterion='last_step').float().mean() for m in (net, scaled))
+    assert ours <= unscaled + .05 < .6
+    assert (answers(scaled, plain) == y).float().mean() > ours + .25
+    assert gradient_underflows(scaled, x, y).float().mean() > .8 and not gradient_underflows(net, x, y).any()
 
 
 def test_a_saturated_image_has_the_gradient_of_float64():

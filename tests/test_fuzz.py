@@ -1,4 +1,4 @@
-"""Damaged files, odd shapes, hostile text: a sentence or the right answer, and never code run from data."""
+"""Damaged files, odd shapes, hostile text: an error in one line or the right result, and no code is run from data."""
 import io
 import json
 import math
@@ -208,7 +208,7 @@ FILES = [parquet, pickled, matlab, medmnist, picture, own_picture, weights, stat
 
 
 def read_or_say(file, read):
-    "Reads: True; or a sentence that names the file: False. Anything else is a fault."
+    "True if it is read; False for an error in one line that names the file. Anything else is a fault."
     try:
         read()
         return True

@@ -35,7 +35,7 @@ def _line(r):
 
 # %% ../../nbs/5_how_it_works/79_measure_page.ipynb #f40590bb
 def _numbers_text(m): # `Measurement`
-    "The main numbers, in a sentence."
+    "The main numbers, as text."
     f = m.frame[m.frame.experiment == 'measure']
     robust = f.value[f.metric == 'robust_accuracy']
     under = ' to '.join(dict.fromkeys(number(v, 'clean') for v in (robust.min(), robust.max())))
@@ -44,7 +44,7 @@ def _numbers_text(m): # `Measurement`
             + (f', {under} % under attack' if len(robust) else '') + f'; LIGS is {ligs}.')
 
 def _checks_text(m):
-    "What the checks say, in a sentence."
+    "The outcome of the checks, as text."
     if not len(m.checks): return 'No checks were made, so gradient masking is not excluded.'
     undecided = '; '.join(m.checks.name[m.checks.verdict == 'open'])
     if not m.flagged: return 'No check was flagged' + (f'; not decided: {undecided}.' if undecided else '.')

@@ -321,7 +321,7 @@ def _draw_bounds(rows): # of one network and profile
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #f6ad7a05
 def _strongest_findings(rows): # of one network
-    "Yields a sentence for each perturbation set: BN against None under all attacks together."
+    "Yields a text for each perturbation set: BN against no normalisation under all attacks together."
     for attack, net in rows[rows.source == 'strongest'].groupby('attack'):
         by = net.pivot_table(index='seed', columns='norm', values='value')
         if not {'none', 'bn'} <= set(by.columns): continue
@@ -330,7 +330,7 @@ def _strongest_findings(rows): # of one network
                f'BN − None {difference_text(iv, unit=" points")}{" (one seed, no interval)" if pd.isna(iv.low) else ""}.')
 
 def _marks_finding(j): # of `judged`
-    "A sentence: how many robust accuracies pass all checks, and which checks fail."
+    "A text: how many robust accuracies pass all checks, and which checks fail."
     per = j[j.target.notna()].groupby([*NETWORK, 'target'], dropna=False).verdict.apply(lambda v: (v == 'fails').any())
     failed = ', '.join(f'{_HEADS[k]} {v}' for k, v in j[j.verdict == 'fails'].check.value_counts().items())
     return f'{int((~per).sum())} of {len(per)} robust accuracies pass all checks' + (f'; failed checks: {failed}.' if failed else '.')

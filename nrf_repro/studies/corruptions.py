@@ -236,7 +236,7 @@ def _corruption_findings(rows): # of one network
     yield from _attack_findings(rows[rows.metric == 'robust_accuracy'])
 
 def _attack_findings(rows): # robust accuracy
-    "Yields a sentence on batch statistics under attack, unaware and aware."
+    "Yields a text on batch statistics under attack, unaware and aware."
     if not set(_WAYS) <= set(rows[rows.norm == 'bn'].source): return
     bn, stored = rows[rows.norm == 'bn'].assign(batch_size=pd.NA), rows[rows.source == 'stored']
     bn_has, none_has = (mean_text(stored[stored.norm == norm].value) for norm in ('bn', 'none'))

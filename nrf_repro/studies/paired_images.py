@@ -79,7 +79,7 @@ def strongest_effects(rows):
     return pd.concat(lines, ignore_index=True)
 
 def _strongest_findings(rows, attack):
-    "Yields a sentence per architecture: the difference after the whole sequence, against the smallest effect that counts."
+    "Yields a text for each architecture: the difference after the whole sequence, against the smallest effect that counts."
     for e in strongest_effects(rows[rows.attack == attack]).itertuples():
         yield (f'{arch_name(e.arch)}, {COLUMNS[attack].split()[-1]}: after all attacks BN − None is {difference_text(_interval(e), unit=" points")} '
                f'({int(e.n)} images); the interval is {"beyond" if e.beyond else "not beyond"} the smallest effect that counts, '
@@ -146,7 +146,7 @@ def _draw_eps(rows, attack): return _draw_curves(_eps_points(rows, attack), 'eps
 def _draw_sigma(rows): return _draw_curves(_sigma_points(rows), 'sigma (pixels in [0, 1])', 'LIGS, cosine', scale=1)
 
 def _sigma_findings(rows):
-    "Yields a sentence per architecture: BN minus none in LIGS at the paper's sigma."
+    "Yields a text for each architecture: LIGS with BN minus LIGS without normalisation, at the paper's sigma."
     at = _sigma_points(rows, 'ligs_difference').query('x == .01').set_index('arch')
     for arch, p in at.sort_index(ascending=False).iterrows():
         yield f'{arch_name(arch)}, sigma .01: BN − None in LIGS {difference_text(Interval(p["mean"], p.low, p.high, int(p.n)), "ligs")} (95 % interval over images).'
@@ -183,7 +183,7 @@ def _transfer_table(rows): # -> a frame of strings
     return pd.DataFrame(lines)
 
 def _transfer_findings(rows):
-    "Yields a sentence for each source architecture and target of the other one: BN minus none as the source."
+    "Yields a text for each source architecture and target of the other one: the source with BN minus the source without normalisation."
     for e in paired_effects(rows, 'transfer_success').itertuples():
         if e.target.startswith(f'{e.arch}-'): continue
         yield f'Made on {arch_name(e.arch)}, target {_network(e.target)}: BN − None {difference_text(_interval(e), unit=" points")}.'

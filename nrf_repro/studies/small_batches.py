@@ -171,7 +171,7 @@ def _medical_findings(rows): # of one network
 
 # %% ../../nbs/4_consequences/23_small_batches.ipynb #4cdb2694
 def _worst_corruption(rows): # under corruption
-    "A sentence on the corruption under which BN loses most against None, at the batch sizes that both have."
+    "A text on the corruption under which BN loses most against no normalisation, at the batch sizes that both have."
     by = {source: paired_effect(of) for source, of in rows.groupby('source')}
     worst = min(by, key=lambda source: by[source].mean)
     both = pairs(rows[rows.source == worst], 'norm', 'bn', 'none')
