@@ -377,3 +377,26 @@ def test_a_hook_that_counts_forward_passes_counts_those_of_training_alone(train)
     model.register_forward_hook(lambda *_: passes.append(1))
     fit(model, train, replace(RECIPE, epochs=1), progress=False)
     assert len(passes) == 5
+
+
+# --- the memory layout ---
+
+@pytest.mark.parametrize('layer, safe', [
+    (nn.Conv2d(4, 8, 1, stride=2), False), (nn.Conv2d(16, 8, 1, stride=2), True), (nn.Conv2d(4, 8, 1), True), (nn.Conv2d(4, 8, 3, stride=2), True),
+    (nn.Conv2d(32, 32, 1, stride=2, groups=4), False)], ids=str)
+def test_a_strided_1x1_convolution_of_few_channels_is_not_trained_channels_last(layer, safe, train):
+    "oneDNN's gradient of its weights writes past a buffer; https://github.com/uxlfoundation/oneDNN/issues/6035."
+    net = nn.Sequential(nn.Conv2d(1, layer.in_channels, 3, padding=1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(layer.out_channels, 10))
+    fit(net, train[:64], replace(RECIPES['digits'], epochs=1, batch_size=32), progress=False)
+    assert loop._with_safe_layout(Recipe(), net).channels_last == safe
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_the_weights_of_a_narrow_resnet_are_those_of_contiguous_training(train):
+    "Both layouts that a recipe can ask for train the same network, bit by bit."
+    def weights(channels_last):
+        net = build_model('resnet18', 'bn', in_channels=1, width=1/16, seed=0)
+        fit(net, train[:64], replace(RECIPES['digits'], epochs=1, batch_size=32, channels_last=channels_last), progress=False)
+        return net.state_dict()
+    one, other = weights(True), weights(False)
+    assert all(torch.equal(one[name], other[name]) for name in one)

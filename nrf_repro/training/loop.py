@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,17 @@ def _check_task(model, train, loss, targeted=False):
         raise ValueError(f'the model has {z.shape[1]} outputs, and train has the label {top} ({len(train.classes)} classes). '
                          f'Build the model with num_classes={len(train.classes)}.')
 
+# %% ../../nbs/5_how_it_works/37_training.ipynb #3576577e
+def _needs_channels_first(layer):
+    "Whether the gradient of this layer's weights is not safe with channels stored last: a 1 x 1 convolution with a stride and few channels."
+    if not isinstance(layer, torch.nn.Conv2d): return False
+    return layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels // layer.groups < 16
+
+def _with_safe_layout(recipe, model):
+    "The recipe; without `channels_last` for a model on a CPU that has a layer for which this layout is not safe."
+    unsafe = model_device(model).type == 'cpu' and any(map(_needs_channels_first, model.modules()))
+    return replace(recipe, channels_last=False) if recipe.channels_last and unsafe else recipe
+
 # %% ../../nbs/5_how_it_works/37_training.ipynb #0306653d
 def fit(
     model: torch.nn.Module,           # any nn.Module that maps pixels in [0, 1] to logits; trained in place, on its device
@@ -185,9 +196,10 @@ def fit(
     check_recipe(recipe)
     if cuda_graph and team.size > 1: raise ValueError(f'cuda_graph=True is for one process, not for {team.size}. Leave it out.')
     _check_task(model, train, loss, bool(recipe.attack and recipe.attack.targeted))
-    if recipe.channels_last: model.to(memory_format=torch.channels_last)
     opt, state = sgd(model, recipe), Path(folder, 'state.safetensors') if folder else None
     key = run_key(model, train, recipe, monitor, loss, team) if state else None
+    recipe = _with_safe_layout(recipe, model)
+    if recipe.channels_last: model.to(memory_format=torch.channels_last)
     if state: state.parent.mkdir(parents=True, exist_ok=True)
     history = load_state(state, model, opt, key) if state else []
     forward = team.wrap(torch.compile(model) if recipe.compile else model)
