@@ -50,13 +50,13 @@ plan: setup
 # All that guards the project: the book runs, exports what is committed and is clean; then the tests.
 test: test-notebooks test-clean
 	rm -rf reports/build/counts
-	NRF_COUNTS=$(COUNTS) $(PY) -m pytest -n 2 --dist loadfile --ignore tests/test_faults.py
+	NRF_COUNTS=$(COUNTS) $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_faults.py
 	@$(PY) tests/counted.py $(COUNTS)
 
 # Random kills and the like, then the grid on a cluster of one node; each prints what it did. COUNTS=docs/robustness keeps the numbers for the site.
 COUNTS ?= reports/build/counts
 test-faults: setup
-	NRF_COUNTS=$(COUNTS) $(PY) -m pytest -n 2 --dist loadgroup tests/test_faults.py
+	NRF_COUNTS=$(COUNTS) $(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder tests/test_faults.py
 	@$(PY) tests/counted.py $(COUNTS)
 
 test-slurm: setup
