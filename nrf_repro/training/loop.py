@@ -199,7 +199,7 @@ def fit(
     opt, state = sgd(model, recipe), Path(folder, 'state.safetensors') if folder else None
     key = run_key(model, train, recipe, monitor, loss, team) if state else None
     recipe = _with_safe_layout(recipe, model)
-    if recipe.channels_last: model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     if state: state.parent.mkdir(parents=True, exist_ok=True)
     history = load_state(state, model, opt, key) if state else []
     forward = team.wrap(torch.compile(model) if recipe.compile else model)
