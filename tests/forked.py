@@ -55,6 +55,7 @@ def printed(code, folder):
                 sys.stdout = open(1, 'w', encoding='utf-8', closefd=False)
                 exec(code, {})
                 status = _flushed(0)
+            except BaseException: traceback.print_exc()
             finally: os._exit(status)
         assert os.waitpid(pid, 0)[1] == 0, code
         out.seek(0)
