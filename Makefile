@@ -31,7 +31,8 @@ setup: .venv/ready
 	@echo 'Installing the locked packages into .venv: 1 to 3 minutes, 6 GB, once. uv keeps what it fetched in its cache for the next clone.'
 	$(PYTHON) -m venv .venv
 	@# uv, which the lock pins too, installs in parallel. Where it reaches no index (it does not read pip.conf), pip does the same.
-	$(PIP) $$(grep '^uv==' requirements.lock) && .venv/bin/uv pip install --quiet --python $(PY) --no-deps -r requirements.lock || \
+	@# Without compiled files each process compiles its imports anew where Python may not write them (PYTHONDONTWRITEBYTECODE, read-only disks).
+	$(PIP) $$(grep '^uv==' requirements.lock) && .venv/bin/uv pip install --quiet --compile-bytecode --python $(PY) --no-deps -r requirements.lock || \
 	    { echo 'uv could not install the packages; pip installs them: 3 to 6 minutes.'; $(PIP) -r requirements.lock; }
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
