@@ -469,13 +469,17 @@ def all_pages(site): return sorted(p for p in site.rglob('*.html') if not {'_sta
 
 
 def test_each_page_loads_from_disk_and_fits_a_narrow_screen(site, page):
-    page.set_viewport_size(dict(width=390, height=800))
+    def too_wide(width):
+        page.set_viewport_size(dict(width=width, height=800))
+        return page.evaluate('document.documentElement.scrollWidth > window.innerWidth')
     for path in all_pages(site):
+        page.set_viewport_size(dict(width=390, height=800))
         page.goto(path.as_uri())
         state = page.evaluate('''() => ({wide: document.documentElement.scrollWidth - window.innerWidth,
             images: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
             tex: [...document.querySelectorAll('.tex:not(.set), .temml-error')].map(e => e.textContent)})''')
         assert state == dict(wide=0, images=[], tex=[]), path.name
+        assert not [width for width in (800, 1000, 1200) if too_wide(width)], path.name
 
 
 def neighbours(site, name):
