@@ -1158,6 +1158,17 @@ def test_a_copy_is_made_on_a_gpu_only_for_many_passes(net, x, gpu, monkeypatch):
     assert made
 
 
+def test_on_a_cpu_ligs_makes_a_copy_only_for_many_gradients(net, x, monkeypatch):
+    made = []
+    monkeypatch.setattr(inference, '_fastest', lambda model, x: made.append(len(x)) or inference._Optimised(model, model))
+    enough = -(-inference.CPU_GRADIENTS // len(x))      # draws, plus the gradient at the image itself
+    y = answers(net, x)
+    ligs(net, x, y, draws=enough - 2)
+    assert not made
+    ligs(net, x, y, draws=enough - 1)
+    assert made and made[0] <= inference.CHECKED
+
+
 def test_a_batch_that_does_not_fit_is_halved_unless_its_size_was_given(net, x):
     y, a, sizes = answers(net, x), ATTACKS['l2', 'ce'], []
     class Small(nn.Module):

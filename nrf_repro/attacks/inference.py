@@ -195,7 +195,7 @@ def _verified(model, copy, x, lead, z=None):  # z: the model's logits at x, wher
     except Exception: return None                                             # the copy does not run
 
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #2a4eec95
-CHECKED = 64   # images on which a copy is compared with its model: the first batch, and as many attacked images
+CHECKED = 64   # images on which a copy is compared with its model before an attack, and as many attacked images after it
 
 class _Optimised(NamedTuple):
     "A model and the copy that replaces it."
@@ -221,7 +221,7 @@ def _fastest(model, x):
 
 def _optimised(model, *batches):  # model: frozen; batches: images on which a copy is compared with it
     "As `_fastest`, for a model that may not allow a copy at all."
-    try: return _fastest(model, torch.cat([b[:CHECKED] for b in batches]))
+    try: return _fastest(model, torch.cat([b[:CHECKED // len(batches)] for b in batches]))
     except Exception: return _Optimised(model, model)
 
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #ad7ee798
@@ -287,12 +287,13 @@ def _checked_model(model, x, stacklevel):
     return net
 
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #1880cac6
-GPU_PASSES = 64   # of the network, from which a copy is made on a GPU; making and comparing it takes about 20 passes
+GPU_PASSES = 64       # of the network, from which a copy is made on a GPU; making and comparing it takes about 20 passes
+CPU_GRADIENTS = 800   # of single images, from which a copy is made on a CPU; with fewer, comparing it takes longer than it saves
 
-def _pair(model, x, *more, stacklevel, passes=GPU_PASSES):  # model: frozen; more: further images on which a copy is compared
+def _pair(model, x, *more, stacklevel, passes=GPU_PASSES, gradients=CPU_GRADIENTS):  # model: frozen; more: images on which a copy is compared, too
     "The model and its faster copy, both of which take a single image: an `_Optimised`. Raises and warns as `_checked_model`."
     checked, pair = _checked_model(model, x, stacklevel), _Optimised(model, model)
-    if not _asynchronous(x) or passes >= GPU_PASSES: pair = _optimised(model, x, *more)
+    if passes >= GPU_PASSES if _asynchronous(x) else gradients >= CPU_GRADIENTS: pair = _optimised(model, x, *more)
     if checked is model: return pair
     return pair._replace(model=checked, net=checked if pair.net is model else _Doubled(pair.net))
 
