@@ -220,7 +220,7 @@ def _fastest(model, x):
     return _Optimised(model, model)
 
 def _optimised(model, *batches):  # model: frozen; batches: images on which a copy is compared with it
-    "As `_fastest`, for a model that may not allow a copy at all."
+    "The `_Optimised` of `_fastest`; one with the model itself where making or comparing a copy fails."
     try: return _fastest(model, torch.cat([b[:CHECKED // len(batches)] for b in batches]))
     except Exception: return _Optimised(model, model)
 
