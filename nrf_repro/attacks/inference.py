@@ -287,13 +287,12 @@ def _checked_model(model, x, stacklevel):
     return net
 
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #1880cac6
-GPU_PASSES = 64       # of the network, from which a copy is made on a GPU; making and comparing it takes about 20 passes
-CPU_GRADIENTS = 800   # of single images, from which a copy is made on a CPU; with fewer, comparing it takes longer than it saves
+GPU_PASSES = 64   # of the network, from which a copy is made on a GPU; making and comparing it takes about 20 passes
 
-def _pair(model, x, *more, stacklevel, passes=GPU_PASSES, gradients=CPU_GRADIENTS):  # model: frozen; more: images on which a copy is compared, too
+def _pair(model, x, *more, stacklevel, passes=GPU_PASSES):  # model: frozen; more: further images on which a copy is compared
     "The model and its faster copy, both of which take a single image: an `_Optimised`. Raises and warns as `_checked_model`."
     checked, pair = _checked_model(model, x, stacklevel), _Optimised(model, model)
-    if passes >= GPU_PASSES if _asynchronous(x) else gradients >= CPU_GRADIENTS: pair = _optimised(model, x, *more)
+    if not _asynchronous(x) or passes >= GPU_PASSES: pair = _optimised(model, x, *more)
     if checked is model: return pair
     return pair._replace(model=checked, net=checked if pair.net is model else _Doubled(pair.net))
 

@@ -99,9 +99,9 @@ def ligs(
     draws, batch_size = _check_ligs(sigma, draws, batch_size, noise)
     if not len(x): return torch.zeros(0, dtype=torch.float64, device=x.device)
     with frozen(model):
-        passes, gradients = (draws + 1) * -(-len(x) // (batch_size or 1024)), (draws + 1) * len(x)
+        passes = (draws + 1) * -(-len(x) // (batch_size or 1024))
         noisy = x[:CHECKED] + sigma * image_noise(x[:CHECKED], seed)
-        if stable: net = _pair(model, x, noisy, stacklevel=4, passes=passes, gradients=gradients).net
+        if stable: net = _pair(model, x, noisy, stacklevel=4, passes=passes).net
         else: net = _checked_model(model, x, stacklevel=3)
         direction = _Directions(net, stable)
         values = _fitting(batch_size, x, lambda size: _mean_cosines(direction, x, y, sigma, draws, seed, noise, size)).clamp(-1, 1)
