@@ -23,6 +23,7 @@ from nrf_repro.attacks import inference, inputs, search
 from nrf_repro.attacks.pgd import project_l2, start_l2, steepest_l2
 from nrf_repro.attacks.search import Evaluation, _Best, _report_gradients, _search
 from nrf_repro.features import ligs
+from nrf_repro.models import build_model
 
 ORDER = dict(l2=2, linf=torch.inf)
 ATTACKS = {(ball, loss): Attack(ball, eps, loss, steps=6, step_size=eps / 3)
@@ -956,7 +957,6 @@ def test_a_model_that_takes_no_single_image_is_measured(f, batch_size):
 
 @pytest.mark.parametrize('norm', ['bn', 'in', 'ln', 'gn', 'none'])
 def test_our_own_networks_pass_without_a_warning(norm):
-    from nrf_repro.models import build_model
     net, x = build_model('vgg11', norm, width=1 / 16, seed=0).eval(), torch.rand(5, 3, 32, 32)
     y = answers(net, x)
     for bs in (1, 2, 256): quiet(robust_correct, net, x, y, PAPER_ATTACKS['pgd_linf'], batch_size=bs)
