@@ -152,9 +152,9 @@ def _check_jobs(profile, parts, pattern):
     "Raises ValueError for a pattern that no job has."
     from nrf_repro.experiment.plan import jobs, study_jobs
     from nrf_repro.experiment.profile import PARTS
-    here, there = ([*jobs(profile, p), *study_jobs(profile, p)] for p in (parts, PARTS))
+    here = [*jobs(profile, parts), *study_jobs(profile, parts)]
     if any(fnmatch(name, pattern) for name in here): return
-    more = [name for name in there if name not in here]
+    more = [name for name in (*jobs(profile, PARTS), *study_jobs(profile, PARTS)) if name not in here]
     if found := [name for name in more if fnmatch(name, pattern)]:
         raise ValueError(f'{pattern!r} matches only jobs of the extension ({", ".join(found)}): add --all.')
     also = f', and with --all {", ".join(more)}' if more else ''

@@ -186,9 +186,11 @@ def jobs(profile, parts=('core',)):
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #b6fc89c8
 def absent(profile, parts):
     "The studies that are left out because their data set is not at hand: a dict of name -> reason."
-    from nrf_repro.data import data_folder, is_here
-    return {name: f'{s.dataset} is not in {data_folder(None).name}/; name the folder that has it by NRF_DATA= or --data'
-            for name, s in profile.studies.items() if 'extension' in parts and s.if_here and not is_here(s.dataset, 'train')}
+    optional = {name: s.dataset for name, s in profile.studies.items() if 'extension' in parts and s.if_here}
+    if not optional: return {}
+    from nrf_repro.data import data_folder, is_here     # imports torch, which takes longer than the rest of a plan
+    return {name: f'{dataset} is not in {data_folder(None).name}/; name the folder that has it by NRF_DATA= or --data'
+            for name, dataset in optional.items() if not is_here(dataset, 'train')}
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #afeafa8d
 def study_jobs(profile, parts=('core',)):
