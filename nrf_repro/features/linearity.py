@@ -100,8 +100,8 @@ def ligs(
     if not len(x): return torch.zeros(0, dtype=torch.float64, device=x.device)
     with frozen(model):
         passes = (draws + 1) * -(-len(x) // (batch_size or 1024))
-        noisy = x[:CHECKED] + sigma * image_noise(x[:CHECKED], seed)
-        if stable: net = _pair(model, x, noisy, stacklevel=4, passes=passes).net
+        some = x[:CHECKED // 2]
+        if stable: net = _pair(model, x, some + sigma * image_noise(some, seed), stacklevel=4, passes=passes).net
         else: net = _checked_model(model, x, stacklevel=3)
         direction = _Directions(net, stable)
         values = _fitting(batch_size, x, lambda size: _mean_cosines(direction, x, y, sigma, draws, seed, noise, size)).clamp(-1, 1)
