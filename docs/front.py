@@ -153,8 +153,8 @@ def shown_text(board, id):
     v, first = board.verdict(id, scale), board.first(id, scale)
     text = f'{CLAIMS[id]} {SIGNS[first.verdict]}' if len(claim.parts) > 1 else CLAIMS[id]
     if v.part == first.part or math.isnan(v.effect) or v.verdict == first.verdict == 'reproduced': return text
-    metric = next(p.metric for p in claim.parts if p.name == v.part)
-    return f'{text} · {PARTS.get(v.part) or _part_name(v.part)} {amount(v.effect, metric, unit=False)} {SIGNS[v.verdict]}'
+    part = next(p for p in claim.parts if p.name == v.part)
+    return f'{text} · {PARTS.get(v.part) or _part_name(part)} {amount(v.effect, part.metric, unit=False)} {SIGNS[v.verdict]}'
 
 
 @cache

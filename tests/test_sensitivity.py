@@ -66,17 +66,28 @@ def test_leaving_out_is_what_it_says():
         assert found.effect[f'without seed {seed}'] == pytest.approx(alone.effect) and found.low[f'without seed {seed}'] == pytest.approx(alone.low)
 
 
+def history(norms, arch='vgg11', ligs=(.9, .6)): # in the first epoch and in the last
+    values = dict(clean_accuracy=(.5, .9), ligs=ligs)
+    return [make_row(experiment='history', metric=m, dataset='digits', arch=arch, width=.125, regime='standard', norm=norm, seed=s, epoch=e, value=v + .002 * s * e,
+                     sigma=.05, profile='made-up', n=9) for m, vs in values.items() for norm in norms for s in range(3) for e, v in zip((1, 8), vs)]
+
+
+def reliance():
+    return [make_row(experiment='testbed', metric='nrf_reliance', dataset='synthetic', arch='vgg11', width=.125, regime='standard', norm=norm, seed=s, epoch=e,
+                     value=e / 10 + .01 * s * e, profile='made-up') for norm in ('none', 'bn') for s in range(3) for e in (1, 8)]
+
+
 def test_parts_with_one_value_keep_their_rows():
-    clean = rows_of()
-    hist = [make_row(experiment='history', metric=m, dataset='digits', arch='vgg11', width=.125, regime='standard', norm=norm, seed=s, epoch=e, value=v + .01 * s,
-                     sigma=.05, profile='made-up', n=9) for m, vs in dict(clean_accuracy=(.5, .9), ligs=(.9, .6)).items() for norm in ('none', 'bn') for s in range(3) for e, v in zip((1, 8), vs)]
-    bed = [make_row(experiment='testbed', metric='nrf_reliance', dataset='synthetic', arch='vgg11', width=.125, regime='standard', norm=norm, seed=s, epoch=e,
-                    value=e / 10 + .01 * s * e, profile='made-up') for norm in ('none', 'bn') for s in range(3) for e in (1, 8)]
     claim = CLAIMS['C4']
-    rows = frame([*clean.to_dict('records'), *hist, *bed])
-    left = S.kept(claim, rows, ['dataset'], ('digits',))
-    assert len(left) == len(rows)                                        # no part of C4 sees two data sets: nothing to leave out
+    rows = frame([*rows_of().to_dict('records'), *history(['none', 'bn']), *reliance()])
+    evidence = S._evidence_of(claim, rows)
+    assert all(S._narrowed(e, ['dataset'], ('digits',), alone=True) is e for e in evidence)   # no part of C4 sees two data sets: nothing to leave out
     assert set(S.sensitivity({'C4': claim}, rows).axis) == {'seed'}
+
+
+def test_a_control_is_no_variant_as_it_decides_nothing():
+    rows = frame([*rows_of().to_dict('records'), *history(['none', 'bn'], ligs=(.6, .9)), *history(['none'], 'vgg11_nf'), *reliance()])
+    assert set(S.sensitivity({'C4': CLAIMS['C4']}, rows).axis) == {'seed'}
 
 
 def test_without_anything_to_leave_out():

@@ -154,8 +154,11 @@ def _lonely(ax, name): # the axis `name` of a panel that shares it: its numbers,
 def _titles(ax): return [title for title in (ax.title, ax._left_title) if title.get_text()]
 
 def _column_title(ax): # of the panel above, for a panel without one
-    above = [o for o in ax.figure.axes if o.axison and o.get_position().intervalx.tolist() == ax.get_position().intervalx.tolist() and _titles(o)]
-    if not ax.axison or _titles(ax) or not above: return []
+    place = ax.get_position()
+    column = [o for o in ax.figure.axes if o.axison and _titles(o) and o.get_position().intervalx.tolist() == place.intervalx.tolist()]
+    above = [o for o in column if o.get_position().y0 > place.y0]
+    own = [o for o in column if o.get_position().y0 == place.y0]     # itself, or one with a second y axis
+    if not ax.axison or own or not above: return []
     return [ax.set_title(_titles(above[0])[0].get_text())]
 
 def _add_hidden(fig): # what a panel needs when it stands alone; hidden by its name

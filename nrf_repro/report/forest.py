@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #8976f67a
 import math
+from functools import cache
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ from .curves import FIGURE_3_ENDS
 from .figures import GRID, INK, LOOKS, MARKS, kind_name, kind_of, styled
 from .tables import TABLE_1, table
 from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_name, name_of, number, quantity, several, width_text
-from ..results.paired import effect_of, pairs, screen, select
+from ..results.paired import _chosen, effect_of, pairs, screen, select
 from ..results.rules import load_claims
 from ..results.intervals import Interval
 from ..results.rows import CONTROLS, NAMED_NORMS, holds_rows, paper_rows, read_rows, resolve_repo_path
@@ -37,10 +38,8 @@ def headline_pairs(rows,  # a frame of `read_rows`, of one profile or several
                    claim): # of `load_claims`; its first part says which quantity
     "A line for each kind (BN, a control), network and seed: its value, that of none, and `used`: False where one of the two is left out."
     part = claim.parts[0]
-    seen = screen(select(rows[rows.metric == part.metric], part.where), rows, claim)
-    every, kept = _against_none(seen), _against_none(seen[seen.why == ''])
-    every = every.merge(kept[[*CELL, 'seed']].assign(used=True), on=[*CELL, 'seed'], how='left')
-    return every.assign(used=every.used.notna())
+    found = _against_none(screen(_chosen(part, rows), rows, claim))
+    return found.assign(used=(found.reason == '') & (found.reason_control == ''))
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #2f60760e
 def printed_difference(paper, cell, part): # of `paper_rows`; a cell has dataset, arch and eps; a part of a claim
@@ -90,6 +89,8 @@ def _three_sides(cell): # pairs of a control and none, with the values of BN -> 
 def control_effects(rows,       # a frame of `read_rows`, of one profile or several
                     claim=None):  # as in `headline_effects`
     "A line for each control and profile: its mean, those of none and BN, and the three paired differences with their intervals."
+    columns = [*CELL, 'none', 'value', 'bn', 'from_none', 'from_bn', 'bn_from_none']
+    if not rows.arch.isin(CONTROLS).any(): return pd.DataFrame(columns=columns)
     claim, on = load_claims()['C2'] if claim is None else claim, [c for c in [*CELL, 'seed'] if c != 'kind']
     used = headline_pairs(rows, claim).query('used')
     bn = used[used.kind == 'bn'][[*on, 'value', *OF_IMAGES]].rename(columns=dict(value='bn') | {name: f'{name}_bn' for name in OF_IMAGES})
@@ -98,16 +99,20 @@ def control_effects(rows,       # a frame of `read_rows`, of one profile or seve
         found = [effect_of(side, claim.parts[0], claim.level) for side in _three_sides(cell)]
         sides = [Interval(e.mean, e.low, e.high, len(cell)) for e in found]
         lines.append([*key, cell.value_control.mean(), cell.value.mean(), cell.bn.mean(), *sides])
-    return pd.DataFrame(lines, columns=[*CELL, 'none', 'value', 'bn', 'from_none', 'from_bn', 'bn_from_none'])
+    return pd.DataFrame(lines, columns=columns)
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #702eea0b
 DATA_NAMES = dict(cifar10='CIFAR-10', digits='Digits', svhn='SVHN', imagenet='ImageNet')
+
+@cache
+def _data_of(path, changed): # when: a file that is written again is read again
+    return read_yaml(path)[0]['data']
 
 def training_images(profile, dataset, folder='reports/profiles'):
     "How many images a profile trains on, in words; '' where its file, or the data set in it, is not at hand."
     try: path = resolve_repo_path(folder)/f'{profile}.yaml'
     except FileNotFoundError: return ''
-    settings = read_yaml(path)[0]['data'] if path.is_file() else {}
+    settings = _data_of(path, path.stat().st_mtime_ns) if path.is_file() else {}
     if dataset not in settings: return ''
     count = settings[dataset]['train']
     return 'all images' if count is None else f'{count:,} training images'

@@ -122,8 +122,7 @@ def control_answers(rows,    # a frame of `read_rows`, of one profile or several
 def _three(c): return ', '.join(number(v, 'clean') for v in (c.none, c.value, c.bn))
 def _points(iv): return estimate_text(iv.mean, iv.low, iv.high, 'clean')
 
-def _answer_in_table(rows, claims, id, c): # c: of `control_effects`
-    found = control_answers(rows, claims, id)
+def _answer_in_table(found, c): # of `control_answers`; a line of `control_effects`
     own = found[(found[['profile', 'dataset', 'arch', 'kind']] == [c.profile, c.dataset, c.arch, c.kind]).all(axis=1)] if len(found) else found
     return ', '.join(f'{a.answer}' + (f' ({a.why})' if a.why else '') for a in own.itertuples()) or 'not available'
 
@@ -131,6 +130,7 @@ def control_table(rows,   # a frame of `read_rows`, of one profile or several
                   claims): # of `load_claims`
     "A frame of strings, a line for each control: clean and robust accuracy of none, control and BN, and the differences with intervals."
     robust, clean = (control_effects(rows, claims[id]) for id in ('C2', 'C1'))
+    answers = {id: control_answers(rows, claims, id) for id, claim in claims.items() if claim.controls}
     lines, on = [], ['profile', 'dataset', 'arch']
     for c in in_order(robust, claims['C2'].scales).itertuples():
         same, own = (frame[(frame[on] == [c.profile, c.dataset, c.arch]).all(axis=1)] for frame in (clean, robust))
@@ -139,7 +139,7 @@ def control_table(rows,   # a frame of `read_rows`, of one profile or several
                       'Clean, %: none, control, BN': _three(next(same.itertuples())) if len(same) else 'not available',
                       'PGD ℓ2, %: none, control, BN': _three(c),
                       'Control − none, points': _points(c.from_none), 'Control − BN, points': _points(c.from_bn),
-                      **{f'Loses as much as BN? {id}': _answer_in_table(rows, claims, id, c) for id in claims if claims[id].controls}})
+                      **{f'Loses as much as BN? {id}': _answer_in_table(found, c) for id, found in answers.items()}})
     return pd.DataFrame(lines)
 
 def reading_controls(rows, claims): # as in `control_table`

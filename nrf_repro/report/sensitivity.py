@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #3ac03f5a
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,30 +16,37 @@ import scipy.stats
 from .html import plain_html
 from .tables import TABLE_1
 from .text import COLUMNS, amount, arch_name, estimate_text, name_of, several
-from ..results.claims import decide
-from ..results.paired import RUN, select
+from ..results.claims import _decision, _weakest
 from ..results.intervals import t_interval
-from ..results.rows import frame
+from ..results.paired import RUN, _chosen, _evidence, select
+from ..results.rules import Part
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #97b536cd
 AXES = {'seed': ['seed'], 'network': ['arch', 'width'], 'data': ['dataset']}
 
-def _evidence(claim, rows): # -> index of the rows that each part selects
-    return [select(rows[rows.metric == p.metric], p.where).index for p in claim.parts]
+class _Evidence(NamedTuple):
+    "What decides one part of a claim."
+    part: Part
+    rows: pd.DataFrame      # all that it selects, those of networks that decide nothing too
+    pairs: pd.DataFrame     # those that it compares
+    left_out: pd.DataFrame  # rows of networks that are not well trained
+    def counted(self): return self.pairs if self.left_out.empty else pd.concat([self.pairs, self.left_out])
+
+def _evidence_of(claim, rows): # -> a list of `_Evidence`
+    return [_Evidence(part, _chosen(part, rows), *_evidence(claim, part, rows)) for part in claim.parts]
 
 def _keys(rows, fields): return list(rows[fields].astype(object).where(rows[fields].notna(), None).itertuples(index=False, name=None))
 
-def kept(claim, rows, fields, value, alone=True):
-    "All rows but those of the claim's parts that have another value (or this one, if not `alone`)."
-    drop = set()
-    for index in _evidence(claim, rows):
-        found = _keys(rows.loc[index], fields)
-        if value in found and len(set(found)) > 1: drop |= {i for i, k in zip(index, found) if (k != value) == alone}
-    return rows.drop(index=list(drop))
-
-def _values_of(claim, rows, fields): # the values that a part of the claim sees, if it sees several
-    seen = [{k for k in _keys(rows.loc[index], fields) if None not in k} for index in _evidence(claim, rows)]
+def _values_of(evidence, fields): # of `_evidence_of` -> the values that a part of the claim sees, if it sees several
+    seen = [{k for k in _keys(e.counted(), fields) if None not in k} for e in evidence]
     return sorted(set().union(*(s for s in seen if len(s) > 1)), key=str)
+
+def _narrowed(e, fields, value, alone): # an `_Evidence`
+    "The evidence with one value of the fields alone, or without it. A part that sees no other value stays as it is."
+    found = set(_keys(e.counted(), fields))
+    if value not in found or len(found) == 1: return e
+    def keep(frame): return frame[np.array([(k == value) == alone for k in _keys(frame, fields)], dtype=bool)]
+    return _Evidence(e.part, keep(e.rows), keep(e.pairs), keep(e.left_out))
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #12376a41
 def _with_attack(claim, **where): # attack=..., and what goes with it -> the claim about one attack
@@ -62,42 +70,49 @@ def _label(axis, value):
     if axis == 'seed': return f'without seed {value[0]}'
     return str(value[0]) if axis == 'data' else arch_name(value[0]) + f' × {value[1]:g}' * (value[1] is not None and value[1] != 1)
 
-def variants(claim, rows):
-    "Axis, what is different, claim and rows of each variant. An axis with one value has none; two seeds have none, as one has no interval."
+def variants(claim, rows, evidence): # of `_evidence_of`
+    "Axis, what is different, and the evidence of each variant. An axis with one value has none; two seeds have none, as one has no interval."
     for axis, fields in AXES.items():
-        values = _values_of(claim, rows, fields)
+        values = _values_of(evidence, fields)
         if len(values) < (3 if axis == 'seed' else 2): continue
-        for v in values: yield axis, _label(axis, v), claim, kept(claim, rows, fields, v, alone=axis != 'seed')
-    asked = [('attack', *case) for case in _by_attack(claim, rows) if sum(map(len, _evidence(*case[1:])))]
+        for v in values: yield axis, _label(axis, v), [_narrowed(e, fields, v, alone=axis != 'seed') for e in evidence]
+    asked = [('attack', label, _evidence_of(changed, own)) for label, changed, own in _by_attack(claim, rows)]
+    asked = [case for case in asked if any(len(e.rows) for e in case[2])]
     if len(asked) > 1: yield from asked
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #de061263
+def _decided(claim, evidence): # of `_evidence_of` -> the verdict, and a row about the part that decided
+    lines = []
+    for e in evidence:
+        d = _decision(claim, *e)
+        lines.append(dict(part=e.part.name, verdict=d.verdict, effect=d.effect.mean, low=d.effect.low, high=d.effect.high, n_seeds=min(d.effect.seeds),
+                          direction=e.part.direction, smallest_effect=e.part.smallest_effect))
+    return _weakest(pd.DataFrame(lines))
+
+# %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #0886db9f
+def sensitivity(claims, rows): # of `load_claims`, of `read_rows`
+    "A line per claim with a verdict and variant: verdict, deciding part, effect, interval, and whether the verdict is the same."
+    lines = []
+    for claim in claims.values():
+        evidence = _evidence_of(claim, rows)
+        verdict, _ = _decided(claim, evidence)
+        for axis, what, fewer in variants(claim, rows, evidence) if verdict != 'not run' else ():
+            other, d = _decided(claim, fewer)
+            if other != 'not run': lines.append([claim.id, axis, what, other, d.part, d.effect, d.low, d.high, d.n_seeds, other == verdict])
+    found = pd.DataFrame(lines, columns=['id', 'axis', 'variant', 'verdict', 'part', 'effect', 'low', 'high', 'n_seeds', 'same'])
+    return found[found.groupby(['id', 'axis']).variant.transform('size') > 1].reset_index(drop=True)
+
+# %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #a4c1d2e7
 def _sides(part, rows): # those of the rows that are on one side of the part's comparison
     sides = [part.compare[side] for side in ('treatment', 'control')] if part.compare else ()
     return rows if not sides or {'first', 'last'} & set(map(str, sides)) else select(rows, {part.compare['field']: sides})
 
 def needed(claim, rows):
     "The index of the rows that decide a claim: those of its parts, and the accuracies by which their networks are screened."
-    found = set().union(*(_sides(part, rows.loc[index]).index for part, index in zip(claim.parts, _evidence(claim, rows))))
+    found = set().union(*(_sides(part, _chosen(part, rows)).index for part in claim.parts))
     runs = set(_keys(rows.loc[sorted(found)], RUN))
     clean = rows.index[rows.metric == claim.learned_by]
     return sorted(found | {i for i, run in zip(clean, _keys(rows.loc[clean], RUN)) if run in runs})
-
-def _decided(claim, rows): # -> the line of `decide` from the rows that the claim needs, without the paper's effect
-    return decide({claim.id: claim}, rows.loc[needed(claim, rows)].reset_index(drop=True), frame([]).assign(table=None)).iloc[0]
-
-# %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #0886db9f
-def sensitivity(claims, rows): # of `load_claims`, of `read_rows`
-    "A line per claim with a verdict and variant: verdict, deciding part, effect, interval, and whether the verdict is the same."
-    rows, lines = rows.reset_index(drop=True), []
-    for claim in claims.values():
-        v = _decided(claim, rows)
-        for axis, what, c, part in variants(claim, rows) if v.verdict != 'not run' else ():
-            d = _decided(c, part)
-            if d.verdict != 'not run':
-                lines.append([v.id, axis, what, d.verdict, d.part, d.effect, d.low, d.high, d.n_seeds, d.verdict == v.verdict])
-    found = pd.DataFrame(lines, columns=['id', 'axis', 'variant', 'verdict', 'part', 'effect', 'low', 'high', 'n_seeds', 'same'])
-    return found[found.groupby(['id', 'axis']).variant.transform('size') > 1].reset_index(drop=True)
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #a90e1721
 HEADS = dict(seed='One seed less', attack='One attack', network='One network', data='One data set')

@@ -24,7 +24,9 @@ _PART_NAMES = {
     'conflicting (none)': 'conflicting features, no normalisation', 'robust': 'robust accuracy', 'clean': 'clean accuracy',
     'none against bn': 'sources without normalisation minus with BN', 'early against final': 'early-stopped minus final sources'}
 
-def _part_name(name): return _PART_NAMES.get(name) or COLUMNS.get(name) or (norm_name(name) if name in NAMED_NORMS else name)
+def _part_name(part): # a `Part`
+    if 'balanced' in part.metric: return part.metric.replace('_', ' ')
+    return _PART_NAMES.get(part.name) or COLUMNS.get(part.name) or (norm_name(part.name) if part.name in NAMED_NORMS else part.name)
 
 def _ends(v, metric): return f'[{", ".join(amount(x, metric, unit=False) for x in (v.low, v.high))}]'
 
@@ -48,7 +50,7 @@ def rule_text(part, claim): # of `load_claims`
 def _part_line(v, part, claim): # a line of `decide_parts`, its part, its claim -> plain values
     ours, interval = _effect_text(v, part, claim)
     paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
-    return dict(part=v.part, name=_part_name(v.part), verdict=v.verdict, sign=SIGNS[v.verdict], ours=ours, interval=interval, paper=paper,
+    return dict(part=v.part, name=_part_name(part), verdict=v.verdict, sign=SIGNS[v.verdict], ours=ours, interval=interval, paper=paper,
                 rule=rule_text(part, claim), reason=plain(v.reason))
 
 def _first_of_each_metric(claim): return {part.metric: part.name for part in reversed(claim.parts)}.values()
@@ -99,7 +101,7 @@ def shown_part(claim): # of `load_claims`
     unit = 'points' if amount(0, part.metric).endswith('points') else 'LIGS'
     against = f' minus {part.threshold:g}' if part.threshold is not None else ''
     if len(claim.parts) == 1: return unit + against
-    name = _part_name(part.name)
+    name = _part_name(part)
     return name if name.startswith(unit) else f'{name}, {unit}{against}'
 
 def _effect_and_ends(v, metric): # a line with effect, low and high
@@ -114,8 +116,8 @@ def scale_cell(line,   # of `decide`: one claim at one profile
     text = _effect_and_ends(first, claim.parts[0].metric)
     if not line.complete: return f'{SIGNS[line.verdict]} {text} (parts are missing)'
     if line.verdict == 'reproduced' or line.part == first.part: return f'{SIGNS[line.verdict]} {text}'
-    metric = next(part.metric for part in claim.parts if part.name == line.part)
-    return f'{SIGNS[line.verdict]} {text} (decided by {_part_name(line.part)}: {_effect_and_ends(line, metric)})'
+    decisive = next(part for part in claim.parts if part.name == line.part)
+    return f'{SIGNS[line.verdict]} {text} (decided by {_part_name(decisive)}: {_effect_and_ends(line, decisive.metric)})'
 
 def headline_table(decided, parts, # of `decide_published`
                    claims):        # of `load_claims`

@@ -7,12 +7,13 @@ __all__ = ['decide', 'headline', 'decide_published']
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #40000003
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from .paired import (
-    RUN, _cells, _compare, _evidence, _seeds_text, _usable, _varying, effect_of, interval_verdict, screen, select)
+    RUN, Effect, _cells, _chosen, _compare, _evidence, _seeds_text, _usable, _varying, effect_of, interval_verdict, screen, select)
 from .rows import CONTROLS, FIELDS, paper_rows
 from .rules import VERDICTS, Claim, by_scale, level_of
 
@@ -53,9 +54,9 @@ def _name(r): # a row
     "The network of a row, as text."
     return ' '.join(str(x) for x in (r.dataset, r.arch, r.norm, f'seed {r.seed}') if x)
 
-def _left_out(out): # rows with `why` and `end`
+def _left_out(out): # rows with `reason` and `end`
     "The networks that were left out and why, as text; '' without rows."
-    names = [f'{_name(r)} ({r.why}' + (')' if pd.isna(r.end) else f', {100 * r.end:.1f} %)')
+    names = [f'{_name(r)} ({r.reason}' + (')' if pd.isna(r.end) else f', {100 * r.end:.1f} %)')
              for r in out.drop_duplicates(RUN).itertuples()]
     return f' Left out: {_first(names)}.' if names else ''
 
@@ -74,8 +75,8 @@ def _unscreened(claim, part, used):
 def _kept(claim, part, rows, cells):
     "Text of a part that compares the accuracy by which other parts are screened, else ''."
     if not part.screen or part.metric != claim.learned_by: return ''
-    seen = screen(select(rows[rows.metric == part.metric], part.where), rows, claim).assign(why=lambda d: d.would)
-    names = _left_out(seen[seen.would.isin(['undertrained', 'not learned']) & ~seen.arch.isin(CONTROLS)])
+    seen = screen(_chosen(part, rows), rows, claim).assign(reason=lambda d: d.reason_if_screened)
+    names = _left_out(seen[seen.reason_if_screened.isin(['undertrained', 'not learned']) & ~seen.arch.isin(CONTROLS)])
     low = names.replace(' Left out: ', ' below the limit, and counted: ').removesuffix('.') + '; a control that fails to train favours the claim' if names else ''
     gain = 1 - cells.control.max()
     top = f' An effect of at most {100 * gain:.1f} points above the control is possible: a ceiling works against the claim.'
@@ -170,23 +171,37 @@ def _without_pairs(claim, part, rows, paper):
         smallest_effect=part.smallest_effect, effect=math.nan, low=math.nan, high=math.nan, paper_effect=effect, paper_source=source)
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #7452c5b8
+class _Decision(NamedTuple):
+    "The verdict on a part, and what it rests on."
+    verdict: str
+    reason: str
+    effect: Effect = Effect(math.nan, math.nan, math.nan, 'no pair', (0,), '')
+    used: pd.DataFrame | None = None      # the pairs that were averaged; None where there is none
+    cells: pd.DataFrame | None = None     # their cells
+    full: pd.DataFrame | None = None      # the cells that have no room for the effect
+
+def _decision(claim, part, chosen, pairs, left_out): # of `_chosen`; of `_evidence`
+    "The `_Decision` on a part."
+    if pairs.empty and len(left_out) and len(_compare(chosen, part)):
+        return _Decision('inconclusive', f'{_what(part)}: no pair is left.{_left_out(left_out)}')
+    if pairs.empty: return _Decision(part.missing, f'{_what(part)}: no such rows ({_where(part)}).')
+    used, cells, full = _usable(pairs, part, claim)
+    effect = effect_of(used, part, level_of(claim, part))
+    return _Decision(*_verdict(effect, cells, part, claim), effect, used, cells, full)
+
 def decide_part(claim, # a `Claim`
                 part,  # one of its parts
                 rows,  # a frame of `read_rows`
                 paper): # of `paper_rows`
     "The verdict on one comparison: a dict with `PART_COLUMNS`. `n_seeds` is that of the cell with the fewest."
-    evidence, out = _evidence(claim, part, rows)
-    result = _without_pairs(claim, part, rows, paper)
-    if evidence.empty:
-        if len(out) and len(_compare(select(rows[rows.metric == part.metric], part.where), part)):
-            return result | dict(verdict='inconclusive', reason=f'{_what(part)}: no pair is left.{_left_out(out)}')
-        return result | dict(verdict=part.missing, reason=f'{_what(part)}: no such rows ({_where(part)}).')
-    used, cells, full = _usable(evidence, part, claim)
-    e = effect_of(used, part, level_of(claim, part))
-    verdict, reason = _verdict(e, cells, part, claim)
-    return result | dict(verdict=verdict, effect=e.mean, low=e.low, high=e.high, n_seeds=min(e.seeds), seeds=_seeds_text(e.seeds),
-                         interval=e.how, archs=', '.join(sorted(set(cells.arch.dropna()))),
-                         reason=reason + _without_room(full, cells) + _left_out(out) + _unscreened(claim, part, used) + _kept(claim, part, rows, cells))
+    pairs, left_out = _evidence(claim, part, rows)
+    d = _decision(claim, part, _chosen(part, rows), pairs, left_out)
+    result = _without_pairs(claim, part, rows, paper) | dict(verdict=d.verdict, reason=d.reason)
+    if d.used is None: return result
+    notes = _without_room(d.full, d.cells) + _left_out(left_out) + _unscreened(claim, part, d.used) + _kept(claim, part, rows, d.cells)
+    e = d.effect
+    return result | dict(effect=e.mean, low=e.low, high=e.high, n_seeds=min(e.seeds), seeds=_seeds_text(e.seeds), interval=e.how,
+                         archs=', '.join(sorted(set(d.cells.arch.dropna()))), reason=d.reason + notes)
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #9095d7b1
 def decide_parts(claims, # of `load_claims`

@@ -54,12 +54,12 @@ def pairs(rows,      # a frame of one metric
           field,     # the field in which the two rows of a pair differ
           treatment, # its value on one side
           control):  # its value on the other side
-    "One line for each pair of rows: both values, their `difference` (treatment - control), and the outcomes of both."
+    "One line for each pair of rows: both values, their `difference` (treatment - control), and the outcomes and reasons of both."
     rows = rows.dropna(subset=['value'])
     others = [name for name in IDENTITY if name not in (field, 'seed', *_BROUGHT.get(field, ()))]
     keys = ['seed', *_varying(rows, others)]  # what is constant needs no matching
     one, other = (_side(rows, field, value, keys) for value in (treatment, control))
-    own = [field, 'value', 'n', *(name for name in ('images', 'outcomes') if name in rows)]
+    own = [field, 'value', 'n', *(name for name in ('images', 'outcomes', 'reason') if name in rows)]
     both = one[['seed', *others, *own]].merge(other[[*keys, *own]], on=keys, suffixes=('', '_control'))
     both = both[(both[field] != both[f'{field}_control']).astype(bool)]  # a run of one epoch has no trend
     return both.drop(columns=[field, f'{field}_control']).assign(difference=both.value - both.value_control)
@@ -130,20 +130,20 @@ RUN = [   # the fields that identify one run of training
 def screen(chosen, # the rows that a part compares
            rows,   # all rows, with the clean accuracies
            claim): # a `Claim`, with the limits
-    """The chosen rows with three columns: `end`, the last clean accuracy; `would`, a reason to leave the row out, or ''; and `why`.
+    """The chosen rows with three columns: `end`, the last clean accuracy; `reason_if_screened`, a reason to leave the row out, or ''; and `reason`.
 
-    `why` is `would`, but '' for a row of the accuracy by which networks are screened: leaving it out would select on the outcome.
+    `reason` is `reason_if_screened`, but '' for a row of the accuracy by which networks are screened: leaving it out would select on the outcome.
     """
-    clean = rows[(rows.metric == claim.learned_by) & rows.severity.isna()].dropna(subset=['value'])
+    clean = rows[(rows.metric == claim.learned_by) & rows.severity.isna() & rows.experiment.isin(chosen.experiment.unique())].dropna(subset=['value'])
     run = ['seed', *_varying(pd.concat([chosen[RUN], clean[RUN]]), [name for name in RUN if name != 'seed'])]   # what is constant needs no matching
     now = clean.drop_duplicates([*run, 'epoch'])[[*run, 'epoch', 'value']].rename(columns=dict(value='now'))
     end = clean.sort_values('epoch').drop_duplicates(run, keep='last')[[*run, 'value']].rename(columns=dict(value='end'))
     seen = chosen.merge(now, on=[*run, 'epoch'], how='left').merge(end, on=run, how='left')
     limit = lambda table: np.array([table.get(p, table.get(d, 0)) for p, d in zip(seen.profile, seen.dataset)], dtype=float)
     nothing, little = limit(claim.not_learned), limit(claim.undertrained)
-    would = np.select([seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
+    reason = np.select([seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
                       ['no clean accuracy', 'not learned', 'undertrained', 'too early'], default='')
-    return seen.assign(would=would, why=np.where(seen.metric == claim.learned_by, '', would))
+    return seen.assign(reason_if_screened=reason, reason=np.where(seen.metric == claim.learned_by, '', reason))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #8f587d69
 def _compare(rows, part): # rows: of the part's metric
@@ -153,13 +153,17 @@ def _compare(rows, part): # rows: of the part's metric
     return rows.assign(value_control=part.threshold, n_control=rows.n, difference=rows.value - part.threshold)
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #be43b135
+def _chosen(part, rows): # all rows
+    "The rows that a part compares, before any is left out."
+    return select(rows[rows.metric == part.metric], part.where)
+
 def _evidence(claim, part, rows):
     "The pairs of a part, and the rows that were left out: two frames."
-    rows = rows if 'arch' in part.where else rows[~rows.arch.isin(CONTROLS)]
-    chosen = select(rows[rows.metric == part.metric], part.where)
-    if not part.screen or chosen.empty: return _compare(chosen, part), chosen.iloc[:0].assign(why='', end=math.nan)
+    chosen = _chosen(part, rows)
+    if 'arch' not in part.where: chosen = chosen[~chosen.arch.isin(CONTROLS)]
+    if not part.screen or chosen.empty: return _compare(chosen, part), chosen.iloc[:0].assign(reason='', end=math.nan)
     seen = screen(chosen, rows, claim)
-    return _compare(seen[seen.why == ''], part), seen[~seen.why.isin(['', 'too early'])]
+    return _compare(seen[seen.reason == ''], part), seen[~seen.reason.isin(['', 'too early'])]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a006
 _OF_OUTCOMES = ('value', 'n', 'images', 'outcomes', 'value_control', 'n_control', 'images_control', 'outcomes_control')
