@@ -101,10 +101,11 @@ def completion(parser): # a `Parser` with the options of all commands
 def collect(profile, parts,
             folder): # the build folder
     "Write the rows of all planned runs and studies to rows.jsonl; returns them. Raises FileNotFoundError if there are none."
-    from nrf_repro.experiment.plan import plan, study_jobs
+    from nrf_repro.experiment.plan import plan
     from nrf_repro.results.rows import read_rows, write_rows
     places = [Path('runs', spec.id, f'{name}.jsonl') for spec in plan(profile, parts) for name in ('history', 'final')]
-    places += [Path('studies', f'{job["study"]}-s{seed}', 'rows.jsonl') for job in study_jobs(profile, parts).values() for seed in job['seeds']]
+    studies = profile.studies.items() if 'extension' in parts else ()
+    places += [Path('studies', f'{name}-s{seed}', 'rows.jsonl') for name, study in studies for seed in study.seeds]
     files = [Path(folder, place) for place in places if Path(folder, place).is_file()]
     if not files: raise FileNotFoundError(f'No rows under {folder}: no network of profile {profile.name} is trained yet.')
     rows = read_rows(*files)

@@ -150,7 +150,7 @@ def test_the_number_of_processes_is_a_setting_of_batch_norm_alone():
 
 
 def test_a_killed_process_ends_the_run_with_one_line_and_it_resumes(tmp_path):
-    spec = spec_of('gn', epochs=30)
+    spec = spec_of('gn', epochs=12)
     run = tmp_path / 'broken/runs' / spec.id
     pid = os.fork()
     if not pid:      # a process that trains by two processes, as a job does
@@ -166,15 +166,15 @@ def test_a_killed_process_ends_the_run_with_one_line_and_it_resumes(tmp_path):
     said = (tmp_path / 'said').read_text()
     assert re.fullmatch(rf'{spec.id}: process 1 of 2 was killed \(signal 9\)\. Run again to resume after the last epoch; the log is .*processes\.log\.', said), said
     kept = load_state_epochs(run / 'state.safetensors')
-    assert 1 <= kept < 30 and not (run / 'config.json').exists()
+    assert 1 <= kept < 12 and not (run / 'config.json').exists()
     assert train_network(spec, tmp_path / 'broken', progress=False) == 'trained' and train_network(spec, tmp_path / 'broken', progress=False) == 'kept'
-    one = spec_of('gn', epochs=30, processes=1)
+    one = spec_of('gn', epochs=12, processes=1)
     assert train_network(one, tmp_path / 'whole', progress=False) == 'trained'
     a, b = (read_rows(tmp_path / name) for name in ('broken', 'whole'))
     clean = [r[r.metric == 'clean_accuracy'].set_index('epoch').value for r in (a, b)]
-    assert list(clean[0].index) == list(range(1, 31)) and (clean[0] - clean[1]).abs().max() <= .2 and set(a.config_hash) == set(b.config_hash)
+    assert list(clean[0].index) == list(range(1, 13)) and (clean[0] - clean[1]).abs().max() <= .2 and set(a.config_hash) == set(b.config_hash)
     load_model(run / 'weights.safetensors')
-    count('distributed', 'torchrun: a process killed', processes=2, epochs=30, epochs_kept=kept, epochs_done_again=0)
+    count('distributed', 'torchrun: a process killed', processes=2, epochs=12, epochs_kept=kept, epochs_done_again=0)
 
 
 def load_state_epochs(path):

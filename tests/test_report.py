@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,6 +18,8 @@ from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import FIELDS, frame, make_row, paper_rows, read_rows
 from nrf_repro.studies.base import shown
 from made_up import made_up_rows
+
+ROOT = Path(__file__).parents[1]
 
 
 def history(norms=('none', 'bn'), seeds=(0, 1), epochs=(1, 2)):
@@ -193,6 +196,14 @@ def test_contrast(opened, faint_of, scheme): assert not faint_of(opened(color_sc
 
 @pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'dark')])
 def test_no_serious_accessibility_fault(faults_of, opened, width, scheme): assert not faults_of(opened(width, color_scheme=scheme))
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'reports/published').glob('*/report.html')), ids=lambda p: p.parent.name)
+def test_a_published_report_links_to_its_chapters_and_to_the_other_scales(path):
+    "A report that was rendered outside reports/build has no such links."
+    links = set(re.findall(r'href="([^"#:]+)"', path.read_text()))
+    assert links > {f'../../published/{p.name}/report.html' for p in path.parents[1].iterdir() if p != path.parent and (p / 'report.html').is_file()}
+    assert any(link.startswith('../../../nbs/') for link in links) and not [link for link in links if not (path.parent / link).exists()]
 
 
 def test_links_and_downloads_work(opened):

@@ -9,7 +9,8 @@ import torch
 from nrf_repro.studies import base as studies
 from nrf_repro.studies import small_batches as c
 from nrf_repro.experiment.profile import PARTS, load_profile
-from nrf_repro.experiment.plan import absent, study_jobs
+from nrf_repro.cli import collect
+from nrf_repro.experiment.plan import absent, study_jobs, unmeasured
 from nrf_repro.results.claims import decide, decide_parts
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import read_rows
@@ -107,6 +108,14 @@ def test_the_study_is_left_out_with_a_message_if_the_data_are_missing(monkeypatc
     p = load_profile('tiny')
     monkeypatch.setenv('NRF_DATA', str(tmp_path))
     assert absent(p, PARTS)['medical'].startswith('pneumoniamnist is not in') and 'medical' not in study_jobs(p, PARTS)
+
+
+def test_finished_rows_stay_in_the_report_if_the_data_are_missing(medical, monkeypatch, tmp_path):
+    folder, p, rows = medical
+    monkeypatch.setenv('NRF_DATA', str(tmp_path))
+    assert 'medical' in absent(p, PARTS) and len(collect(p, PARTS, folder)) == len(rows)
+    assert not any('medical' in text for text in unmeasured(p, PARTS, folder))
+    assert any(text.startswith('study medical: pneumoniamnist is not in') for text in unmeasured(p, PARTS, tmp_path))
 
 
 def test_a_norm_without_batch_sizes_is_an_error(xrays, tmp_path):

@@ -210,9 +210,13 @@ def trained_by(profile, parts, study, seeds):
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #1163f78c
 def unmeasured(profile, parts, folder):
-    "The planned studies without rows, seed by seed: a list of texts."
-    return [f'{job["study"]} (seed {seed})' for job in study_jobs(profile, parts).values() for seed in job['seeds']
-            if not Path(folder, 'studies', f'{job["study"]}-s{seed}', 'rows.jsonl').is_file()]
+    "The planned studies without rows: a list of texts, one for each seed, or one for a study whose data set is not at hand."
+    reasons, found = absent(profile, parts), []
+    for name, s in profile.studies.items() if 'extension' in parts else ():
+        seeds = [seed for seed in s.seeds if not Path(folder, 'studies', f'{name}-s{seed}', 'rows.jsonl').is_file()]
+        left_out = name in reasons and len(seeds) == len(s.seeds)
+        found += [f'study {name}: {reasons[name]}'] if left_out else [f'planned and not run: study {name} (seed {seed})' for seed in seeds]
+    return found
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #e2d25f1e
 UNKNOWN = 24 * 60  # minutes of a job for which the profile states no seconds

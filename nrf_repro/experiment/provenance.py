@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .plan import absent, plan, unmeasured
+from .plan import plan, unmeasured
 from .store import read_json
 from ..results.rows import config_hash, resolve_repo_path
 
@@ -87,9 +87,7 @@ def report_meta(profile, parts,
     notebooks = {path.stem.replace('_', ' '): f'notebooks/{path.name}'
                  for path in sorted(Path(folder, 'notebooks').glob('[!.]*.ipynb')) if path.stem != 'report'}
     planned = [asdict(spec.network) | dict(attacks=list(spec.attacks)) for spec in plan(profile, parts)]
-    missing = [f'study {name}: {reason}' for name, reason in absent(profile, parts).items()]
-    missing += [f'planned and not run: study {name}' for name in unmeasured(profile, parts, folder)]
     runs = configs(folder)
     where = {run.get('machine') for run in runs} - {None}
     return dict(about=profile.about, machine='; '.join(sorted(where)) or machine(), settings=config_hash(profile.as_dict()), lock=lock_text(),
-                data=list(_data_facts(profile, runs)), plan=planned, notebooks=notebooks, missing=missing)
+                data=list(_data_facts(profile, runs)), plan=planned, notebooks=notebooks, missing=unmeasured(profile, parts, folder))
