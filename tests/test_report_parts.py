@@ -11,7 +11,7 @@ from made_up import made_up_rows
 from nrf_repro.report import curves, forest, rendering, tables
 from nrf_repro.report.figures import LOOKS, caption, inline_figure, inline_svg, kind_name, svg_text, MARKS
 from nrf_repro.report.html import download, glossary, jsonl, mark_terms, source, stylesheet, to_latex, to_markdown
-from nrf_repro.report.readings import control_answers, control_lines, control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
+from nrf_repro.report.readings import _AS_MUCH, _in_words, control_answers, control_lines, control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from nrf_repro.report.sensitivity import needed
 from nrf_repro.report.text import NETWORK, COLUMNS, amount, duration, eps_text, number, plain
 from nrf_repro.report.verdict_table import headline_table, rule_text, shown_part, verdict_lines, verdict_table, verdicts_html
@@ -277,10 +277,10 @@ def controls_rows(drop, clean=0.): # BN loses 24 points and 0.1 of LIGS; the con
 @pytest.mark.parametrize('drop, answer', [(0., 'none of it'), (.12, 'a part'), (.24, 'all of it'), (.5, 'all of it')])
 def test_the_answer_follows_the_loss_of_the_control(drop, answer):
     found = control_answers(controls_rows(drop), CLAIMS, 'C2')
-    assert (found.answer.tolist(), found.same.tolist()) == ([answer], [4]) and answer in control_table(controls_rows(drop), CLAIMS).iloc[0, -2]
+    assert (found.answer.tolist(), found.same.tolist()) == ([answer], [4]) and control_table(controls_rows(drop), CLAIMS).iloc[0, -2] == _AS_MUCH[answer]
     question, line, *more = control_lines(controls_rows(drop), CLAIMS)
     assert question.endswith('(Rule of 2026-11-29, written after the rows were seen.)')
-    assert f'{answer}: VGG11 NF, made-up (control − none' in line and any('contradicts' in m for m in more) == (answer == 'all of it')
+    assert f'{_in_words(answer)}: VGG11 NF, made-up (control − none' in line and any('contradicts' in m for m in more) == (answer == 'all of it')
 
 
 def test_a_control_that_is_less_accurate_has_no_answer():

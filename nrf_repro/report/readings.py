@@ -82,6 +82,8 @@ def reading_3(rows): # history of one network
 # %% ../../nbs/5_how_it_works/69_readings.ipynb #de31f9ed
 ANSWERS = {('yes', 'no'): 'all of it', ('yes', 'yes'): 'a part', ('no', 'yes'): 'none of it', # does the control lose? does BN lose more?
            ('yes', 'open'): 'a part or all', ('open', 'yes'): 'none or a part'}
+_AS_MUCH = {'all of it': 'as much as BN', 'a part': 'less than BN', 'none of it': 'no clear loss', 'a part or all': 'less than BN or as much',
+            'none or a part': 'no loss, or less than BN'}   # in words
 
 def _loses(iv, part): # whether the interval lies beyond the smallest effect, wholly short of it, or across it
     return {'reproduced': 'yes', 'not reproduced': 'no'}.get(interval_verdict(iv, part.direction, part.smallest_effect), 'open')
@@ -124,7 +126,7 @@ def _points(iv): return estimate_text(iv.mean, iv.low, iv.high, 'clean')
 
 def _answer_in_table(found, c): # of `control_answers`; a line of `control_effects`
     own = found[(found[['profile', 'dataset', 'arch', 'kind']] == [c.profile, c.dataset, c.arch, c.kind]).all(axis=1)] if len(found) else found
-    return ', '.join(f'{a.answer}' + (f' ({a.why})' if a.why else '') for a in own.itertuples()) or 'not available'
+    return ', '.join(_AS_MUCH.get(a.answer, a.answer) + (f' ({a.why})' if a.why else '') for a in own.itertuples()) or 'not available'
 
 def control_table(rows,   # a frame of `read_rows`, of one profile or several
                   claims): # of `load_claims`
@@ -160,11 +162,15 @@ def _control_named(a, parts): # of `control_answers`, the number of parts of its
     same = f'; so in {a.same} of {parts} attacks' if parts > 1 else ''
     return f'{name} (control − none {_sided(a.control, a.metric)}, BN − control {_sided(a.more, a.metric)}{same})'
 
+def _in_words(answer):
+    text = _AS_MUCH.get(answer, answer)
+    return text[0].upper() + text[1:]
+
 def _control_line(claim, found): # of `control_answers`, not empty
     order, parts = [*ANSWERS.values(), 'no answer'], len(claim.parts)
     by_answer = sorted(found.groupby('answer', sort=False), key=lambda own: order.index(own[0]))
-    said = '; '.join(f'{answer}: {", ".join(_control_named(a, parts) for a in own.itertuples())}' for answer, own in by_answer)
-    return f'{claim.id}, {quantity(claim.parts[0])}: {said}.'
+    said = '. '.join(f'{_in_words(answer)}: {", ".join(_control_named(a, parts) for a in own.itertuples())}' for answer, own in by_answer)
+    return f'{claim.id}, {quantity(claim.parts[0])}. {said}.'
 
 def _against_norm(found): # of `control_answers` -> what the answers say about the cause, or nothing
     whole = list(dict.fromkeys(found[found.answer == 'all of it'].profile))
@@ -178,9 +184,6 @@ def control_lines(rows, claims): # as in `control_table`
     added = min(claims[id].controls.added for id in found)
     return [f'Does an equally well trained network without a normalisation layer lose as much as the network with BN? (Rule of {added}, written after the rows were seen.)',
             *(_control_line(claims[id], lines) for id, lines in found.items()), *_against_norm(next(iter(found.values())))]
-
-_AS_MUCH = {'all of it': 'as much as BN', 'a part': 'less than BN', 'none of it': 'no clear loss', 'a part or all': 'less than BN or as much',
-            'none or a part': 'no loss, or less than BN'}   # of each of `ANSWERS`
 
 def control_finding(rows, claims): # as in `control_table`
     "How much of BN's loss of robust accuracy each control has; and how many give no answer. Empty without controls."
