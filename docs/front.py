@@ -11,7 +11,7 @@ import verdicts
 # Which effect the line of a claim shows.
 CLAIMS = dict(C1='clean accuracy', C2='PGD ℓ2', C3='with IN', C4='LIGS without normalisation', C5='LIGS',
               C6='LIGS minus the threshold 0.9, without normalisation', C7='accuracy after training on D_rand, BN minus no normalisation',
-              C8='robust accuracy', C9='transfer success, sources without minus with BN', C10='clean accuracy')
+              C8='robust accuracy', C9='transfer success, sources without minus with BN', C10='balanced accuracy')
 SCALES = {'cifar': 'CIFAR-10, ResNet18 and VGG11 at full width, 2 or 3 seeds, 30 epochs (paper: 150)', 'cifar-cpu': 'VGG11 at a quarter of the width',
           'cifar-small': 'ResNet18, VGG11 and VGG16 at a quarter of the width, 10,000 images, undertrained', 'demo': 'digits, small ResNet18 and VGG11'}
 PARTS = {'LIGS (bn)': 'LIGS with BN', 'conflicting (bn)': 'conflicting features', 'early against final': 'early-stopped networks'}   # others: as in the report
