@@ -105,7 +105,7 @@ def control_effects(rows,       # a frame of `read_rows`, of one profile or seve
 DATA_NAMES = dict(cifar10='CIFAR-10', digits='Digits', svhn='SVHN', imagenet='ImageNet')
 
 @cache
-def _data_of(path, changed): # when: a file that is written again is read again
+def _data_of(path, changed): # changed: time of the last change, so that a file that is written again is read again
     return read_yaml(path)[0]['data']
 
 def training_images(profile, dataset, folder='reports/profiles'):
