@@ -22,7 +22,7 @@ def render(notebook):
     parts = [cell_text(c).strip() for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']]
     text = '\n\n'.join(filter(None, parts)).replace('](../', '](')       # links from the root, not from nbs/
     text = re.sub(r'\]\((\d_\w+/\w+\.ipynb)\)', r'](nbs/\1)', text)
-    return '<!-- Rendered from nbs/index.ipynb by docs/readme.py: edit the notebook. -->\n\n' + text + '\n'
+    return '<!-- Rendered from nbs/index.ipynb by docs/readme.py: edit the notebook. -->\n' + text + '\n'
 
 
 if __name__ == '__main__':
