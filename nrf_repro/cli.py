@@ -104,8 +104,8 @@ def collect(profile, parts,
     from nrf_repro.experiment.plan import plan
     from nrf_repro.results.rows import read_rows, write_rows
     places = [Path('runs', spec.id, f'{name}.jsonl') for spec in plan(profile, parts) for name in ('history', 'final')]
-    studies = profile.studies.items() if 'extension' in parts else ()
-    places += [Path('studies', f'{name}-s{seed}', 'rows.jsonl') for name, study in studies for seed in study.seeds]
+    studies = profile.planned_studies(parts)
+    places += [Path('studies', f'{name}-s{seed}', 'rows.jsonl') for name, study in studies.items() for seed in study.seeds]
     files = [Path(folder, place) for place in places if Path(folder, place).is_file()]
     if not files: raise FileNotFoundError(f'No rows under {folder}: no network of profile {profile.name} is trained yet.')
     rows = read_rows(*files)

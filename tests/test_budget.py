@@ -225,7 +225,7 @@ def test_a_tiny_budget_starts_what_has_a_place_and_leaves_no_process(tmp_path, c
 
 def test_a_network_that_fails_is_named_with_the_reason(tmp_path, capsys, monkeypatch):
     grid = TINY.grids[0].as_dict() | dict(archs={'vgg11': 1 / 64}, norms=['bn'], regimes=['standard'])      # not a multiple of 1/32
-    narrow = TINY.with_changes({'grids': [grid], 'studies': {}}, name='narrow')
+    narrow = TINY.with_changes({'name': 'narrow', 'grids': [grid], 'studies': {}})
     spent, packed = within(narrow, ('core',), tmp_path, time.monotonic() + 300, 1, tmp_path / 'archive.zip')
     assert len(spent.failed) == 1 and 'multiple of 1/32' in next(iter(spent.failed.values())) and packed is None
 

@@ -71,7 +71,6 @@ def test_a_copy_may_not_go_by_the_name_of_a_profile_that_is_there(tmp_path):
     (tmp_path / 'link/demo.yaml').symlink_to(ours.resolve())
     for fine in ('demo', ours, str(ours), tmp_path / 'link/demo.yaml', copy_.rename(tmp_path / 'mine.yaml'), tmp_path / 'gone/demo.yaml'):
         settings.check_name(fine)
-    settings.check_name(tmp_path / 'mine.yaml', folder=str(tmp_path / 'nowhere'))
 
 
 def test_names_that_are_repeated_so_that_reading_a_profile_costs_no_torch():

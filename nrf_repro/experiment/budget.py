@@ -58,11 +58,10 @@ def passes(spec): # `RunSpec`
     "Forward passes of images: in training, in monitoring, in the measurement."
     data, watch, recipe = spec.data, spec.data.watch, spec.recipe
     all_train, all_test = IMAGES.get(spec.network.dataset, (None, None))
-    train, test, epochs = data.train or all_train, data.test or all_test, spec.watched_epochs()
-    epochs = recipe.epochs if epochs is None else len(epochs)
+    train, test = data.train or all_train, data.test or all_test
     attacks = sum(_attack_passes(spec.attack(name)) for name in spec.attacks)
     return dict(train=recipe.epochs * train * (TRAIN + (recipe.attack.steps * GRADIENT if recipe.attack else 0)),
-                watch=epochs * watch.images * (1 + _attack_passes(spec.attack(watch.attack)) + LIGS),
+                watch=len(spec.watched_epochs()) * watch.images * (1 + _attack_passes(spec.attack(watch.attack)) + LIGS),
                 test=test * (1 + attacks + 2 * LIGS + UNDERFLOW))
 
 # %% ../../nbs/5_how_it_works/54_budget.ipynb #465780c4
@@ -96,7 +95,7 @@ def _grid_costs(profile, grid, arch, speed): # speed: None to measure it
     model, image = meta_network(networks[0])
     speed = speed or speed_of(specs[0])
     work = sum(sum(passes(spec).values()) for spec in specs) * multiply_adds(model, image)
-    epochs = sum(len(spec.watched_epochs() or range(spec.recipe.epochs)) for spec in specs)
+    epochs = sum(len(spec.watched_epochs()) for spec in specs)
     rows = 3 * epochs + len(specs) * (4 + len(grid.attacks))
     weights = 4 * sum(p.numel() for p in model.parameters()) * (1 + len(specs[0].data.watch.keep))
     disk = len(specs) * (weights + NOTEBOOK) + 2 * ROW * rows
@@ -112,8 +111,9 @@ def costs_text(profile, parts=PARTS, speed=None):
     table = costs(profile, parts, speed)
     total = table[['networks', 'hours', 'rows', 'disk']].sum()
     how = f'{speed:.3g} multiply-adds a second' if speed else f'speeds measured here in a second each ({resolve_device(profile)}, threads: {profile.threads})'
+    planned = profile.planned_studies(parts)
     names = dict(work='10^15 multiply-adds', speed='10^12 a second', disk='GB')
-    studies = f' Not counted: the studies {", ".join(profile.studies)}.' if profile.studies and 'extension' in parts else ''
+    studies = f' Not counted: the studies {", ".join(planned)}.' if planned else ''
     return (f'{table.rename(columns=names).to_string(index=False, float_format="{:.3g}".format)}\n'
             f'In total: {total.networks:.0f} networks, {total.hours:.3g} hours on one device, {total.rows:.0f} rows, {total.disk:.2g} GB.\n'
             f'Assumptions: {how}; a training image costs three forward passes, a gradient of an image two; attacks never stop early; '

@@ -7,13 +7,12 @@ __all__ = ['RunSpec', 'run_spec', 'plan', 'study_specs']
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #2680cc06
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from fastcore.basics import patch
 
 from .profile import ARCHS, JOB_FIELDS, NORMS, PARTS, DataSettings, NetworkId
 from ..results.rows import tf32_set
@@ -29,10 +28,8 @@ def attack_of(data, # `DataSettings`
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #319ab58a
 def recipe_of(data, network):
     "The `Recipe` of a network: the named base, changed by the recipe's settings, by those of its architecture, and by its seed."
-    from dataclasses import replace
     from nrf_repro.attacks import Attack
-    from nrf_repro.training.recipe import RECIPES
-    from nrf_repro.training.recipe import check_recipe
+    from nrf_repro.training.recipe import RECIPES, check_recipe
     settings = data.recipes[network.regime]
     given = settings.as_dict()
     given |= given.pop('archs', {}).get(network.arch, {})
@@ -102,43 +99,33 @@ class RunSpec(Settings):
     def untrained(self, train): return network_of(self.network, train)
     def precision(self): return tf32_set(self.tf32)                                      # a context
 
-# %% ../../nbs/5_how_it_works/49_plan.ipynb #83cbc9e0
-@patch
-def watched_epochs(self: RunSpec):
-    "The epochs after which the network is measured during training; None: all."
-    if self.data.watch.epochs is None: return None
-    last = self.recipe.epochs
-    return tuple(sorted({epoch for epoch in self.data.watch.epochs if epoch < last} | {last}))
+    def watched_epochs(self):
+        "The epochs after which the network is measured during training: those that the profile names, or all, and the last; a tuple."
+        named, last = self.data.watch.epochs, self.recipe.epochs
+        if named is None: return tuple(range(1, last + 1))
+        return tuple(sorted({epoch for epoch in named if epoch < last} | {last}))
 
-# %% ../../nbs/5_how_it_works/49_plan.ipynb #665acf9a
-@patch
-def monitor(self: RunSpec):
-    "The `Monitor` of the training."
-    from nrf_repro.training.loop import Monitor
-    return Monitor(self.images('watch'), self.attack(self.data.watch.attack), self.data.sigma, self.watched_epochs(), outcomes=True)
+    def monitor(self):
+        "The `Monitor` of the training."
+        from nrf_repro.training.loop import Monitor
+        return Monitor(self.images('watch'), self.attack(self.data.watch.attack), self.data.sigma, self.watched_epochs(), outcomes=True)
 
-# %% ../../nbs/5_how_it_works/49_plan.ipynb #b622bf67
-@patch
-def train_config(self: RunSpec):
-    "All that decides the weights and the history, as plain values: its hash is in the rows."
-    data, watch = self.data, self.data.watch
-    watched = watch.as_dict() | dict(attack=data.attacks[watch.attack].as_dict(), sigma=data.sigma)
-    shared = dict(processes=data.processes, sync_bn=data.sync_bn) if self.network.norm == 'bn' and data.processes > 1 else {}
-    return dict(asdict(self.network), recipe=asdict(self.recipe), train=data.train, watch=watched, threads=self.threads,
-                device=self.device, **precision_of(self), **shared)   # batch norm takes its statistics over the share of a process
+    def train_config(self):
+        "All that decides the weights and the history, as plain values: its hash is in the rows."
+        data, watch = self.data, self.data.watch
+        watched = watch.as_dict() | dict(attack=data.attacks[watch.attack].as_dict(), sigma=data.sigma)
+        shared = dict(processes=data.processes, sync_bn=data.sync_bn) if self.network.norm == 'bn' and data.processes > 1 else {}
+        return dict(asdict(self.network), recipe=asdict(self.recipe), train=data.train, watch=watched, threads=self.threads,
+                    device=self.device, **precision_of(self), **shared)   # batch norm takes its statistics over the share of a process
 
-# %% ../../nbs/5_how_it_works/49_plan.ipynb #b13bccc3
-@patch
-def measure_config(self: RunSpec, weights): # the hash of the training's settings
-    "All that decides the measurement of the trained network, as plain values."
-    attacks = {name: self.data.attacks[name].as_dict() for name in self.attacks}
-    return dict(weights=weights, attacks=attacks, sigma=self.data.sigma, test=self.data.test, **precision_of(self))
+    def measure_config(self, weights): # the hash of the training's settings
+        "All that decides the measurement of the trained network, as plain values."
+        attacks = {name: self.data.attacks[name].as_dict() for name in self.attacks}
+        return dict(weights=weights, attacks=attacks, sigma=self.data.sigma, test=self.data.test, **precision_of(self))
 
-# %% ../../nbs/5_how_it_works/49_plan.ipynb #14d6c309
-@patch
-def fields(self: RunSpec, hash, device):
-    "The fields of a row that say which network it is about."
-    return dict(asdict(self.network), profile=self.profile, config_hash=hash, device=device, threads=self.threads)
+    def fields(self, hash, device):
+        "The fields of a row that say which network it is about."
+        return dict(asdict(self.network), profile=self.profile, config_hash=hash, device=device, threads=self.threads)
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #eb5a3491
 def run_spec(profile, # `Profile`
@@ -186,7 +173,7 @@ def jobs(profile, parts=('core',)):
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #b6fc89c8
 def absent(profile, parts):
     "The studies that are left out because their data set is not at hand: a dict of name -> reason."
-    optional = {name: s.dataset for name, s in profile.studies.items() if 'extension' in parts and s.if_here}
+    optional = {name: s.dataset for name, s in profile.planned_studies(parts).items() if s.if_here}
     if not optional: return {}
     from nrf_repro.data import data_folder, is_here     # imports torch, which takes longer than the rest of a plan
     return {name: f'{dataset} is not in {data_folder(None).name}/; name the folder that has it by NRF_DATA= or --data'
@@ -196,7 +183,7 @@ def absent(profile, parts):
 def study_jobs(profile, parts=('core',)):
     "The jobs of the studies: a dict of name -> dict(study, seeds)."
     found, left_out = {}, absent(profile, parts)
-    for name, s in profile.studies.items() if 'extension' in parts else ():
+    for name, s in profile.planned_studies(parts).items():
         if name in left_out: continue
         if s.job == 'seed': found |= {f'{name}-{seed}': dict(study=name, seeds=[seed]) for seed in s.seeds}
         else: found[name] = dict(study=name, seeds=list(s.seeds))
@@ -212,7 +199,7 @@ def trained_by(profile, parts, study, seeds):
 def unmeasured(profile, parts, folder):
     "The planned studies without rows: a list of texts, one for each seed, or one for a study whose data set is not at hand."
     reasons, found = absent(profile, parts), []
-    for name, s in profile.studies.items() if 'extension' in parts else ():
+    for name, s in profile.planned_studies(parts).items():
         seeds = [seed for seed in s.seeds if not Path(folder, 'studies', f'{name}-s{seed}', 'rows.jsonl').is_file()]
         left_out = name in reasons and len(seeds) == len(s.seeds)
         found += [f'study {name}: {reasons[name]}'] if left_out else [f'planned and not run: study {name} (seed {seed})' for seed in seeds]
@@ -221,7 +208,6 @@ def unmeasured(profile, parts, folder):
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #e2d25f1e
 UNKNOWN = 24 * 60  # minutes of a job for which the profile states no seconds
 
-# %% ../../nbs/5_how_it_works/49_plan.ipynb #ee5cae14
 def time_limit(profile, specs=(), study=None, seeds=()):
     "The minutes to ask a cluster for, for the networks or the seeds of a job: four times the stated seconds, and five minutes to start."
     given = [max((grid.seconds for grid in profile.grids if spec.network in grid.networks()), key=lambda s: s or math.inf) for spec in specs]
@@ -236,13 +222,12 @@ def _line(profile, part, regimes, given, networks, times, attacks=''): # given: 
     return dict(part=part, dataset=given.dataset, archs=archs, norms=' '.join(given.norms), regimes=regimes, seeds=len(given.seeds),
                 networks=networks, attacks=attacks, minutes=minutes)
 
-# %% ../../nbs/5_how_it_works/49_plan.ipynb #250210b3
 def plan_table(profile, parts=('core',)):
     "What a profile runs: a frame with one line for each grid and each study."
     lines = []
     for grid in profile.grids:
         count = len(grid.networks())
         if grid.part in parts: lines.append(_line(profile, grid.part, ' '.join(grid.regimes), grid, count, count, ' '.join(grid.attacks)))
-    for name, s in profile.studies.items() if 'extension' in parts else ():
+    for name, s in profile.planned_studies(parts).items():
         lines.append(_line(profile, 'extension', f'study {name}', s, 0, len(s.seeds)))
     return pd.DataFrame(lines)

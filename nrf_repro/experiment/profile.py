@@ -6,7 +6,6 @@
 __all__ = ['Profile', 'profiles', 'load_profile']
 
 # %% ../../nbs/5_how_it_works/48_profile.ipynb #cc977548
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,7 +26,6 @@ JOB_FIELDS = ('dataset', 'arch', 'norm', 'regime', 'seed')
 PARTS = ('core', 'extension')                                            # of a profile; the core is the smallest complete experiment
 
 Arch, Norm, Part = Literal[ARCHS], Literal[NORMS], Literal[PARTS]
-Names = tuple[Text, ...]
 
 # %% ../../nbs/5_how_it_works/48_profile.ipynb #dfede1c6
 class AttackSettings(Settings):
@@ -60,9 +58,7 @@ class RecipeChanges(Settings):
     amp: Flag = None
     channels_last: Flag = None
     compile: Flag = None
-    seed: Natural = None
 
-# %% ../../nbs/5_how_it_works/48_profile.ipynb #ade1f21c
 class RecipeSettings(RecipeChanges):
     "A recipe: a base, changes of it, and further changes for some architectures."
     base: Literal[BASES] = 'paper'
@@ -76,7 +72,6 @@ class WatchSettings(Settings):
     epochs: tuple[Count, ...] | None      # None: after each epoch; else after these and after the last
     keep: tuple[Count, ...] = ()          # epochs whose weights are kept
 
-# %% ../../nbs/5_how_it_works/48_profile.ipynb #e186d85f
 class DataSettings(Settings):
     "A data set: sizes, attacks, recipes; `processes` train each network together."
     train: Count | None                   # images; None: all
@@ -122,8 +117,8 @@ class Networks(Settings):
 class Grid(Networks):
     "The networks of all combinations, attacked by `attacks`, and grouped into jobs by the fields `job`."
     part: Part
-    regimes: Names = Field(min_length=1)  # names of recipes
-    attacks: Names = Field(min_length=1)
+    regimes: tuple[Text, ...] = Field(min_length=1)  # names of recipes
+    attacks: tuple[Text, ...] = Field(min_length=1)
     job: tuple[Literal[JOB_FIELDS], ...]
 
     def networks(self): return self.of_regimes(self.regimes, self.seeds)
@@ -143,7 +138,6 @@ class Study(NamedTuple):
     settings: tuple = ()    # all are required
     next_too: bool = False  # takes the networks of the next seed as well
 
-# %% ../../nbs/5_how_it_works/48_profile.ipynb #329ae122
 STUDIES = {
     'testbed': Study('order', settings=('sources',)),
     'features': Study('feature_datasets', uses=('standard', 'adversarial'),
@@ -186,6 +180,10 @@ class Profile(Settings):
                 attacks += [name for name in grid.attacks if name not in attacks]
         return found
 
+    def planned_studies(self, parts):
+        "The studies of these parts: a dict of name -> `StudySettings`."
+        return self.studies if 'extension' in parts else {}
+
     def study_networks(self, study, seed=None):
         "The trained networks that a study takes with a seed (None: with all): a list of `NetworkId`."
         settings, kind = self.studies[study], STUDIES[study]
@@ -193,10 +191,9 @@ class Profile(Settings):
         if seed is not None and kind.next_too: seeds = dict.fromkeys([seed, next_seed(settings.seeds, seed)])
         return [network for own in seeds for regime in kind.uses for network in settings.of_regimes([regime], [own])]
 
-    def with_changes(self, changes, # path -> plain value, such as {'data.digits.train': 200}
-                     name=None):    # of the copy; None: the same
+    def with_changes(self, changes): # path -> plain value, such as {'data.digits.train': 200}
         "A copy with other values; keys, types and ranges are checked. Raises ValueError for a mistake."
-        values = deepcopy(self.as_dict()) | dict(name=name or self.name)
+        values = deepcopy(self.as_dict())
         for path, value in changes.items():
             *parents, key = path.split('.')
             section = values
@@ -272,14 +269,12 @@ def load_profile(name: str | Path, # of a file in `folder`, or the path of a .ya
     return parse_profile(values, path.stem, place)
 
 # %% ../../nbs/5_how_it_works/48_profile.ipynb #596d2091
-def check_name(profile,                    # as for `load_profile`
-               folder='reports/profiles'):
-    "Raises ValueError for a file outside `folder` that has the name of a profile there: their results would share a folder."
-    own = Path(profile)
-    with suppress(FileNotFoundError):      # no such folder, so no such name
-        ours = resolve_repo_path(folder) / own.name
-        if own.is_file() and ours.is_file() and not ours.samefile(own):
-            raise ValueError(f'{own}: {own.stem!r} is a profile of {folder}, and its runs and report would be overwritten. Give the file another name.')
+def check_name(profile): # as for `load_profile`
+    "Raises ValueError for a file outside reports/profiles that has the name of a profile there: their results would share a folder."
+    own, folder = Path(profile), 'reports/profiles'
+    ours = resolve_repo_path(folder) / own.name
+    if own.is_file() and ours.is_file() and not ours.samefile(own):
+        raise ValueError(f'{own}: {own.stem!r} is a profile of {folder}, and its runs and report would be overwritten. Give the file another name.')
 
 # %% ../../nbs/5_how_it_works/48_profile.ipynb #f70db0d5
 def build_root():
