@@ -22,7 +22,10 @@ from pathlib import Path
 from threading import Thread
 
 from . import __version__
-from .results.rows import is_special
+from .experiment.plan import absent, jobs, plan, plan_table, study_jobs
+from .experiment.profile import PARTS, build_folder, check_name, load_profile
+from .experiment.store import directory_lock
+from .results.rows import checkout_path, is_special, read_rows, resolve_repo_path, write_rows
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #a94820a6
 SYNONYMS = {'--eps': ('--linf', '--l2'), '--epsilon': ('--linf', '--l2'), '--gpu': ('--device',), '--cuda': ('--device',), '--output': ('--out',),
@@ -101,8 +104,6 @@ def completion(parser): # a `Parser` with the options of all commands
 def collect(profile, parts,
             folder): # the build folder
     "Write the rows of all planned runs and studies to rows.jsonl; returns them. Raises FileNotFoundError if there are none."
-    from nrf_repro.experiment.plan import plan
-    from nrf_repro.results.rows import read_rows, write_rows
     places = [Path('runs', spec.id, f'{name}.jsonl') for spec in plan(profile, parts) for name in ('history', 'final')]
     studies = profile.planned_studies(parts)
     places += [Path('studies', f'{name}-s{seed}', 'rows.jsonl') for name, study in studies.items() for seed in study.seeds]
@@ -133,11 +134,10 @@ def _run_printed(words, **how):
         raise
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #80a80eb5
-def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_fds: locks that it holds
+def snakemake(profile, parts, folder, pattern, target, *more, pass_fds=()): # pattern: of the jobs' names; pass_fds: locks that it holds
     "Run Snakemake up to a target; returns the exit status."
-    from nrf_repro.results.rows import resolve_repo_path
     words = [sys.executable, '-m', 'snakemake', target, '--snakefile', resolve_repo_path('reports/Snakefile'), '--directory', folder,
-             '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={jobs}', '--scheduler', 'greedy',
+             '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={pattern}', '--scheduler', 'greedy',
              '--nolock', '--rerun-incomplete', '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
     env = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}')   # jobs use this Python
     if data := os.environ.get('NRF_DATA'): env['NRF_DATA'] = str(Path(data).resolve())
@@ -145,14 +145,11 @@ def snakemake(profile, parts, folder, jobs, target, *more, pass_fds=()): # pass_
 
 def _check_packages(profile, parts):
     "Raises ModuleNotFoundError unless the packages are installed that run the jobs."
-    from nrf_repro.experiment.plan import study_jobs
     attacked = {job['study'] for job in study_jobs(profile, parts).values()} & {'adequacy', 'regularization', 'transfer'}
     check_installed('snakemake', 'papermill', 'ipykernel', 'nbformat', *(['torchattacks'] if attacked else []))
 
 def _check_jobs(profile, parts, pattern):
     "Raises ValueError for a pattern that no job has."
-    from nrf_repro.experiment.plan import jobs, study_jobs
-    from nrf_repro.experiment.profile import PARTS
     here = [*jobs(profile, parts), *study_jobs(profile, parts)]
     if any(fnmatch(name, pattern) for name in here): return
     more = [name for name in (*jobs(profile, PARTS), *study_jobs(profile, PARTS)) if name not in here]
@@ -164,7 +161,6 @@ def _check_jobs(profile, parts, pattern):
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #a0e9da05
 def plan_text(profile, parts):
     "What a profile runs: a text with a table."
-    from nrf_repro.experiment.plan import absent, plan_table
     table = plan_table(profile, parts).astype(dict(minutes=float))   # None becomes NaN
     core = f' The core takes about {profile.minutes} min on {profile.cores} cores.' if profile.minutes and profile.cores else ''
     left_out = ''.join(f'\nLeft out: study {name}: {reason}.' for name, reason in absent(profile, parts).items())
@@ -174,9 +170,6 @@ def plan_text(profile, parts):
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #a62581b5
 def _report(a, parts): # arguments
     "Run what is missing and render the report; returns the exit status."
-    from nrf_repro.experiment.profile import build_folder, load_profile
-    from nrf_repro.experiment.store import directory_lock
-    from nrf_repro.results.rows import resolve_repo_path
     if a.cores is not None and a.cores < 1: raise ValueError(f'--cores {a.cores}: give at least 1, or leave it out.')
     profile = load_profile(a.profile)
     _check_jobs(profile, parts, a.jobs)
@@ -274,7 +267,8 @@ def build_parser(command=None): # the command that is given, if known; 'all': ev
         c = add_command(name, help, profile=name == 'restore', parts=False)
         if command in (name, 'all'):
             module = import_module(f'nrf_repro.{module}')
-            module.add_arguments(c).set_defaults(do=module.run)
+            module.add_arguments(c)
+            c.set_defaults(do=module.run)
             if name in OUTPUTS: c.add_argument('--force', action='store_true', help='overwrite a file that nrf_repro did not write')
     add_command('completion', 'print a script that completes commands and options in bash', profile=False)
     return p
@@ -289,9 +283,7 @@ def _parse_parameters(text):
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #1715af80
 def _print_plan(a, parts, profile):
     if a.speed is not None and not 0 < a.speed < float('inf'): raise ValueError(f'--speed {a.speed}: give multiply-adds a second, such as 2e13.')
-    if a.json:
-        from nrf_repro.experiment.plan import plan_table
-        return print(plan_table(profile, parts).to_json(orient='records', indent=1))
+    if a.json: return print(plan_table(profile, parts).to_json(orient='records', indent=1))
     print(plan_text(profile, parts), flush=True)
     if a.no_costs: return
     from nrf_repro.experiment.budget import costs_text
@@ -322,7 +314,6 @@ def run(a): # arguments
     if a.command == 'notebook':
         from nrf_repro.experiment.notebooks import run_notebook
         return run_notebook(a.template, a.out, _parse_parameters(a.parameters), a.done) or 0
-    from nrf_repro.experiment.profile import PARTS, build_folder, check_name, load_profile
     if not getattr(a, 'folder', None): check_name(a.profile)
     parts = PARTS if getattr(a, 'all', False) else ('core',)
     if a.command == 'report':
@@ -335,7 +326,6 @@ def run(a): # arguments
     if a.command == 'rows': print(f'{len(collect(profile, parts, build_folder(profile, a.folder)))} rows')
     if a.command == 'publish':
         from nrf_repro.experiment.published import publish
-        from nrf_repro.results.rows import checkout_path
         print(publish(profile, build_folder(profile, a.folder), a.to or checkout_path('reports/published', 'pass --to FOLDER')))
     return 0
 

@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -28,10 +28,10 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from ..data import data_folder, is_here
-from .plan import RunSpec, plan
+from .plan import plan
 from .profile import PARTS, build_folder, check_name, load_profile
 from .run import final_rows, history_rows
-from .store import RUN_FILES, WEIGHTS, WEIGHTS_8BIT, directory_lock, is_finished, read_json
+from .store import RUN_FILES, WEIGHTS, WEIGHTS_8BIT, directory_lock, read_json
 from ..models import load_model, model_config, save_model
 from ..results.rows import complete, config_hash, describe, read_rows, source_hash
 from ..results.schema import Natural, Place, Settings, parse
@@ -63,8 +63,7 @@ def _atomic_zip(out):
         os.replace(draft, out)
     except OSError as e:
         raise OSError(f'{out} cannot be written ({e.strerror or e}): make room, or name another file. Nothing was changed.') from None
-    finally:
-        with suppress(OSError): draft.unlink()
+    finally: draft.unlink(missing_ok=True)
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #1f3597ca
 LIMIT = 60_000_000  # bytes
@@ -78,29 +77,27 @@ class Packed(NamedTuple):
 
 def write_archive(
     folder,       # a build folder, with runs/
-    names,        # of networks, in the order in which their weights are packed
+    names,        # of finished runs, in the order in which their weights are packed
     out,          # the zip file; replaced if it exists
     limit=LIMIT,  # bytes of the whole file
 ):
-    """Pack all finished runs, and as many weights as the limit allows; returns `Packed`.
+    """Pack finished runs, and as many of their weights as the limit allows; returns `Packed`.
 
-    Raises ValueError if the rows alone exceed the limit, FileNotFoundError if no run is finished, OSError if the file can't be written.
+    Raises ValueError if the rows alone exceed the limit, OSError if the file can't be written.
     """
     runs, out, networks = Path(folder, 'runs'), Path(out), []
-    done = [name for name in names if is_finished(runs / name)]
-    if not done: raise FileNotFoundError(f'{folder} has no finished run of these {len(names)} networks: there is nothing to pack yet.')
     with _atomic_zip(out) as z:
-        for name in done:
+        for name in names:
             for file in RUN_FILES: _add(z, f'runs/{name}/{file}', runs / name / file, zipfile.ZIP_DEFLATED)
         if _size(z) > limit:
-            raise ValueError(f'limit {limit:,}: the rows of {len(done)} runs take {_size(z):,} bytes without any network. Raise the limit.')
-        for name in done:
+            raise ValueError(f'limit {limit:,}: the rows of {len(names)} runs take {_size(z):,} bytes without any network. Raise the limit.')
+        for name in names:
             if (path := _eight_bits(runs / name)) is None: continue
             place = f'networks/{name}.safetensors'
             if _size(z) + _entry_size(place, path.stat().st_size) > limit: break
             _add(z, place, path, zipfile.ZIP_STORED)
             networks.append(name)
-    return Packed(out, tuple(done), tuple(networks), out.stat().st_size)
+    return Packed(out, tuple(names), tuple(networks), out.stat().st_size)
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #9ba6bc55
 LARGEST = {'.json': 10**6, '.jsonl': 10**7, '.safetensors': 2 * 10**8, '.md': 10**6}  # bytes of a file
@@ -144,7 +141,7 @@ def _members(source, stack): # a zip file or a folder, an ExitStack that closes 
         if path.is_file(): yield zipfile.ZipInfo.from_file(path, name, strict_timestamps=False), partial(open, path, 'rb')
 
 def _unpack(source, into): # a zip file or a folder, an empty folder
-    "Copy the files of an archive; returns the sorted names of its runs, and the names of its networks."
+    "Copy the files of an archive; returns the sorted names of its runs."
     with _naming(source), ExitStack() as stack:
         opened = dict(_members(source, stack))
         members = list(opened)
@@ -158,7 +155,7 @@ def _unpack(source, into): # a zip file or a folder, an empty folder
     runs, networks = ({m[kind] for m in found} - {None} for kind in ('run', 'network'))
     if not runs: raise ValueError(f'{source} holds no run: an archive has runs/<network>/{RUN_FILES[0]}.')
     if lost := networks - runs: raise ValueError(f'{source}: networks/{min(lost)}.safetensors has no run: its rows are missing.')
-    return sorted(runs), networks
+    return sorted(runs)
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #7ba96a4b
 def _read_strictly(path):
@@ -200,20 +197,13 @@ def _check_settings(path, here, images, profile):
     return beside.hash
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #cf087dbc
-class _AllKept:
-    "Stands for the stored values of a measurement: all values are there, so none is computed."
-    def __init__(self, n): self.values = torch.zeros(n, dtype=torch.float64), 0.
-    def get(self, name, default): return self.values
-
-def _expected_history(spec, hash):
-    "The rows that the training writes, without their values."
-    images = spec.images('watch')
-    seen = pd.DataFrame(dict(epoch=spec.watched_epochs()))
-    return history_rows(seen.assign(clean_accuracy=0., robust_accuracy=0., ligs=0., seconds=0.), spec, images, hash, 'cpu')
-
-def _expected_final(spec, images, hash):
-    "The rows that the measurement writes, without their values."
-    return list(final_rows(None, images, spec, hash, 'cpu', _AllKept(len(images))))
+def _expected_rows(spec, test, trained, measured): # the test images, and the hashes of the settings
+    "The rows that training and measurement write, without their values: a dict of file -> list of rows."
+    history = pd.DataFrame(dict(epoch=spec.watched_epochs())).assign(clean_accuracy=0., robust_accuracy=0., ligs=0., seconds=0.)
+    measurements = ['clean_accuracy', *spec.attacks, 'ligs', 'ligs_plain', 'vanished']
+    kept = dict.fromkeys(measurements, (torch.zeros(len(test), dtype=torch.float64), 0.))   # all values are there, so none is computed
+    return {'history.jsonl': history_rows(history, spec, spec.images('watch'), trained, 'cpu'),
+            'final.jsonl': list(final_rows(None, test, spec, measured, 'cpu', kept, save=None))}
 
 def _check_row(row, wanted, name):
     "Raises ValueError unless a row has a value, and the number of images and the settings of the profile."
@@ -250,39 +240,32 @@ def _check_network(path, spec, train):
     if bad := [name for name, w in weights.items() if not w.isfinite().all()]: raise ValueError(f'its weight {bad[0]} holds NaN or an infinite value.')
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #4ba8bb4d
-class Checked(NamedTuple):
-    "A run that was checked."
-    spec: RunSpec
-    place: Path             # its folder
-    network: Path | None    # its file
-    sources: set            # hashes of the code that made its rows
-
 def _images(spec, split):
     if not is_here(spec.network.dataset, split):
         raise FileNotFoundError(f'The images of {spec.network.dataset} are not in {data_folder()}: name the folder that holds them by NRF_DATA= or --data. '
                                 'The runs cannot be checked without them. Nothing was changed.')
     return spec.images(split)
 
-def _check_run(spec, place, network, accepted): # network: a file, or None
-    "A run's files are right in every respect; returns it as `Checked`."
-    train, test, sources = _images(spec, 'train'), _images(spec, 'test'), set()
-    with _naming(f'{spec.id}/config.json'): trained = _check_settings(place / 'config.json', spec.train_config(), train, spec.profile)
-    with _naming(f'{spec.id}/attack.json'): measured = _check_settings(place / 'attack.json', spec.measure_config(trained), test, spec.profile)
-    for name, wanted in dict(history=_expected_history(spec, trained), final=_expected_final(spec, test, measured)).items():
-        with _naming(f'{spec.id}/{name}.jsonl'): sources |= _check_rows(place / f'{name}.jsonl', wanted, accepted)
-    if network:
+def _check_run(spec, place, accepted): # place: the unpacked archive
+    "Raises ValueError unless all files of a run are right; returns the hashes of the code that made its rows."
+    run, network, sources = place / 'runs' / spec.id, place / 'networks' / f'{spec.id}.safetensors', set()
+    train, test = _images(spec, 'train'), _images(spec, 'test')
+    with _naming(f'{spec.id}/config.json'): trained = _check_settings(run / 'config.json', spec.train_config(), train, spec.profile)
+    with _naming(f'{spec.id}/attack.json'): measured = _check_settings(run / 'attack.json', spec.measure_config(trained), test, spec.profile)
+    for name, wanted in _expected_rows(spec, test, trained, measured).items():
+        with _naming(f'{spec.id}/{name}'): sources |= _check_rows(run / name, wanted, accepted)
+    if network.is_file():
         with _naming(f'networks/{network.name}'): _check_network(network, spec, train)
-    return Checked(spec, place, network, sources)
+    return sources
 
-def _check_all(profile, place, names, networks, accepted): # place: the unpacked archive
-    "All runs of an unpacked archive, checked."
+def _check_all(profile, place, names, accepted):
+    "The runs of an unpacked archive, all checked: a dict of `RunSpec` -> the hashes of the code that made its rows."
     specs = {spec.id: spec for spec in plan(profile, PARTS)}
     for name in names:
         if name not in specs: raise ValueError(f'{name} is no network of profile {profile.name}: is the archive of another profile? Nothing was changed.')
         if lost := [file for file in RUN_FILES if not (place / 'runs' / name / file).is_file()]:
             raise ValueError(f'{name} has no {lost[0]}: the run is not finished, or the archive is incomplete. Nothing was changed.')
-    return [_check_run(specs[name], place / 'runs' / name, place / 'networks' / f'{name}.safetensors' if name in networks else None, accepted)
-            for name in names]
+    return {specs[name]: _check_run(specs[name], place, accepted) for name in names}
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #0c3b88d6
 def _is_there(spec, run):
@@ -291,34 +274,29 @@ def _is_there(spec, run):
     if read_json(run / 'config.json').get('hash') == config_hash(spec.train_config()): return True
     raise ValueError(f'{run} holds a network of other settings, or one that is not trained to the end: finish it, or move the folder away. Nothing was changed.')
 
-def _copy(checked, into):
+def _copy(spec, place, into): # place: the unpacked archive
     "Write the files of a run as the build folder has them."
+    network = place / 'networks' / f'{spec.id}.safetensors'
     try:
         into.mkdir(parents=True)
-        for name in RUN_FILES: shutil.copyfile(checked.place / name, into / name)
-        if checked.network: shutil.copyfile(checked.network, into / WEIGHTS_8BIT)
+        for name in RUN_FILES: shutil.copyfile(place / 'runs' / spec.id / name, into / name)
+        if network.is_file(): shutil.copyfile(network, into / WEIGHTS_8BIT)
     except OSError as e: raise OSError(f'{into.parent.parent} cannot be written ({e.strerror}): make room. Nothing was changed.') from None
 
-def _rename(new, run):
-    "Put a folder in its place, where there is nothing or an unused lock."
-    run.parent.mkdir(exist_ok=True)
-    if run.exists():
-        with directory_lock(run, wait=False): (run / '.lock').unlink()
-        run.rmdir()
-    new.rename(run)
-
-def _place(runs, folder):
-    "Copy checked runs beside the others, then rename each into its place; returns the names of those that were there."
+def _place(specs, place, folder):
+    "Copy checked runs beside the others, then rename each into its place; returns those that were not there."
     draft = folder / '.gather'
     with directory_lock(folder, wait=False):
-        there = [r.spec.id for r in runs if _is_there(r.spec, folder / 'runs' / r.spec.id)]
-        new = [r for r in runs if r.spec.id not in there]
+        new = [spec for spec in specs if not _is_there(spec, folder / 'runs' / spec.id)]
         shutil.rmtree(draft, ignore_errors=True)    # of a process that was killed
         try:
-            for r in new: _copy(r, draft / r.spec.id)
-            for r in new: _rename(draft / r.spec.id, folder / 'runs' / r.spec.id)
+            for spec in new: _copy(spec, place, draft / spec.id)
+            for spec in new:
+                run = folder / 'runs' / spec.id
+                with directory_lock(run, wait=False): (run / '.lock').unlink()
+                (draft / spec.id).rename(run)       # onto an empty folder
         finally: shutil.rmtree(draft, ignore_errors=True)
-    return there
+    return new
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #fecc5144
 class Gathered(NamedTuple):
@@ -345,12 +323,12 @@ def gather(
     if not (source.is_file() or source.is_dir()):
         raise FileNotFoundError(f'{source} is not there: name a zip file that `nrf-repro report --budget` wrote, or a folder with its files.')
     with tempfile.TemporaryDirectory(prefix='nrf-') as place:
-        names, networks = _unpack(source, Path(place))
-        checked = _check_all(profile, Path(place), names, networks, set(sources))
-        there = _place(checked, folder)
-    new = [run for run in checked if run.spec.id not in there]
-    made = Counter(hash for run in new for hash in sorted(run.sources))
-    return Gathered(tuple(run.spec.id for run in new), tuple(there), tuple(run.spec.id for run in new if run.network), dict(made))
+        checked = _check_all(profile, Path(place), _unpack(source, Path(place)), set(sources))
+        new = _place(checked, Path(place), folder)
+    kept = tuple(spec.id for spec in checked if spec not in new)
+    networks = tuple(spec.id for spec in new if (folder / 'runs' / spec.id / WEIGHTS_8BIT).is_file())
+    made = Counter(hash for spec in new for hash in sorted(checked[spec]))
+    return Gathered(tuple(spec.id for spec in new), kept, networks, dict(made))
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #59c14c4c
 def add_arguments(parser):
@@ -361,7 +339,6 @@ def add_arguments(parser):
     add('--source', action='append', default=[], dest='sources', metavar='HASH', help='accept rows of the code with this source hash; may be given again')
     add('--data', help='folder of the data sets; the same as NRF_DATA')
     add('--folder', help='the build folder; default: reports/build/<profile> in a clone, else nrf-build/<profile>')
-    return parser
 
 def run(a) -> int: # arguments
     "Gather the runs and print one line for each; returns the exit status."

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from fastcore.basics import patch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import SIZES
@@ -28,7 +27,7 @@ from .archive import write_archive
 from .plan import RunSpec, plan, resolve_device, run_spec
 from .profile import PARTS, build_folder, load_profile
 from .run import measure_network, train_network
-from .store import directory_lock, is_finished, read_json, write_json
+from .store import directory_lock, read_json, write_json
 from ..models import build_model
 from ..results.rows import config_hash
 
@@ -208,61 +207,54 @@ class Schedule:
 
     def left(self): return self.end - self.reserve - time.monotonic()
 
-# %% ../../nbs/5_how_it_works/54_budget.ipynb #892a0e62
-@patch
-def _collect(self:Schedule):
-    "Remove the networks that ended from `running`; returns those that are done."
-    new = []
-    for spec, (process, began) in list(self.running.items()):
-        if (status := process.status()) is None: continue
-        del self.running[spec]
-        seconds = time.monotonic() - began
-        self.seconds[_kind(spec)] = max(seconds, self.seconds.get(_kind(spec), 0.))
-        if status: self.failed[spec] = process.last_line()
-        else: new.append(spec)
-        print(f'{spec.id}  {"failed: " + self.failed[spec] if status else f"done in {seconds:.0f} s"}; {self.left():.0f} s left', flush=True)
-    self.done += new
-    return new
+    def _collect(self):
+        "Remove the networks that ended from `running`; returns those that are done."
+        new = []
+        for spec, (process, began) in list(self.running.items()):
+            if (status := process.status()) is None: continue
+            del self.running[spec]
+            seconds = time.monotonic() - began
+            self.seconds[_kind(spec)] = max(seconds, self.seconds.get(_kind(spec), 0.))
+            if status: self.failed[spec] = process.last_line()
+            else: new.append(spec)
+            print(f'{spec.id}  {"failed: " + self.failed[spec] if status else f"done in {seconds:.0f} s"}; {self.left():.0f} s left', flush=True)
+        self.done += new
+        return new
 
-@patch
-def _fill(self:Schedule):
-    "Start networks while there are free places and time."
-    fitting = [spec for spec in self.waiting if self.seconds.get(_kind(spec), 0.) < self.left()]
-    for spec in fitting[:self.parallel - len(self.running)]:
-        print(f'start  {spec.id}  {self.left():.0f} s left', flush=True)
-        self.waiting.remove(spec)
-        self.running[spec] = self.start(spec), time.monotonic()
+    def _fill(self):
+        "Start networks while there are free places and time."
+        fitting = [spec for spec in self.waiting if self.seconds.get(_kind(spec), 0.) < self.left()]
+        for spec in fitting[:self.parallel - len(self.running)]:
+            print(f'start  {spec.id}  {self.left():.0f} s left', flush=True)
+            self.waiting.remove(spec)
+            self.running[spec] = self.start(spec), time.monotonic()
 
-@patch
-def _pack_done(self:Schedule):
-    began = time.monotonic()
-    self.archive = self.pack()
-    self.reserve = max(self.reserve, 1.5 * (time.monotonic() - began))
+    def _pack_done(self):
+        began = time.monotonic()
+        self.archive = self.pack()
+        self.reserve = max(self.reserve, 1.5 * (time.monotonic() - began))
 
-# %% ../../nbs/5_how_it_works/54_budget.ipynb #99b01471
-@patch
-def spend(self:Schedule):
-    "Run until all networks are done, none fits, or the time is over; returns `Spent`. Stops whatever still runs."
-    try:
-        while self.left() > 0:
+    def spend(self):
+        "Run until all networks are done, none fits, or the time is over; returns `Spent`. Stops whatever still runs."
+        try:
+            while self.left() > 0:
+                new = self._collect()
+                self._fill()            # first, so that no place is free while the archive is written
+                if new: self._pack_done()
+                if not self.running: break
+                time.sleep(.1)
             new = self._collect()
-            self._fill()            # first, so that no place is free while the archive is written
-            if new: self._pack_done()
-            if not self.running: break
-            time.sleep(.1)
-        new = self._collect()
-        stopped = list(self.running)
-    finally:
-        for process, _ in self.running.values(): process.stop()
-    if new: self._pack_done()
-    return Spent(self.done, self.failed, stopped, self.waiting)
+            stopped = list(self.running)
+        finally:
+            for process, _ in self.running.values(): process.stop()
+        if new: self._pack_done()
+        return Spent(self.done, self.failed, stopped, self.waiting)
 
 # %% ../../nbs/5_how_it_works/54_budget.ipynb #bf73bd8d
 def is_done(spec, folder):
     "Whether a build folder holds this network, trained and measured with these settings."
     run = Path(folder, 'runs', spec.id)
-    if not is_finished(run): return False
-    trained, measured = (read_json(run / name)['hash'] for name in ('config.json', 'attack.json'))
+    trained, measured = (read_json(run / name).get('hash') for name in ('config.json', 'attack.json'))
     return trained == config_hash(spec.train_config()) and measured == config_hash(spec.measure_config(trained))
 
 def default_parallel(profile):

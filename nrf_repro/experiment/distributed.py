@@ -19,21 +19,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from .plan import resolve_device
+from .plan import RunSpec, resolve_device
+from .run import train_run
 from .store import write_json
 
 # %% ../../nbs/4_consequences/24_data_parallel.ipynb #c15f1b4c
 class ProcessGroup:
-    """The processes that train a network together; `torch.distributed` must be initialised.
-
-    Raises ValueError for `sync_bn` on the CPU, where torch has no synchronised BN.
-    """
+    "The processes that train a network together; `torch.distributed` must be initialised."
     def __init__(self, sync_bn=False): # share BN's means and variances over all processes
         self.rank, self.size, self.sync_bn = dist.get_rank(), dist.get_world_size(), sync_bn
         self.is_main = self.rank == 0  # the process that writes
         self.device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if dist.get_backend() == 'nccl' else 'cpu'
-        if sync_bn and self.device == 'cpu':
-            raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU. Set it to false.')
 
     def wrap(self, model):
         "The model for the forward pass: the backward pass averages its gradients over the processes."
@@ -83,7 +79,7 @@ def launch(
     settings = run / 'spec.json'
     write_json(settings, spec.model_dump(mode='json', exclude_unset=True))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', spec.processes, '-m', 'nrf_repro.experiment',
-               '--spec', settings, '--into', run]
+               settings, run]
     with open(run / 'processes.log', 'w', encoding='utf-8') as log:
         status = subprocess.run([str(w) for w in command], stdout=log, stderr=subprocess.STDOUT).returncode
     if status: raise RuntimeError(f'{spec.id}: {failure_summary(log.name, spec.processes)} Run again to resume after the last epoch; the log is {log.name}.')
@@ -100,16 +96,17 @@ def failure_summary(log, processes): # path of the log; how many processes wrote
 
 # %% ../../nbs/4_consequences/24_data_parallel.ipynb #31505fbf
 def run_worker(
-    train,     # (ProcessGroup) -> None: trains the network
-    device,    # 'cuda' or 'cpu'
-    sync_bn,   # does the network need synchronised BN?
+    settings, # a JSON file with the `RunSpec`
+    run,      # the network's own folder
 ):
-    "Join the process group, train, and leave it; an error ends the process with one line."
+    "Train a network as one of the processes that `launch` starts; an error ends the process with one line."
     if 'RANK' not in os.environ:
         sys.exit('nrf_repro.experiment: start it by torchrun: python -m torch.distributed.run --nproc-per-node 2 -m nrf_repro.experiment ...')
+    spec = RunSpec.model_validate_json(Path(settings).read_text(encoding='utf-8'))
+    device = resolve_device(spec)
     dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
     if device == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    try: train(ProcessGroup(sync_bn))
+    try: train_run(spec, Path(run), progress=False, team=ProcessGroup(needs_sync_bn(spec)))
     except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'nrf_repro.experiment: {e}')
     except RuntimeError as e:
         sys.exit(f'nrf_repro.experiment: process {dist.get_rank()} lost the connection to the others ({" ".join(str(e).split())[:200]}).')

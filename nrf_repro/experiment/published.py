@@ -35,6 +35,18 @@ def rows_of_network(rows, network):
     return rows[(rows[list(NETWORK_FIELDS)] == pd.Series(vars(network))).all(axis=1)]
 
 # %% ../../nbs/5_how_it_works/56_published.ipynb #b132be64
+KIND = ('dataset', 'arch', 'width', 'norm', 'regime')  # networks of one kind differ only in the seed
+FLOAT32_LIMIT = 1_000_000  # bytes: a larger network is published in eight bits
+
+def _pack_run(run, out):
+    "Write one network; its bits and kilobytes."
+    stored = weights_file(run)
+    file = Path(out, f'{run.name}.safetensors')
+    bits = 32 if stored.name == WEIGHTS and stored.stat().st_size < FLOAT32_LIMIT else 8
+    if stored.name == WEIGHTS: save_model(load_model(stored), file, bits)
+    else: shutil.copyfile(stored, file)
+    return dict(bits=bits, kilobytes=round(file.stat().st_size / 1e3))
+
 def pack_runs(
     folder,  # a build folder, with runs/
     out,     # folder for the networks and networks.json
@@ -52,19 +64,6 @@ def pack_runs(
         listed[run.name] = dict(_pack_run(run, out), trained_by=hash)
     write_json(Path(out, 'networks.json'), listed)
     return listed
-
-# %% ../../nbs/5_how_it_works/56_published.ipynb #a63d98d5
-KIND = ('dataset', 'arch', 'width', 'norm', 'regime')  # networks of one kind differ only in the seed
-FLOAT32_LIMIT = 1_000_000  # bytes: a larger network is published in eight bits
-
-def _pack_run(run, out):
-    "Write one network; its bits and kilobytes."
-    stored = weights_file(run)
-    file = Path(out, f'{run.name}.safetensors')
-    bits = 32 if stored.name == WEIGHTS and stored.stat().st_size < FLOAT32_LIMIT else 8
-    if stored.name == WEIGHTS: save_model(load_model(stored), file, bits)
-    else: shutil.copyfile(stored, file)
-    return dict(bits=bits, kilobytes=round(file.stat().st_size / 1e3))
 
 # %% ../../nbs/5_how_it_works/56_published.ipynb #0f037279
 def publish(profile, # `Profile`
@@ -212,7 +211,6 @@ def restore(profile,   # `Profile`
 def add_arguments(parser):
     "Add the options of `nrf-repro restore`; the command adds the profile."
     parser.add_argument('--folder', help='the build folder; default: reports/build/<profile> in a clone, else nrf-build/<profile>')
-    return parser
 
 def run(a) -> int: # arguments
     "Restore a published profile into its build folder; returns the exit status."

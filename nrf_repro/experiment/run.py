@@ -12,11 +12,18 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..attacks import gradient_underflows, robust_correct
 from .plan import attack_fields, resolve_device
 from .provenance import machine
 from .store import WEIGHTS, directory_lock, read_json, weights_file, write_json
+from ..features import ligs
+from ..models import load_model, save_model, save_tensors
 from ..results.outcomes import count_outcomes, outcome_fields
 from ..results.rows import config_hash, make_row, write_rows
+from ..training.loop import SINGLE_PROCESS, correct, fit
 
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #42e7d654
 def history_rows(history, spec, images, hash, device): # frame of `fit`; images: those of the monitor
@@ -26,44 +33,31 @@ def history_rows(history, spec, images, hash, device): # frame of `fit`; images:
     rows = []
     for record in history.dropna(subset='clean_accuracy').to_dict('records'):
         for metric in ('clean_accuracy', 'robust_accuracy', 'ligs'):
-            if metric not in record: continue
             rows.append(make_row(experiment='history', metric=metric, epoch=int(record['epoch']), value=record[metric],
                                  seconds=record['seconds'], **_outcomes(record.get(f'{metric}_outcomes'), images),
                                  **more.get(metric, {}), **spec.fields(hash, device)))
     return rows
 
-# %% ../../nbs/5_how_it_works/51_runs.ipynb #dca6fc1f
 def _outcomes(text, images):
     "The fields n, outcomes and images of a row of a history: a dict."
     if not isinstance(text, str): return dict(n=len(images))
     return dict(n=count_outcomes(text, len(images)), outcomes=text, images=images.fingerprint)
 
-# %% ../../nbs/5_how_it_works/51_runs.ipynb #3a6fe74c
-def checkpoint_callback(spec, run):
-    "A function that `fit` calls after each epoch; it saves the weights of the epochs to keep."
-    from nrf_repro.models import save_model
-    def save(epoch, model, record):
-        if epoch in spec.data.watch.keep: save_model(model, run / f'weights-{epoch}.safetensors')
-    return save
-
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #82598714
 def train_run(spec,
               run,           # the network's own folder
               progress=True, # show a bar
-              team=None):    # of `distributed`, where several processes train the network together
+              team=SINGLE_PROCESS): # or a `ProcessGroup`, where several processes train the network together
     "Train a network, or continue where it was interrupted; returns nothing. Weights, history rows and settings are written to its folder."
-    import torch
-    from nrf_repro.models import save_model
-    from nrf_repro.training.loop import SINGLE_PROCESS, fit
     torch.set_num_threads(spec.threads)
-    team, train, monitor = team or SINGLE_PROCESS, spec.images('train'), spec.monitor()
-    device = getattr(team, 'device', None) or resolve_device(spec)
+    device, train, monitor = resolve_device(spec), spec.images('train'), spec.monitor()
     model = spec.untrained(train).to(device)
-    history = fit(model, train, spec.recipe, monitor=monitor, folder=run, on_epoch=checkpoint_callback(spec, run) if team.is_main else None,
-                  progress=progress and team.is_main, team=team)
+    def keep(epoch, model, record):
+        if team.is_main and epoch in spec.data.watch.keep: save_model(model, run / f'weights-{epoch}.safetensors')
+    history = fit(model, train, spec.recipe, monitor=monitor, folder=run, on_epoch=keep, progress=progress and team.is_main, team=team)
     if not team.is_main: return
     config = spec.train_config()
-    write_rows(run / 'history.jsonl', history_rows(history, spec, monitor.images, config_hash(config), torch.device(device).type))
+    write_rows(run / 'history.jsonl', history_rows(history, spec, monitor.images, config_hash(config), device))
     save_model(model, run / WEIGHTS)
     lossless = getattr(train, 'lossless', None)    # of each image: was it never compressed with losses? None: unknown
     lossy = None if lossless is None else int((~lossless).sum())
@@ -88,13 +82,11 @@ def train_network(spec,            # `RunSpec`
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #e1c853ee
 BLOCK = 1000  # images
 
-# %% ../../nbs/5_how_it_works/51_runs.ipynb #0519f43b
 def in_blocks(values, # (x, y) -> one number for each image
               x, y, name,
               kept,   # name -> (values, seconds) of earlier blocks
               save):  # called with `kept` after each block
     "The values of all images (float64), and the seconds that they took; blocks that are kept are not computed again."
-    import torch
     done, seconds = kept.get(name, (torch.zeros(0, dtype=torch.float64), 0.))
     for i in range(len(done), len(y), BLOCK):
         start = time.perf_counter()
@@ -107,8 +99,6 @@ def in_blocks(values, # (x, y) -> one number for each image
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #aea72708
 def kept_values(path, hash):
     "The values that an earlier process measured with these settings, and a function that saves values. Raises ValueError if the file is damaged."
-    from safetensors import SafetensorError, safe_open
-    from nrf_repro.models import save_tensors
     def save(kept):
         save_tensors(path, {name: values for name, (values, _) in kept.items()}, hash=hash,
                      seconds=json.dumps({name: seconds for name, (_, seconds) in kept.items()}))
@@ -124,12 +114,9 @@ def kept_values(path, hash):
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #b3553853
 OUTCOMES = ('clean_accuracy', 'robust_accuracy', 'ligs')   # metrics whose rows keep the outcome of each image
 
-def final_rows(model, images, spec, hash, device, kept=None, save=lambda kept: None): # kept, save: see `in_blocks`
+def final_rows(model, images, spec, hash, device, kept, save): # kept, save: see `in_blocks`
     "Yield the rows of a trained network on the test images."
-    from nrf_repro.attacks import gradient_underflows, robust_correct
-    from nrf_repro.features import ligs
-    from nrf_repro.training.loop import correct
-    x, y, sigma, kept = images.pixels(device), images.y.to(device), spec.data.sigma, {} if kept is None else kept
+    x, y, sigma = images.pixels(device), images.y.to(device), spec.data.sigma
     common = spec.fields(hash, device) | dict(epoch=spec.recipe.epochs)
 
     def row(metric, values, **more):
@@ -148,8 +135,6 @@ def final_rows(model, images, spec, hash, device, kept=None, save=lambda kept: N
 def measure_network(spec,     # `RunSpec`; its attacks are used
                     folder):  # the build folder
     "Measure a trained network on the test images unless that was done; returns 'measured' or 'kept'. Raises FileNotFoundError if it is not trained."
-    import torch
-    from nrf_repro.models import load_model
     run = Path(folder, 'runs', spec.id)
     weights = read_json(run / 'config.json').get('hash')
     if not weights: raise FileNotFoundError(f'{spec.id} is not trained: run network.ipynb first.')
@@ -169,7 +154,6 @@ def measure_network(spec,     # `RunSpec`; its attacks are used
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #13e952cb
 class Failed(str): "Why a network failed."
 
-# %% ../../nbs/5_how_it_works/51_runs.ipynb #8287bd67
 def run_all(specs,
             do): # called with each `RunSpec`
     "The result for each network: a dict of id -> what `do` returned, or `Failed`. Prints a line for each, with the time left."
@@ -190,7 +174,6 @@ def raise_on_failures(*results): # of `run_all`
     names = {id for done in results for id in done}
     if failed: raise RuntimeError(f'{len(failed)} of {len(names)} networks failed, the others are done: {"; ".join(failed)}')
 
-# %% ../../nbs/5_how_it_works/51_runs.ipynb #05dadf97
 def successful_runs(specs, done): # of `run_all`
     "The specs that did not fail; raises RuntimeError if all did."
     good = [spec for spec in specs if not isinstance(done[spec.id], Failed)]

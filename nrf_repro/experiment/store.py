@@ -34,11 +34,6 @@ def weights_file(run):
     "The path of a run's final weights; None if it has none."
     return next((run / name for name in (WEIGHTS, WEIGHTS_8BIT) if (run / name).is_file()), None)
 
-def is_finished(run):
-    "Whether a network was trained and then measured."
-    config, attack = read_json(run / 'config.json'), read_json(run / 'attack.json')
-    return 'hash' in config and attack.get('weights') == config['hash'] and all((run / name).is_file() for name in RUN_FILES)
-
 # %% ../../nbs/5_how_it_works/50_store.ipynb #d6c1a85a
 @contextmanager
 def directory_lock(folder,

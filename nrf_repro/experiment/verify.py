@@ -8,7 +8,6 @@ __all__ = ['verify']
 # %% ../../nbs/5_how_it_works/57_verify.ipynb #678a0207
 import math
 import random
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -119,8 +118,9 @@ def verify(
     rows, _, profile, origin = published(folder)
     chosen = {network: rows_of_network(rows, network) for network in sample_of(networks_in(rows), sample, seed)}
     specs = [spec_of(profile, network, own, origin) for network, own in chosen.items()]
-    place, lines = Path(build or tempfile.mkdtemp()), []
-    try:
+    lines = []
+    with tempfile.TemporaryDirectory() as unkept:
+        place = Path(build or unkept)
         for i, spec in enumerate(specs, 1):
             train_network(spec, place, progress=False)
             if spec.attacks: measure_network(spec, place)
@@ -128,8 +128,6 @@ def verify(
             why = machine_differences(then, origin, here.device.iloc[0])
             print(f'{i}/{len(specs)}  {spec.id}: {"; ".join(why) or "nothing differs: rows must be equal"}', flush=True)
             lines += summary_lines(spec.network, compare_rows(then, here, exact=not why))
-    finally:
-        if not build: shutil.rmtree(place, ignore_errors=True)
     return pd.DataFrame(lines)
 
 # %% ../../nbs/5_how_it_works/57_verify.ipynb #2c6a2438
@@ -141,7 +139,6 @@ def add_arguments(parser):
     add('--all', action='store_true', help='train all networks again')
     add('--seed', type=int, default=0, help='seed of the sample')
     add('--build', help='folder that keeps what is trained, so that an interrupted run can continue')
-    return parser
 
 def run(a) -> int: # arguments
     "Verify and print the result; returns the exit status: 0 if every row was found again."
