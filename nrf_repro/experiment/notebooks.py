@@ -60,7 +60,7 @@ def _kernel_sockets():
     "Settings for a kernel with sockets in a folder of its own; with TCP where they cannot be used."
     from traitlets.config import Config
     with tempfile.TemporaryDirectory(prefix='nrf-') as folder:
-        own = os.name == 'posix' and len(os.fsencode(folder)) < 80  # a socket's path may have about a hundred bytes
+        own = len(os.fsencode(folder)) < 80  # a socket's path may have about a hundred bytes
         yield Config(KernelManager=dict(transport='ipc', connection_file=f'{folder}/kernel.json') if own else {})
 
 def _progress_lines(name):

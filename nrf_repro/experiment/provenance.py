@@ -43,10 +43,10 @@ def lockfile_mismatches(text):
         if here is None or not wanted.specifier.contains(here, prereleases=True): found.append(f'{wanted.name} {here or "missing"}')
     return found
 
-def lock_text(name='requirements.lock'):
+def lock_text():
     "The hash of the lock file, and which installed packages differ: a text."
-    try: text = resolve_repo_path(name).read_text(encoding='utf-8')
-    except FileNotFoundError: return f'no {name} at hand'
+    try: text = resolve_repo_path('requirements.lock').read_text(encoding='utf-8')
+    except FileNotFoundError: return 'no requirements.lock at hand'
     off = lockfile_mismatches(text)
     more = f' and {len(off) - 3} more' if len(off) > 3 else ''
     return f'{hashlib.sha256(text.encode()).hexdigest()[:12]}, ' + (f'but for {", ".join(off[:3])}{more}' if off else 'installed as it says')

@@ -81,16 +81,15 @@ class Settings(BaseModel):
     @classmethod
     def _known_keys(cls, values):
         if isinstance(values, dict) and cls.model_config['extra'] == 'forbid':
-            names = {f.alias or name for name, f in cls.model_fields.items()}
-            if unknown := set(values) - names:
+            if unknown := set(values) - set(cls.model_fields):
                 key = min(unknown, key=str)
                 raise PydanticCustomError('unknown_key', 'unknown key {shown}; known are {known}.',
-                                          dict(key=key, shown=repr(key), known=', '.join(sorted(names))))
+                                          dict(key=key, shown=repr(key), known=', '.join(sorted(cls.model_fields))))
         return values
 
     def as_dict(self):
         "The settings as they were given: plain values, without defaults."
-        return self.model_dump(exclude_unset=True, by_alias=True)
+        return self.model_dump(exclude_unset=True)
 
 def _number(value):
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
