@@ -132,9 +132,9 @@ def spec_of(norm, epochs=2, **data):
 
 
 def test_a_batch_or_norm_that_cannot_be_shared_is_an_error():
-    with pytest.raises(ValueError, match='3 processes cannot share a batch of 32'): check_processes(3, 32, 'cpu')
-    with pytest.raises(ValueError, match='sync_bn needs GPUs'): check_processes(2, 32, 'cpu', sync_bn=True)
-    check_processes(2, 32, 'cpu')
+    with pytest.raises(ValueError, match='3 processes cannot share a batch of 32'): check_processes(spec_of('bn', processes=3))
+    with pytest.raises(ValueError, match='sync_bn needs GPUs'): check_processes(spec_of('bn', sync_bn=True))
+    check_processes(spec_of('bn'))
 
 
 def test_a_run_that_cannot_be_shared_starts_no_process(tmp_path):

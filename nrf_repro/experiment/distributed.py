@@ -52,18 +52,14 @@ class ProcessGroup:
     def wait(self): dist.barrier()
 
 # %% ../../nbs/4_consequences/24_data_parallel.ipynb #53ad1d9f
-def check_processes(
-    processes,      # how many
-    batch_size,     # images of all processes together
-    device,         # 'cuda' or 'cpu'
-    sync_bn=False,  # does the network need synchronised BN?
-):
+def check_processes(spec): # `RunSpec`
     "Raises ValueError for a batch that cannot be shared or synchronised BN on the CPU, RuntimeError for too few GPUs."
+    processes, batch_size, device = spec.processes, spec.recipe.batch_size, resolve_device(spec)
     if batch_size % processes:
         raise ValueError(f'{processes} processes cannot share a batch of {batch_size}. Choose a batch size that {processes} divides.')
     if device == 'cuda' and torch.cuda.device_count() < processes:
         raise RuntimeError(f'{processes} processes need {processes} GPUs, and there are {torch.cuda.device_count()}. Set processes.')
-    if device == 'cpu' and sync_bn:
+    if device == 'cpu' and needs_sync_bn(spec):
         raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU. Set it to false.')
 
 def needs_sync_bn(spec): # `RunSpec`
@@ -75,7 +71,7 @@ def launch(
     run,  # the network's own folder
 ):
     "Train a network by several processes on this machine; they log to run/processes.log. Raises RuntimeError if a process fails, and as `check_processes`."
-    check_processes(spec.processes, spec.recipe.batch_size, resolve_device(spec), needs_sync_bn(spec))
+    check_processes(spec)
     settings = run / 'spec.json'
     write_json(settings, spec.model_dump(mode='json', exclude_unset=True))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', spec.processes, '-m', 'nrf_repro.experiment',

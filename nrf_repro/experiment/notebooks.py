@@ -119,9 +119,9 @@ def _without_paths(text, folders):
 def portable(notebook):
     "The text of an executed notebook without progress bars and without the paths of the machine."
     content = json.loads(notebook.read_text(encoding='utf-8'))
+    def is_bar(out): return out.get('name') == 'stderr' and '\r' in ''.join(out['text'])
     for cell in content['cells']:
-        is_bar = [out.get('name') == 'stderr' and '\r' in ''.join(out['text']) for out in cell.get('outputs', [])]
-        if 'outputs' in cell: cell['outputs'] = [out for out, bar in zip(cell['outputs'], is_bar) if not bar]
+        if 'outputs' in cell: cell['outputs'] = [out for out in cell['outputs'] if not is_bar(out)]
     folders = [PACKAGE.parent, Path(sys.prefix), Path(sys.prefix).resolve()]
     with suppress(RuntimeError): folders.append(Path.home())     # unknown to the system
     folders = sorted({str(path) for path in folders if path.is_absolute() and path != Path(path.anchor)}, key=len, reverse=True)
