@@ -168,10 +168,9 @@ def plan_text(profile, parts):
             f'{table.to_string(index=False, na_rep="?", float_format="{:.1f}".format)}{left_out}')
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #a62581b5
-def _report(a, parts): # arguments
+def _report(a, profile, parts): # a: arguments
     "Run what is missing and render the report; returns the exit status."
     if a.cores is not None and a.cores < 1: raise ValueError(f'--cores {a.cores}: give at least 1, or leave it out.')
-    profile = load_profile(a.profile)
     _check_jobs(profile, parts, a.jobs)
     _check_packages(profile, parts)   # before a folder is made
     folder = build_folder(profile, a.folder)
@@ -316,12 +315,12 @@ def run(a): # arguments
         return run_notebook(a.template, a.out, _parse_parameters(a.parameters), a.done) or 0
     if not getattr(a, 'folder', None): check_name(a.profile)
     parts = PARTS if getattr(a, 'all', False) else ('core',)
-    if a.command == 'report':
-        _check_report_arguments(a)
-        if a.budget is None: return _report(a, parts)
-        from nrf_repro.experiment.budget import report_within
-        return report_within(a, parts)
+    if a.command == 'report': _check_report_arguments(a)
     profile = load_profile(a.profile)
+    if a.command == 'report':
+        if a.budget is None: return _report(a, profile, parts)
+        from nrf_repro.experiment.budget import report_within
+        return report_within(a, profile, parts)
     if a.command == 'plan': _print_plan(a, parts, profile)
     if a.command == 'rows': print(f'{len(collect(profile, parts, build_folder(profile, a.folder)))} rows')
     if a.command == 'publish':

@@ -14,7 +14,7 @@ import pytest
 
 from nrf_repro.experiment import budget
 from nrf_repro.experiment.archive import Packed, gather
-from nrf_repro.experiment.budget import Schedule, Spent, default_parallel, in_pairs, is_done, seconds_of, within
+from nrf_repro.experiment.budget import Schedule, default_parallel, in_pairs, is_done, seconds_of, within
 from nrf_repro.cli import main
 from nrf_repro.experiment.plan import plan, run_spec
 from nrf_repro.experiment.profile import PARTS, NetworkId, load_profile
@@ -103,6 +103,10 @@ class World:
         self.most = max(self.most, len(self.schedule.running) + 1)
         return self.started[spec]
 
+    def spend(self):
+        self.schedule.spend()
+        return self.schedule
+
     def sleep(self, seconds): self.now += .5
 
     def pack(self):
@@ -118,15 +122,15 @@ def world(monkeypatch, capsys): return lambda *args, **more: World(monkeypatch, 
 def test_with_enough_time_all_are_done_and_packed_one_by_one(world):
     specs = [s for seed in range(5) for s in pair(seed=seed)]
     w = world(specs, lambda s: 100 + s.network.seed, 1000, 2)
-    spent = w.schedule.spend()
-    assert spent == Spent(specs, {}, [], []) and w.most == 2 and list(w.started) == specs
+    spent = w.spend()
+    assert (spent.done, spent.failed, spent.stopped, spent.waiting) == (specs, {}, [], []) and w.most == 2 and list(w.started) == specs
     assert w.archives[-1] == spent.done and all(a == spent.done[:len(a)] for a in w.archives) and len(w.archives) >= 5
 
 
 @pytest.mark.parametrize('seconds, done', [(99, 0), (101, 5), (199, 5), (202, 10)])
 def test_what_would_not_finish_is_not_started(world, seconds, done):
     w = world([s for seed in range(5) for s in pair(seed=seed)], lambda s: 100, seconds, 5)
-    spent = w.schedule.spend()
+    spent = w.spend()
     assert len(spent.done) == done and len(w.started) == max(5, done)      # the first five are the measurement
     assert not spent.stopped or done == 0
 
@@ -134,20 +138,20 @@ def test_what_would_not_finish_is_not_started(world, seconds, done):
 def test_a_slow_kind_is_passed_over_and_a_fast_one_is_started(world):
     specs = [*pair(arch='resnet18'), *pair(), *pair(arch='resnet18', seed=1), *pair(seed=1)]
     w = world(specs, lambda s: 60 if s.network.arch == 'vgg11' else 200, 400, 2)
-    spent = w.schedule.spend()
+    spent = w.spend()
     assert set(spent.done) == {*specs[:4], *specs[6:]} and spent.waiting == specs[4:6] and not spent.stopped
 
 
 def test_time_for_packing_is_kept_free(world):
     w = world([s for seed in range(10) for s in pair(seed=seed)], lambda s: 10, 100, 2, packing=4)
-    spent = w.schedule.spend()
+    spent = w.spend()
     assert w.now <= 100 and w.archives[-1] == spent.done and 4 <= len(spent.done) < 20
 
 
 def test_a_failure_is_named_and_an_overrun_is_stopped(world):
     first, second = pair(), pair(seed=1)
     w = world(first + second, lambda s: (5, 1) if s == first[1] else 1000 if s.network.seed else 10, 100, 2)
-    spent = w.schedule.spend()
+    spent = w.spend()
     assert spent.done == first[:1] and spent.failed == {first[1]: 'out of memory'} and spent.stopped == second
     assert all(w.started[s].stopped for s in second)
 
@@ -156,7 +160,7 @@ def test_when_interrupted_the_processes_end(world):
     w = world(pair(), lambda s: 100, 1000, 2)
     def interrupt(seconds): raise KeyboardInterrupt
     budget.time.sleep = interrupt
-    with pytest.raises(KeyboardInterrupt): w.schedule.spend()
+    with pytest.raises(KeyboardInterrupt): w.spend()
     assert len(w.started) == 2 and all(process.stopped for process in w.started.values())
 
 
@@ -207,8 +211,8 @@ def test_killed_at_a_random_moment_the_archive_is_complete_and_a_second_call_goe
     assert set(gather(archive, profile, tmp_path / 'first').copied) == packed <= {s.id for s in done}
     assert len(packed) >= max(1, said.count('  done in ') - 2)     # two run at once, so two at most are finished and not yet packed
 
-    spent, again = within(profile, ('core',), build, time.monotonic() + 600, 2, archive)
-    assert set(spent.done) == set(plan(profile)) - set(done) and len(again.runs) == len(again.networks) == 4
+    spent = within(profile, ('core',), build, time.monotonic() + 600, 2, archive)
+    assert set(spent.done) == set(plan(profile)) - set(done) and len(spent.archive.runs) == len(spent.archive.networks) == 4
     assert not list(tmp_path.glob('.out.zip.*'))
     copied = gather(archive, profile, tmp_path / 'second')
     assert len(copied.copied) == len(copied.networks) == 4
@@ -217,22 +221,23 @@ def test_killed_at_a_random_moment_the_archive_is_complete_and_a_second_call_goe
 
 def test_a_tiny_budget_starts_what_has_a_place_and_leaves_no_process(tmp_path, capsys):
     start = time.monotonic()
-    spent, packed = within(TINY, ('core',), tmp_path, time.monotonic() + 1, 1, tmp_path / 'archive.zip')
+    spent = within(TINY, ('core',), tmp_path, time.monotonic() + 1, 1, tmp_path / 'archive.zip')
     assert time.monotonic() - start < 30 and not alive(tmp_path)
-    assert (spent.done, spent.failed, packed) == ([], {}, None) and not (tmp_path / 'archive.zip').exists()
+    assert (spent.done, spent.failed, spent.archive) == ([], {}, None) and not (tmp_path / 'archive.zip').exists()
     assert len(spent.stopped) <= 1 and len(spent.stopped) + len(spent.waiting) == 4      # one place, and it was not enough
 
 
 def test_a_network_that_fails_is_named_with_the_reason(tmp_path, capsys, monkeypatch):
     grid = TINY.grids[0].as_dict() | dict(archs={'vgg11': 1 / 64}, norms=['bn'], regimes=['standard'])      # not a multiple of 1/32
     narrow = TINY.with_changes({'name': 'narrow', 'grids': [grid], 'studies': {}})
-    spent, packed = within(narrow, ('core',), tmp_path, time.monotonic() + 300, 1, tmp_path / 'archive.zip')
-    assert len(spent.failed) == 1 and 'multiple of 1/32' in next(iter(spent.failed.values())) and packed is None
+    spent = within(narrow, ('core',), tmp_path, time.monotonic() + 300, 1, tmp_path / 'archive.zip')
+    assert len(spent.failed) == 1 and 'multiple of 1/32' in next(iter(spent.failed.values())) and spent.archive is None
 
 
 def test_the_command_says_what_is_packed_and_how_to_render(tmp_path, capsys, monkeypatch, own):
     file, build = own
-    monkeypatch.setattr(budget, 'within', lambda *a: (Spent([spec()], {}, [], pair(seed=1)), Packed(tmp_path / 'a.zip', ('x',), (), 10**6)))
+    monkeypatch.setattr(budget, 'within', lambda *a: SimpleNamespace(
+        done=[spec()], failed={}, stopped=[], waiting=pair(seed=1), archive=Packed(tmp_path / 'a.zip', ('x',), (), 10**6)))
     assert main(['report', '--profile', str(file), '--budget', '30s', '--all']) == 0
     out = capsys.readouterr().out
     assert f'To render the report: nrf-repro report --profile {file} --render --all' in out and 'a.zip: 1 runs, 0 networks, 1.0 MB' in out

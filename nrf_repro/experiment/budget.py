@@ -16,7 +16,6 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -25,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data import SIZES
 from .archive import write_archive
 from .plan import RunSpec, plan, resolve_device, run_spec
-from .profile import PARTS, build_folder, load_profile
+from .profile import PARTS, build_folder
 from .run import measure_network, train_network
 from .store import directory_lock, read_json, write_json
 from ..models import build_model
@@ -182,17 +181,9 @@ class Process:
         self.process.wait()
         self.process.stdin.close()
 
-# %% ../../nbs/5_how_it_works/54_budget.ipynb #048c4c67
-class Spent(NamedTuple):
-    "What became of the networks within the budget."
-    done: list      # trained and measured
-    failed: dict    # spec -> why
-    stopped: list   # still running when the time was over
-    waiting: list   # not started
-
+# %% ../../nbs/5_how_it_works/54_budget.ipynb #08b360f7
 def _kind(spec): return replace(spec.network, norm='', seed=0)
 
-# %% ../../nbs/5_how_it_works/54_budget.ipynb #08b360f7
 class Schedule:
     "Starts networks in their order, and none that would not finish in time."
     def __init__(self,
@@ -201,9 +192,10 @@ class Schedule:
         end,        # of `time.monotonic`
         start,      # spec -> `Process`
         pack):      # called when networks are finished; the time that it takes is reserved at the end
-        self.waiting, self.parallel, self.end, self.start, self.pack = list(specs), parallel, end, start, pack
-        self.running, self.done, self.failed = {}, [], {}      # running: spec -> (process, start)
-        self.seconds, self.reserve, self.archive = {}, 0., None # seconds: of the slowest finished network of each kind
+        self.parallel, self.end, self.start, self.pack = parallel, end, start, pack
+        self.waiting, self.running, self.stopped = list(specs), {}, []   # running: spec -> (process, start)
+        self.done, self.failed, self.archive = [], {}, None              # failed: spec -> why; archive: what `pack` returned
+        self.seconds, self.reserve = {}, 0.                              # seconds: of the slowest finished network of each kind
 
     def left(self): return self.end - self.reserve - time.monotonic()
 
@@ -235,7 +227,7 @@ class Schedule:
         self.reserve = max(self.reserve, 1.5 * (time.monotonic() - began))
 
     def spend(self):
-        "Run until all networks are done, none fits, or the time is over; returns `Spent`. Stops whatever still runs."
+        "Run until all networks are done, none fits, or the time is over. Stops whatever still runs."
         try:
             while self.left() > 0:
                 new = self._collect()
@@ -244,11 +236,10 @@ class Schedule:
                 if not self.running: break
                 time.sleep(.1)
             new = self._collect()
-            stopped = list(self.running)
+            self.stopped = list(self.running)
         finally:
             for process, _ in self.running.values(): process.stop()
         if new: self._pack_done()
-        return Spent(self.done, self.failed, stopped, self.waiting)
 
 # %% ../../nbs/5_how_it_works/54_budget.ipynb #bf73bd8d
 def is_done(spec, folder):
@@ -267,7 +258,7 @@ def within(profile,  # `Profile`
            end,      # of `time.monotonic`
            parallel, # networks at once
            archive): # a zip file
-    """What became of the planned networks (`Spent`), and what was packed: finished networks, also of earlier calls. Studies are not run.
+    """The `Schedule` of the planned networks, after its end; its archive holds finished networks, also of earlier calls. Studies are not run.
 
     Raises RuntimeError if another run is at work in the folder."""
     specs = in_pairs(plan(profile, parts))
@@ -275,34 +266,36 @@ def within(profile,  # `Profile`
         done = [spec for spec in specs if is_done(spec, folder)]
         return write_archive(folder, [spec.id for spec in done], archive) if done else None
     with directory_lock(folder, wait=False):
-        packed, todo = pack(), [spec for spec in specs if not is_done(spec, folder)]
+        todo = [spec for spec in specs if not is_done(spec, folder)]
         for spec in {spec.network.dataset: spec for spec in todo}.values():     # decode the images once, not in each process
             for split in ('train', 'test'): spec.images(split)
         schedule = Schedule(todo, parallel, end, lambda spec: Process(spec, folder), pack)
-        return schedule.spend(), schedule.archive or packed
+        schedule.archive = pack()
+        schedule.spend()
+    return schedule
 
 # %% ../../nbs/5_how_it_works/54_budget.ipynb #85f72d95
-def _print_result(spent, packed):
+def _print_result(spent): # a `Schedule`
     print(f'{len(spent.done)} networks trained and measured.')
     for spec, why in spent.failed.items(): print(f'Failed: {spec.id}: {why}')
     if spent.stopped: print(f'Stopped when the time was over; they continue from their last epoch: {", ".join(s.id for s in spent.stopped)}.')
     if spent.waiting: print(f'Not started: {", ".join(s.id for s in spent.waiting)}.')
-    if packed: print(f'{packed.path}: {len(packed.runs)} runs, {len(packed.networks)} networks, {packed.size / 1e6:.1f} MB.', flush=True)
+    if packed := spent.archive: print(f'{packed.path}: {len(packed.runs)} runs, {len(packed.networks)} networks, {packed.size / 1e6:.1f} MB.', flush=True)
     else: print('Nothing is finished, so there is no archive.', flush=True)
 
-def report_within(a, parts) -> int: # arguments of `nrf-repro report`; the exit status
+def report_within(a, profile, parts) -> int: # a: arguments of `nrf-repro report`; the exit status
     "Spend the budget and print the result: 0 if no network failed. Raises ValueError for a bad argument."
-    end, profile = time.monotonic() + seconds_of(a.budget), load_profile(a.profile)
+    end = time.monotonic() + seconds_of(a.budget)
     if a.parallel is not None and a.parallel < 1: raise ValueError(f'--parallel {a.parallel}: give at least 1, or leave it out.')
     folder, parallel = build_folder(profile, a.folder), a.parallel or default_parallel(profile)
     archive = Path(a.archive) if a.archive else folder / 'archive.zip'
     if archive.suffix != '.zip' or archive.is_dir(): raise ValueError(f'--archive {archive}: name a file that ends with .zip.')
     if a.archive and not archive.absolute().parent.is_dir(): raise FileNotFoundError(f'--archive {archive}: there is no folder {archive.parent}; make it first.')
     print(f'{parallel} networks at once; the archive is {archive}', flush=True)
-    spent, packed = within(profile, parts, folder, end, parallel, archive)
-    _print_result(spent, packed)
+    spent = within(profile, parts, folder, end, parallel, archive)
+    _print_result(spent)
     where = f' --folder {a.folder}' if a.folder else ''
-    if packed: print(f'To render the report: nrf-repro report --profile {a.profile} --render{" --all" if a.all else ""}{where}')
+    if spent.archive: print(f'To render the report: nrf-repro report --profile {a.profile} --render{" --all" if a.all else ""}{where}')
     return 1 if spent.failed else 0
 
 # %% ../../nbs/5_how_it_works/54_budget.ipynb #0b544502

@@ -28,7 +28,7 @@ NETWORK_FIELDS = tuple(NetworkId.__dataclass_fields__)
 def networks_in(rows):
     "The networks that rows are about: a sorted list of `NetworkId`."
     given = rows[list(NETWORK_FIELDS)].drop_duplicates()
-    return sorted(NetworkId(r.dataset, r.arch, float(r.width), r.norm, r.regime, int(r.seed)) for r in given.itertuples())
+    return sorted(NetworkId(**network) for network in given.to_dict('records'))
 
 def rows_of_network(rows, network):
     "The rows of one network."
@@ -59,9 +59,7 @@ def pack_runs(
             kind = tuple(config[field] for field in KIND)
             kinds.setdefault(kind, []).append((config['seed'], path.parent, config['hash']))
     Path(out).mkdir(parents=True, exist_ok=True)
-    listed = {}
-    for _, run, hash in map(min, kinds.values()):
-        listed[run.name] = dict(_pack_run(run, out), trained_by=hash)
+    listed = {run.name: _pack_run(run, out) | dict(trained_by=hash) for _, run, hash in map(min, kinds.values())}
     write_json(Path(out, 'networks.json'), listed)
     return listed
 
