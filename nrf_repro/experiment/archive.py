@@ -66,8 +66,6 @@ def _atomic_zip(out):
     finally: draft.unlink(missing_ok=True)
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #1f3597ca
-LIMIT = 60_000_000  # bytes
-
 class Packed(NamedTuple):
     "What `write_archive` wrote."
     path: Path
@@ -79,7 +77,7 @@ def write_archive(
     folder,       # a build folder, with runs/
     names,        # of finished runs, in the order in which their weights are packed
     out,          # the zip file; replaced if it exists
-    limit=LIMIT,  # bytes of the whole file
+    limit=60_000_000,  # bytes of the whole file
 ):
     """Pack finished runs, and as many of their weights as the limit allows; returns `Packed`.
 
@@ -110,8 +108,8 @@ MEMBER = re.compile(rf'(?:runs/(?P<run>{NAME})/(?:(?:config|attack)\.json|(?:his
 def _naming(what):
     "Errors of what is read inside become a ValueError that begins with this name."
     try: yield
-    except (ValueError, TypeError, KeyError, RecursionError, EOFError, OSError, NotImplementedError, RuntimeError, OverflowError,
-            SafetensorError, zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as e:
+    except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, OverflowError, SafetensorError,
+            zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error) as e:
         said = ' '.join(str(e).split()).rstrip('.') or type(e).__name__
         raise ValueError(f'{what}: {said}. Nothing was changed.') from None
 

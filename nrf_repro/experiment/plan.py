@@ -206,13 +206,12 @@ def unmeasured(profile, parts, folder):
     return found
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #e2d25f1e
-UNKNOWN = 24 * 60  # minutes of a job for which the profile states no seconds
-
 def time_limit(profile, specs=(), study=None, seeds=()):
-    "The minutes to ask a cluster for, for the networks or the seeds of a job: four times the stated seconds, and five minutes to start."
+    "The minutes to ask a cluster for, for the networks or the seeds of a job: four times the stated seconds and five minutes, or a day."
     given = [max((grid.seconds for grid in profile.grids if spec.network in grid.networks()), key=lambda s: s or math.inf) for spec in specs]
     given += [profile.studies[study].seconds for _ in seeds]
-    return UNKNOWN if None in given else math.ceil(5 + 4 * sum(given) / 60)
+    if None in given: return 24 * 60     # the profile does not state the seconds
+    return math.ceil(5 + 4 * sum(given) / 60)
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #0e3603f4
 def _line(profile, part, regimes, given, networks, times, attacks=''): # given: a grid or a study; times: how often `seconds` is spent

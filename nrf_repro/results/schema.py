@@ -101,12 +101,8 @@ def _is_number(text):
     try: return math.isfinite(float(text))
     except ValueError: return False
 
-def _above_zero(value):
-    if _number(value) <= 0: raise PydanticCustomError('positive', '{value} is not above 0.', dict(value=value))
-    return value
-
 Number = Annotated[float, PlainValidator(_number)]
-Positive = Annotated[float, PlainValidator(_above_zero)]
+Positive = Annotated[Number, Field(gt=0)]
 Text = Annotated[str, Strict()]
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
@@ -142,7 +138,7 @@ def _message(error):
     if kind == 'literal_error':
         name = next((key for key in reversed(error['loc']) if isinstance(key, str) and key != '[key]' and key != error['input']), 'value')
         return f'unknown {name.rstrip("s")} {error["input"]!r}; known are {error["ctx"]["expected"].replace(" or ", ", ").replace(chr(39), "")}.'
-    if kind in ('unknown_key', 'number', 'positive'): return error['msg']
+    if kind in ('unknown_key', 'number'): return error['msg']
     said = 'must be keys and values' if kind in ('model_type', 'dict_type') else error['msg'].replace('Input should be', 'must be').replace('a valid tuple', 'a list')
     return f'{said}, got {got}.'
 
