@@ -1,4 +1,4 @@
-"One of the processes that train a network together; torchrun starts it: `python -m torch.distributed.run --nproc-per-node 8 -m nrf_repro.experiment SPEC FOLDER`."
+"One of the processes that train a network together: `python -m torch.distributed.run --nproc-per-node 8 -m nrf_repro.experiment SPEC FOLDER`."
 import sys
 
 from nrf_repro.experiment.distributed import run_worker

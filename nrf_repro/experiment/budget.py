@@ -280,7 +280,8 @@ def _print_result(spent): # a `Schedule`
     for spec, why in spent.failed.items(): print(f'Failed: {spec.id}: {why}')
     if spent.stopped: print(f'Stopped when the time was over; they continue from their last epoch: {", ".join(s.id for s in spent.stopped)}.')
     if spent.waiting: print(f'Not started: {", ".join(s.id for s in spent.waiting)}.')
-    if packed := spent.archive: print(f'{packed.path}: {len(packed.runs)} runs, {len(packed.networks)} networks, {packed.size / 1e6:.1f} MB.', flush=True)
+    packed = spent.archive
+    if packed: print(f'{packed.path}: {len(packed.runs)} runs, {len(packed.networks)} networks, {packed.size / 1e6:.1f} MB.', flush=True)
     else: print('Nothing is finished, so there is no archive.', flush=True)
 
 def report_within(a, profile, parts) -> int: # a: arguments of `nrf-repro report`; the exit status
