@@ -14,7 +14,7 @@ from nrf_repro.results import paired as E
 from nrf_repro.results import rows as R
 from nrf_repro.results import rules as U
 from nrf_repro.results.intervals import t_interval, two_way
-from nrf_repro.results.outcomes import outcome_fields, outcomes_of
+from nrf_repro.results.outcomes import outcome_fields, unpack_outcomes
 
 CLAIMS, PAPER = U.load_claims(), R.paper_rows()
 ATTACKS = ('pgd_l2', 'pgd_linf', 'cw_l2', 'cw_linf')
@@ -254,7 +254,9 @@ def test_with_outcomes_the_interval_counts_seeds_and_images():
     assert got.interval == 'seeds and images' and 'over 3 seeds and 400 images' in got.reason and 'no outcomes' not in got.reason
     assert got.effect == pytest.approx(plain.effect) and got.low != plain.low
     part = C.decide_parts({'C2': CLAIMS['C2']}, rows, PAPER).iloc[0]
-    def of(norm, seed): return outcomes_of(rows[(rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2') & (rows.norm == norm) & (rows.seed == seed)])[0]
+    def of(norm, seed):
+        row = rows[(rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2') & (rows.norm == norm) & (rows.seed == seed)].iloc[0]
+        return unpack_outcomes(row.outcomes, row.n)
     D = [of('bn', s) - of('none', s) for s in range(3)]
     assert (part.low, part.high) == pytest.approx(two_way([D])[1:3], abs=1e-12)
     cells = E.effects(CLAIMS['C2'], rows)
@@ -309,7 +311,8 @@ def test_other_images_or_a_missing_outcome_mean_t():
 def test_images_without_a_value_are_left_out_and_counted():
     rows = stored(unique(matrix(ligs, (.5, .52, .48), (.8, .81, .8))), missing=.01)
     got = decide_rows('C5', rows)
-    gone = np.isnan(outcomes_of(rows[rows.metric == 'ligs'])).any(0).sum()
+    of_ligs = rows[rows.metric == 'ligs']
+    gone = np.isnan([*map(unpack_outcomes, of_ligs.outcomes, of_ligs.n)]).any(0).sum()
     assert got.interval == 'seeds and images' and f'over 3 seeds and {400 - gone} images; {gone} images without a value left out' in got.reason and gone > 5
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nrf_repro.results.outcomes import check_outcomes, outcome_fields, outcomes_of, pack_outcomes, unpack_outcomes
+from nrf_repro.results.outcomes import check_outcomes, outcome_fields, pack_outcomes, unpack_outcomes
 from nrf_repro.results.rows import make_row, read_rows, write_rows
 
 COMMON = dict(experiment='final', dataset='digits', arch='vgg11', norm='bn', width=1., regime='standard', epoch=3, seed=0, profile='p')
@@ -29,13 +29,13 @@ def test_a_row_with_outcomes_is_written_and_read(tmp_path, metric, values):
     more = dict(sigma=.01) if metric == 'ligs' else {}
     row = make_row(metric=metric, value=values.double().nanmean().item(), **outcome_fields(values, 'abc'), **more, **COMMON)
     rows = read_rows(write_rows(tmp_path / 'rows.jsonl', [row]))
-    np.testing.assert_allclose(outcomes_of(rows)[0], values.double(), atol=1e-4)
+    np.testing.assert_allclose(unpack_outcomes(rows.outcomes[0], rows.n[0]), values.double(), atol=1e-4)
     assert rows.n[0] == values.double().isfinite().sum() and rows.images[0] == 'abc'
 
 def test_rows_without_outcomes_need_no_room(tmp_path):
     path = write_rows(tmp_path / 'rows.jsonl', [make_row(metric='clean_accuracy', value=.5, n=4, **COMMON)])
     assert not {'outcomes', 'images', 'precision'} & set(json.loads(path.read_text()))
-    assert outcomes_of(read_rows(path)) == [None]
+    assert read_rows(path).outcomes.isna().all()
 
 @pytest.mark.parametrize('change,says', [
     (dict(value=.25), 'of another row'), (dict(n=2), 'outcomes of'), (dict(images=None), 'give all three'), (dict(outcomes='bits:%%'), 'no base64'),

@@ -99,7 +99,7 @@ def printed_table(paper): # of `paper_rows`
 
 def printed_notes():
     "The footnotes to printed values, in words."
-    return [f'{n["dataset"]} {arch_name(n["arch"])} {norm_name(n["norm"])}: {n["note"]}' for n in PRINTED_NOTES]
+    return [f'{dataset} {arch_name(arch)} {norm_name(norm)}: {note}' for (dataset, arch, norm), (_, note) in PRINTED_NOTES.items()]
 
 # %% ../../nbs/5_how_it_works/64_tables.ipynb #ddab66a8
 def _flag_of(clean, profile, dataset, rule): # mean clean accuracy; a claim -> '' for a trained network

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .paired import (
-    RUN, Effect, _cells, _chosen, _compare, _evidence, _seeds_text, _usable, _varying, effect_of, interval_verdict, screen, select)
+    RUN, Effect, _chosen, _compare, _evidence, _seeds_text, _usable, _varying, effect_of, interval_verdict, screen, select)
 from .rows import CONTROLS, FIELDS, paper_rows
 from .rules import VERDICTS, Claim, by_scale, level_of
 
@@ -31,13 +31,9 @@ def verdict_over_cells(interval, # of the part's effect
     return 'inconclusive' if 1 - against.mean() < claim.agree else verdict, against
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #55d22448
-def _where(part):
-    "The rows of a part as text."
-    return ', '.join(f'{k} {v}' for k, v in part.where.items())
-
-def _amount(*values, metric): # of an effect, or of an interval's two ends
+def _amount(part, *values): # an effect, or an interval's two ends
     "One or two values as text, in points where the metric is a share."
-    percent = set(metric.split('_')) & {'accuracy', 'success'}
+    percent = set(part.metric.split('_')) & {'accuracy', 'success'}
     return ' to '.join(f'{100 * x:+.1f}' if percent else f'{x:+.3f}' for x in values) + (' points' if percent else '')
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #5b0e4970
@@ -50,14 +46,13 @@ def _what(part):
 _SIDES = dict(epoch='{} minus {} epoch', label_route='counted by the {} label minus counted by the {} label', lam='lambda {} minus lambda {}')
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #a9dc04b8
-def _name(r): # a row
-    "The network of a row, as text."
-    return ' '.join(str(x) for x in (r.dataset, r.arch, r.norm, f'seed {r.seed}') if x)
-
 def _left_out(out): # rows with `reason` and `end`
     "The networks that were left out and why, as text; '' without rows."
-    names = [f'{_name(r)} ({r.reason}' + (')' if pd.isna(r.end) else f', {100 * r.end:.1f} %)')
-             for r in out.drop_duplicates(RUN).itertuples()]
+    names = []
+    for r in out.drop_duplicates(RUN).itertuples():
+        network = ' '.join(str(x) for x in (r.dataset, r.arch, r.norm, f'seed {r.seed}') if x)
+        end = '' if pd.isna(r.end) else f', {100 * r.end:.1f} %'
+        names.append(f'{network} ({r.reason}{end})')
     return f' Left out: {_first(names)}.' if names else ''
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #674d768c
@@ -83,13 +78,6 @@ def _kept(claim, part, rows, cells):
     return (f' Not screened, as {part.metric.replace("_", " ")} is the outcome{";" + low if low else ""}.'
             + (top if part.direction == 'higher' and gain < 2 * part.smallest_effect else ''))
 
-# %% ../../nbs/5_how_it_works/45_claims.ipynb #b54215ca
-def _no_room(cells, part):
-    "The end of the reason where no cell has room for the effect."
-    mean = cells.middle.mean()
-    side = 'ceiling' if mean > part.room[1] else 'floor'
-    return f'{side}: the mean of both sides is {mean:.3f}, which leaves no room for the effect.'
-
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #33104131
 _TOLD_APART = ['dataset', 'arch', 'norm', 'attack', 'lam', 'source', 'target', 'batch_size']
 
@@ -110,16 +98,11 @@ def _without_room(full, cells):
             'if both vary equally over seeds.')
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #47000002
-def _side_of(verdict, part, amount): # amount: value -> text
+def _side_of(verdict, part):
     "The side of the smallest effect on which the interval lies, as text."
     side = {'reproduced': 'beyond', 'not reproduced': 'short of', 'inconclusive': 'across'}[verdict]
     smallest = part.smallest_effect * (1 if part.direction == 'higher' else -1)
-    return f'{side} the smallest effect, {amount(smallest)}' if part.compare else f'{side} the threshold'
-
-# %% ../../nbs/5_how_it_works/45_claims.ipynb #bd5e42c2
-def _with_effects(some, cells, amount):
-    "The names of some cells with their effects, as text."
-    return _first([f'{n} {amount(e)}' for n, e in zip(_cell_names(some, cells), some.effect)])
+    return f'{side} the smallest effect, {_amount(part, smallest)}' if part.compare else f'{side} the threshold'
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #762ba5f1
 def _noun(cells):
@@ -136,23 +119,26 @@ def _agreeing(cells):
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #384fec14
 def _verdict(e, cells, part, claim): # e: the `Effect` of the part
     "The verdict on a part, and its reason: two texts."
-    amount = lambda *values: _amount(*values, metric=part.metric)
-    found = f'{_what(part)}: {amount(e.mean)}'
+    found = f'{_what(part)}: {_amount(part, e.mean)}'
     if max(e.seeds) < claim.min_seeds: return 'inconclusive', f'{found} on {_seeds_text(e.seeds)}, too few for an interval.'
     if e.how == 'no spread': return 'inconclusive', f'{found}, the same with each of {_seeds_text(e.seeds)}; without spread there is no t interval.'
-    found += f' ({level_of(claim, part):.0%} interval {amount(e.low, e.high)}; {e.remark})'.replace('%', ' %')
-    if not cells.room.any(): return 'inconclusive', f'{found}; {_no_room(cells, part)}'
+    found += f' ({level_of(claim, part):.0%} interval {_amount(part, e.low, e.high)}; {e.remark})'.replace('%', ' %')
+    if not cells.room.any():
+        mean = cells.middle.mean()
+        side = 'ceiling' if mean > part.room[1] else 'floor'
+        return 'inconclusive', f'{found}; {side}: the mean of both sides is {mean:.3f}, which leaves no room for the effect.'
     verdict, against = verdict_over_cells(e, cells.agrees, cells.alone, part, claim)
     if against.any() and verdict == 'inconclusive':
-        return 'inconclusive', f'{found}; the {_noun(cells)} disagree, against it: {_with_effects(cells[against], cells, amount)}.'
-    return verdict, f'{found}, {_side_of(verdict, part, amount)}; {_agreeing(cells)}.'
+        opposed = cells[against]
+        effects = _first([f'{name} {_amount(part, effect)}' for name, effect in zip(_cell_names(opposed, cells), opposed.effect)])
+        return 'inconclusive', f'{found}; the {_noun(cells)} disagree, against it: {effects}.'
+    return verdict, f'{found}, {_side_of(verdict, part)}; {_agreeing(cells)}.'
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #0bc7f23e
 def _printed_effect(part, paper, datasets):
     "The paper's effect and its source; NaN and '' where the paper prints none."
     if not part.paper: return math.nan, ''
     if 'effect' in part.paper: return float(part.paper['effect']), part.paper.get('source', '')
-    if paper.empty: return math.nan, ''
     rows = paper[(paper.table == part.paper['table']) & (paper.metric == part.metric)]
     rows = select(rows, {k: v for k, v in part.where.items() if k in ('dataset', 'arch', 'norm', 'attack')})
     here = rows[rows.dataset.isin(list(datasets))]
@@ -163,19 +149,12 @@ def _printed_effect(part, paper, datasets):
 PART_COLUMNS = ['id', 'part', 'verdict', 'effect', 'low', 'high', 'n_seeds', 'seeds', 'archs', 'interval', 'direction', 'smallest_effect',
                 'paper_effect', 'paper_source', 'reason']
 
-# %% ../../nbs/5_how_it_works/45_claims.ipynb #bb9a7a27
-def _without_pairs(claim, part, rows, paper):
-    "A dict with `PART_COLUMNS` for a part without pairs: no effect, and no verdict yet."
-    effect, source = _printed_effect(part, paper, rows.dataset.dropna().unique())
-    return dict.fromkeys(PART_COLUMNS) | dict(id=claim.id, part=part.name, direction=part.direction, n_seeds=0, seeds='', archs='',
-        smallest_effect=part.smallest_effect, effect=math.nan, low=math.nan, high=math.nan, paper_effect=effect, paper_source=source)
-
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #7452c5b8
 class _Decision(NamedTuple):
     "The verdict on a part, and what it rests on."
     verdict: str
     reason: str
-    effect: Effect = Effect(math.nan, math.nan, math.nan, 'no pair', (0,), '')
+    effect: Effect = Effect(math.nan, math.nan, math.nan, None, (0,), '')
     used: pd.DataFrame | None = None      # the pairs that were averaged; None where there is none
     cells: pd.DataFrame | None = None     # their cells
     full: pd.DataFrame | None = None      # the cells that have no room for the effect
@@ -184,38 +163,32 @@ def _decision(claim, part, chosen, pairs, left_out): # of `_chosen`; of `_eviden
     "The `_Decision` on a part."
     if pairs.empty and len(left_out) and len(_compare(chosen, part)):
         return _Decision('inconclusive', f'{_what(part)}: no pair is left.{_left_out(left_out)}')
-    if pairs.empty: return _Decision(part.missing, f'{_what(part)}: no such rows ({_where(part)}).')
+    if pairs.empty:
+        where = ', '.join(f'{field} {value}' for field, value in part.where.items())
+        return _Decision(part.missing, f'{_what(part)}: no such rows ({where}).')
     used, cells, full = _usable(pairs, part, claim)
     effect = effect_of(used, part, level_of(claim, part))
     return _Decision(*_verdict(effect, cells, part, claim), effect, used, cells, full)
 
-def decide_part(claim, # a `Claim`
-                part,  # one of its parts
-                rows,  # a frame of `read_rows`
-                paper): # of `paper_rows`
+def decide_part(claim, part, rows, paper): # of `load_claims`; one of its parts; of `read_rows`; of `paper_rows`
     "The verdict on one comparison: a dict with `PART_COLUMNS`. `n_seeds` is that of the cell with the fewest."
     pairs, left_out = _evidence(claim, part, rows)
     d = _decision(claim, part, _chosen(part, rows), pairs, left_out)
-    result = _without_pairs(claim, part, rows, paper) | dict(verdict=d.verdict, reason=d.reason)
-    if d.used is None: return result
-    notes = _without_room(d.full, d.cells) + _left_out(left_out) + _unscreened(claim, part, d.used) + _kept(claim, part, rows, d.cells)
     e = d.effect
-    return result | dict(effect=e.mean, low=e.low, high=e.high, n_seeds=min(e.seeds), seeds=_seeds_text(e.seeds), interval=e.how,
-                         archs=', '.join(sorted(set(d.cells.arch.dropna()))), reason=d.reason + notes)
+    paper_effect, paper_source = _printed_effect(part, paper, rows.dataset.dropna().unique())
+    line = dict.fromkeys(PART_COLUMNS) | dict(
+        id=claim.id, part=part.name, verdict=d.verdict, effect=e.mean, low=e.low, high=e.high, n_seeds=min(e.seeds), seeds='', archs='',
+        interval=e.how, direction=part.direction, smallest_effect=part.smallest_effect, paper_effect=paper_effect,
+        paper_source=paper_source, reason=d.reason)
+    if d.used is None: return line
+    notes = _without_room(d.full, d.cells) + _left_out(left_out) + _unscreened(claim, part, d.used) + _kept(claim, part, rows, d.cells)
+    return line | dict(seeds=_seeds_text(e.seeds), archs=', '.join(sorted(set(d.cells.arch.dropna()))), reason=d.reason + notes)
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #9095d7b1
-def decide_parts(claims, # of `load_claims`
-                 rows,   # a frame of `read_rows`
-                 paper=None): # of paper_rows; read from reports/paper when not given
+def decide_parts(claims, rows, paper=None): # as in `decide`
     "One line for each part of every claim, with `PART_COLUMNS`."
     paper = paper_rows() if paper is None else paper
     return pd.DataFrame([decide_part(c, p, rows, paper) for c in claims.values() for p in c.parts], columns=PART_COLUMNS)
-
-# %% ../../nbs/5_how_it_works/45_claims.ipynb #34eacb48
-def _margin(r): # a line of `decide_parts`
-    "By how much the interval clears the smallest effect on the claimed side, in units of the metric."
-    near = r.low if r.direction == 'higher' else -r.high
-    return (-math.inf if math.isnan(near) else near) - r.smallest_effect
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #89c0aef9
 def _weakest(parts): # the lines of one claim
@@ -224,7 +197,8 @@ def _weakest(parts): # the lines of one claim
     own = parts[parts.verdict == worst]
     if worst == 'inconclusive' and own.effect.isna().all() and parts.effect.notna().any():
         own = parts[parts.effect.notna()]  # a part without rows has no effect to show
-    return worst, own.loc[min(own.index, key=lambda i: _margin(own.loc[i]))]
+    near = own.low.where(own.direction == 'higher', -own.high)       # the end of the interval that is nearer to the smallest effect
+    return worst, own.loc[(near.fillna(-math.inf) - own.smallest_effect).idxmin()]
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #8ad29673
 def _because(parts, worst, weakest):
@@ -270,9 +244,11 @@ def headline(decided: pd.DataFrame, # lines of `decide` of several profiles, wit
         order = by_scale(own.profile, claims[id])
         own = own.set_index('profile', drop=False).loc[order]
         run = own[own.complete & (own.verdict != 'not run')]
-        why = f'No profile has rows for all parts: {", ".join(order)}.'
-        nothing = own.iloc[-1].to_dict() | dict(verdict='not run', profile='', effect=math.nan, low=math.nan, high=math.nan, reason=why)
-        lines.append(run.iloc[-1].to_dict() if len(run) else nothing)
+        line = (own if run.empty else run).iloc[-1].to_dict()
+        if run.empty:
+            line |= dict(verdict='not run', profile='', effect=math.nan, low=math.nan, high=math.nan)
+            line['reason'] = f'No profile has rows for all parts: {", ".join(order)}.'
+        lines.append(line)
     return pd.DataFrame(lines)
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #b7e09d34

@@ -134,11 +134,6 @@ class Combined(NamedTuple):
     images: int = 0    # images used; 0: one number per seed
     left_out: int = 0  # images without a value
 
-# %% ../../nbs/5_how_it_works/42_intervals.ipynb #c97164b7
-def _combined(mean, half, cells, *counts): # counts: images and images left out
-    "The `Combined` of a mean and half of its interval."
-    return Combined(mean, mean - half, mean + half, tuple(c.seeds for c in cells), *counts)
-
 # %% ../../nbs/5_how_it_works/42_intervals.ipynb #3900001e
 def _equal_or(weights, count): # weights: None for equal ones
     "The weights of the cells, which sum to one. Raises `ValueError` unless there are `count` positive numbers."
@@ -183,8 +178,8 @@ def two_way(values: Sequence[np.ndarray],           # of each cell: networks x i
     for own in sets:
         for k, kept in zip(own, _without_gaps([values[k] for k in own])): values[k] = kept
     cells, used = [_cell_of(v, w) for v, w in zip(values, weights)], sum(values[own[0]].shape[1] for own in sets)
-    half = _two_way_half(values, cells, sets, level)
-    return _combined(float(sum(w * v.mean() for w, v in zip(weights, values))), half, cells, used, total - used)
+    mean, half = float(sum(w * v.mean() for w, v in zip(weights, values))), _two_way_half(values, cells, sets, level)
+    return Combined(mean, mean - half, mean + half, tuple(c.seeds for c in cells), used, total - used)
 
 # %% ../../nbs/5_how_it_works/42_intervals.ipynb #39000021
 def _two_way_half(values, cells, sets, level): # sets: the numbers of the cells that share images
@@ -205,4 +200,5 @@ def t_over_cells(values,       # of each cell: one number per seed
     cells = [_Cell(w, len(v), float(v.var(ddof=1)) if len(v) > 1 else math.nan) for v, w in zip(values, weights)]
     seeds = _sum_over_cells(cells, 'variance')
     half = _half_width(seeds, _Part(0., 0.), 3, level) if max(c.seeds for c in cells) > 1 else math.nan
-    return _combined(float(sum(w * v.mean() for w, v in zip(weights, values))), half, cells)
+    mean = float(sum(w * v.mean() for w, v in zip(weights, values)))
+    return Combined(mean, mean - half, mean + half, tuple(c.seeds for c in cells))

@@ -14,19 +14,15 @@ import numpy as np
 # %% ../../nbs/5_how_it_works/41_outcomes.ipynb #88fafd72
 SCALE, MISSING = 32767, -32768   # an outcome of 1, and one that has no value
 
-def _text(array):
-    "The bytes of an array as base64 text."
-    return base64.b64encode(array.tobytes()).decode()
-
 # %% ../../nbs/5_how_it_works/41_outcomes.ipynb #c46d0e00
 def pack_outcomes(values):  # n outcomes: booleans, 0 and 1, or numbers in [-1, 1] (NaN: no value)
     "The outcomes as text: one bit for each where all are 0 or 1, else 16 bits. Raises `ValueError` for numbers outside [-1, 1]."
     values = np.asarray(values, dtype=np.float64).ravel()
-    if np.isin(values, (0, 1)).all(): return 'bits:' + _text(np.packbits(values.astype(bool)))
+    if np.isin(values, (0, 1)).all(): return 'bits:' + base64.b64encode(np.packbits(values.astype(bool))).decode()
     largest = np.abs(values[~np.isnan(values)]).max(initial=0)
     if largest > 1 + 1e-6: raise ValueError(f'outcomes reach {largest:.3g}: pass numbers in [-1, 1]')
     whole = np.where(np.isnan(values), MISSING, np.round(values.clip(-1, 1) * SCALE))
-    return 'int16:' + _text(whole.astype('<i2'))
+    return 'int16:' + base64.b64encode(whole.astype('<i2')).decode()
 
 # %% ../../nbs/5_how_it_works/41_outcomes.ipynb #2f496084
 def unpack_outcomes(text,  # of `pack_outcomes`
@@ -58,12 +54,6 @@ def check_outcomes(row):  # a dict with the fields outcomes, images, n, metric a
     mean = float(np.nanmean(values)) if np.isfinite(values).any() else None
     if (mean is None) != (row['value'] is None) or mean is not None and abs(mean - row['value']) > 1e-4:
         raise ValueError(f'the outcomes of {row["metric"]} have the mean {mean}, and its value is {row["value"]}: they are of another row')
-
-# %% ../../nbs/5_how_it_works/41_outcomes.ipynb #a9feba70
-def outcomes_of(rows):  # a frame of `read_rows`
-    "A list with the outcomes of each row, float64[n], or None where it has none."
-    if 'outcomes' not in rows: return [None] * len(rows)
-    return [unpack_outcomes(o, int(n)) if isinstance(o, str) else None for o, n in zip(rows.outcomes, rows.n)]
 
 # %% ../../nbs/5_how_it_works/41_outcomes.ipynb #dbc89f06
 def outcome_fields(values,  # outcomes of all test images, a tensor or an array; NaN: no value

@@ -29,16 +29,15 @@ def select(rows,   # a frame of rows
     return rows[keep]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #71fbd02b
-def _is_constant(values, missing): # an object array, and which of its values are missing
-    "Have these values one value, or none at all? Missing values are equal to each other."
-    if missing.any(): return bool(missing.all())
-    return all(value == values[0] for value in values)
-
 def _varying(rows, names):
     "Those of `names` with more than one value in the rows: a list. A missing value counts as one."
     table = rows[names].to_numpy(dtype=object)      # one array: a series for each name would take most of the time
-    missing = pd.isna(table)
-    return [name for i, name in enumerate(names) if not _is_constant(table[:, i], missing[:, i])]
+    missing, found = pd.isna(table), []
+    for i, name in enumerate(names):
+        values, absent = table[:, i], missing[:, i]
+        constant = absent.all() if absent.any() else all(value == values[0] for value in values)
+        if not constant: found.append(name)
+    return found
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #7bcc0825
 def _side(rows, field, value, keys):
@@ -47,6 +46,27 @@ def _side(rows, field, value, keys):
     extreme = rows.groupby(keys, dropna=False)[field].transform('min' if value == 'first' else 'max')
     return rows[(rows[field] == extreme).fillna(False).astype(bool)]
 
+# %% ../../nbs/5_how_it_works/44_effects.ipynb #f134ce25
+def _cell_numbers(pairs):
+    "The number of the cell of each pair: an int array."
+    keys = _varying(pairs, [name for name in IDENTITY if name in pairs and name != 'seed'])
+    return pairs.groupby(keys, dropna=False, sort=False).ngroup().to_numpy() if keys else np.zeros(len(pairs), dtype=int)
+
+# %% ../../nbs/5_how_it_works/44_effects.ipynb #42b5499b
+_RELATED = ('dataset', 'profile', 'arch', 'width')  # networks that are equal in these and in the seed are not independent
+
+def _group_numbers(pairs):
+    "The number of the group of each pair: an int array."
+    names = [name for name in (*_RELATED, 'experiment') if name in pairs]
+    if not _varying(pairs, names): return np.zeros(len(pairs), dtype=int)
+    keys = pairs[names].astype(object)
+    if 'experiment' in keys:
+        transfer = keys.pop('experiment') == 'transfer'
+        keys.loc[transfer, [k for k in ('arch', 'width') if k in keys]] = None
+    return keys.groupby([*keys], dropna=False, sort=False).ngroup().to_numpy()
+
+def _numbered(pairs): return pairs.assign(cell=_cell_numbers(pairs), group=_group_numbers(pairs))
+
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #c971d324
 _BROUGHT = dict(regime=('epoch',))  # fields that differ with another one: each way of training has its own last epoch
 
@@ -54,7 +74,7 @@ def pairs(rows,      # a frame of one metric
           field,     # the field in which the two rows of a pair differ
           treatment, # its value on one side
           control):  # its value on the other side
-    "One line for each pair of rows: both values, their `difference` (treatment - control), and the outcomes and reasons of both."
+    "One line for each pair of rows: both values, their `difference` (treatment - control), outcomes and reasons, `cell` and `group`."
     rows = rows.dropna(subset=['value'])
     others = [name for name in IDENTITY if name not in (field, 'seed', *_BROUGHT.get(field, ()))]
     keys = ['seed', *_varying(rows, others)]  # what is constant needs no matching
@@ -62,24 +82,7 @@ def pairs(rows,      # a frame of one metric
     own = [field, 'value', 'n', *(name for name in ('images', 'outcomes', 'reason') if name in rows)]
     both = one[['seed', *others, *own]].merge(other[[*keys, *own]], on=keys, suffixes=('', '_control'))
     both = both[(both[field] != both[f'{field}_control']).astype(bool)]  # a run of one epoch has no trend
-    return both.drop(columns=[field, f'{field}_control']).assign(difference=both.value - both.value_control)
-
-# %% ../../nbs/5_how_it_works/44_effects.ipynb #f134ce25
-def _cell_numbers(pairs):
-    "The number of the cell of each pair: a series of ints."
-    keys = _varying(pairs, [name for name in IDENTITY if name in pairs and name != 'seed'])
-    return pairs.groupby(keys, dropna=False, sort=False).ngroup() if keys else pd.Series(0, index=pairs.index)
-
-# %% ../../nbs/5_how_it_works/44_effects.ipynb #42b5499b
-_RELATED = ('dataset', 'profile', 'arch', 'width')  # networks that are equal in these and in the seed are not independent
-
-def _group_numbers(pairs):
-    "The number of the group of each pair: a series of ints."
-    names = [name for name in _RELATED if name in pairs]
-    if len(pairs) and not _varying(pairs, [*names, *(['experiment'] if 'experiment' in pairs else [])]): return pd.Series(0, index=pairs.index)
-    keys = pairs[names].astype(object)
-    if 'experiment' in pairs: keys.loc[pairs.experiment == 'transfer', [k for k in ('arch', 'width') if k in keys]] = None
-    return keys.groupby([*keys], dropna=False, sort=False).ngroup()
+    return _numbered(both.drop(columns=[field, f'{field}_control']).assign(difference=both.value - both.value_control))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a003
 class _Group(NamedTuple):
@@ -96,31 +99,22 @@ def _by_seed(cell, seed, values): # of each pair of a group: its cell, its seed,
     return _Group(len(cells), np.mean([*mean.values()]) + np.stack([apart[seed == s].sum(axis=0) for s in seeds]))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #9c913b53
-class _Numbers(NamedTuple):
-    "The number of the cell and of the group of each pair, int arrays."
-    cell: np.ndarray
-    group: np.ndarray
-
-def _numbers(pairs): return _Numbers(_cell_numbers(pairs).to_numpy(), _group_numbers(pairs).to_numpy())
-
-def _groups(pairs, values, numbers): # values: of each pair, a number or numbers per image; numbers: of `_numbers`
+def _groups(pairs, values): # values: of each pair, a number or numbers per image
     "The groups of the pairs: a list of `_Group`."
-    cell, group, seed = *numbers, pairs.seed.astype(float).fillna(-1).to_numpy()
+    cell, group, seed = pairs.cell.to_numpy(), pairs.group.to_numpy(), pairs.seed.astype(float).fillna(-1).to_numpy()
     return [_by_seed(cell[group == g], seed[group == g], [v for v, own in zip(values, group) if own == g]) for g in np.unique(group)]
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #1bc34b48
-def _over_seeds(pairs, level, numbers=None):
+def _over_seeds(pairs, level):
     "The mean difference with an interval from the spread over seeds alone: a `Combined`."
-    groups = _groups(pairs, pairs.difference.astype(float), numbers or _numbers(pairs))
+    groups = _groups(pairs, pairs.difference.astype(float))
     return t_over_cells([g.values for g in groups], [g.cells for g in groups], level)
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #29652df5
-def paired_effect(rows,             # a frame of one metric
-                  field='norm', treatment='bn', control='none', # as in `pairs`
-                  level=.95):       # confidence
-    "The mean over cells of the paired differences, with its t interval over seeds: a `Combined`. NaN where there is no pair."
+def paired_effect(rows, field='norm', treatment='bn', control='none'): # as in `pairs`
+    "The mean over cells of the paired differences, with its 95 % t interval over seeds: a `Combined`. NaN where there is no pair."
     found = pairs(rows, field, treatment, control)
-    return Combined(math.nan, math.nan, math.nan, (0,)) if found.empty else _over_seeds(found, level)
+    return Combined(math.nan, math.nan, math.nan, (0,)) if found.empty else _over_seeds(found, .95)
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #ec041265
 RUN = [   # the fields that identify one run of training
@@ -150,7 +144,7 @@ def _compare(rows, part): # rows: of the part's metric
     "The pairs of a part: a frame as of `pairs`. For a threshold each row is compared with it."
     if part.compare: return pairs(rows, **part.compare)
     rows = rows.dropna(subset=['value'])
-    return rows.assign(value_control=part.threshold, n_control=rows.n, difference=rows.value - part.threshold)
+    return _numbered(rows.assign(value_control=part.threshold, n_control=rows.n, difference=rows.value - part.threshold))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #be43b135
 def _chosen(part, rows): # all rows
@@ -184,15 +178,15 @@ def _unpacked(text, n, value):
     raise ValueError(f'outcomes with the mean {np.nanmean(values):.6f} stand beside the value {value:.6f}. Take both from the same row.')
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a007
-def _over_both(pairs, part, level, numbers):
+def _over_both(pairs, part, level):
     "The two-way interval as a `Combined`, or a text: the reason why there is none."
     needed = [name for name in _OF_OUTCOMES if name in pairs]
     found = [_outcomes_of(pair, part) for pair in pairs[needed].itertuples()] if 'outcomes' in pairs else [None]
     if any(f is None for f in found): return 'no outcomes of single images are stored'
-    names, group = np.array([images for images, _ in found]), numbers.group
+    names, group = np.array([images for images, _ in found]), pairs.group.to_numpy()
     shared = [set(names[group == g]) for g in np.unique(group)]
     if max(map(len, shared)) > 1: return 'the networks have different test images'
-    groups = _groups(pairs, [values for _, values in found], numbers)
+    groups = _groups(pairs, [values for _, values in found])
     return two_way([g.values for g in groups], [images for images, in shared], [g.cells for g in groups], level)
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a008
@@ -220,18 +214,14 @@ def _possible(iv, part):
     return iv._replace(low=max(iv.low, least), high=min(iv.high, most))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #43bd8721
-def effect_of(pairs, # of `_evidence`, or those of one cell
-              part,  # a `Part`
-              level, # confidence
-              numbers=None): # of `_numbers`, where they are known
+def effect_of(pairs, part, level): # pairs: of `_evidence`, or those of one cell
     "The `Effect` of some pairs: two-way over seeds and images where outcomes are stored, else t over seeds."
-    numbers = numbers or _numbers(pairs)
-    seeds = tuple(np.bincount(numbers.cell).tolist())
-    both = _over_both(pairs, part, level, numbers)
+    seeds = tuple(np.unique(pairs.cell, return_counts=True)[1].tolist())
+    both = _over_both(pairs, part, level)
     if not isinstance(both, str):
         left_out = f'; {both.left_out} images without a value left out' if both.left_out else ''
         return Effect(*_possible(both, part)[:3], 'seeds and images', seeds, f'over {_seeds_text(seeds)} and {both.images} images{left_out}')
-    iv, remark = _possible(_over_seeds(pairs, level, numbers), part), f't over {_seeds_text(seeds)}; {both}'
+    iv, remark = _possible(_over_seeds(pairs, level), part), f't over {_seeds_text(seeds)}; {both}'
     if iv.high - iv.low < 1e-12: return Effect(iv.mean, math.nan, math.nan, 'no spread', seeds, remark)
     return Effect(iv.mean, iv.low, iv.high, 't over seeds', seeds, remark)
 
@@ -247,12 +237,14 @@ def interval_verdict(interval,        # with low and high, of treatment - contro
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #85921622
 def _cells(evidence, part, claim):
     "Yield a dict for each cell: means of both sides, interval, room and agreement."
-    for _, cell in evidence.groupby(_cell_numbers(evidence)):
-        only = np.zeros(len(cell), dtype=int)
-        e = effect_of(cell, part, level_of(claim, part), _Numbers(only, only))
+    low, high = part.room or (-math.inf, math.inf)
+    for _, cell in evidence.groupby('cell'):
+        e = effect_of(cell, part, level_of(claim, part))
+        treatment, control = cell.value.mean(), cell.value_control.mean()
+        middle = (treatment + control) / 2   # it does not depend on their difference
         yield cell.iloc[0].to_dict() | dict(
-            treatment=cell.value.mean(), control=cell.value_control.mean(), middle=_middle(cell), effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
-            interval=e.how, room=_has_room(cell, part), agrees=_agrees(e, part), alone=_alone(e, part))
+            treatment=treatment, control=control, middle=middle, effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
+            interval=e.how, room=bool(low <= middle <= high), agrees=_agrees(e, part), alone=_alone(e, part))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #9c2fd8a7
 def _agrees(e, part): # e: the `Effect` of a cell
@@ -263,16 +255,6 @@ def _alone(e, part): # e: the `Effect` of a cell
     "Does the cell show the effect by itself? Without an interval its mean decides."
     known = e if not math.isnan(e.low) else e._replace(low=e.mean, high=e.mean)
     return interval_verdict(known, part.direction, part.smallest_effect) == 'reproduced'
-
-# %% ../../nbs/5_how_it_works/44_effects.ipynb #3dec4e3f
-def _middle(cell):
-    "The mean of both sides of a cell."
-    return (cell.value.mean() + cell.value_control.mean()) / 2
-
-def _has_room(cell, part):
-    "Does the mean of both sides, which does not depend on their difference, lie within the room of the part?"
-    low, high = part.room or (-math.inf, math.inf)
-    return bool(low <= _middle(cell) <= high)
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #39772e15
 EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'regime', 'attack', 'eps', 'sigma', 'lam', 'source',
@@ -291,4 +273,4 @@ def _usable(evidence, part, claim):
     "The pairs to average, their cells, and the cells that are left out because they have no room: three frames."
     cells = pd.DataFrame(_cells(evidence, part, claim))
     keep = cells.room if cells.room.any() else ~cells.room
-    return evidence[_cell_numbers(evidence).isin(cells.index[keep]).to_numpy()], cells[keep], cells[~keep]
+    return evidence[evidence.cell.isin(cells.cell[keep])], cells[keep], cells[~keep]

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from tqdm import tqdm
 
 from .claims import verdict_over_cells
-from .paired import _agrees, _alone, _evidence, _groups, _numbers, _seeds_text, interval_verdict
+from .paired import _agrees, _alone, _evidence, _groups, _seeds_text, interval_verdict
 from .rules import VERDICTS, Part, level_of, load_claims
 from .intervals import t_over_cells, two_way
 from .rows import checkout_path, resolve_repo_path, read_published, write_atomically
@@ -33,12 +33,10 @@ class Design(NamedTuple):
     shared: bool      # do the seeds share the test images?
 
 # %% ../../nbs/5_how_it_works/46_power.ipynb #3eea259c
-def design_of(claim, # a `Claim`
-              part,  # one of its parts
-              rows): # a frame of rows of one profile
+def design_of(claim, part, rows): # rows: of one profile
     "The `Design` of a part at a profile. None where no cell has two seeds."
     pairs, _ = _evidence(claim, part, rows)
-    groups = _groups(pairs, pairs.difference.astype(float), _numbers(pairs)) if len(pairs) else []
+    groups = _groups(pairs, pairs.difference.astype(float)) if len(pairs) else []
     known = [float(g.values.std(ddof=1)) for g in groups if len(g.values) > 1]
     if not known or pairs.n.isna().all(): return None
     sd = tuple(float(g.values.std(ddof=1)) if len(g.values) > 1 else float(np.mean(known)) for g in groups)
@@ -61,19 +59,14 @@ class _Normals:
         if key not in self.drawn: self.drawn[key] = self.rng.standard_normal(key[-1], dtype=np.float32)
         return self.drawn[key]
 
-# %% ../../nbs/5_how_it_works/46_power.ipynb #f4c73da5
-def _image_parts(normals, design, group):
-    "The terms of the images: two sides x images, correlated between cells and sides."
-    part, shape = design.part, (2, design.images)
-    one, other = math.sqrt(CELLS) * normals.draw(part, shape=shape) + math.sqrt(1 - CELLS) * normals.draw(part, group, shape=shape)
-    return np.stack([one, SIDES * one + math.sqrt(1 - SIDES**2) * other])
-
 # %% ../../nbs/5_how_it_works/46_power.ipynb #5a313069
 def _sides(normals, design, group):
     "The terms of images and rest (two sides x seeds x images), and those of the networks (two sides x seeds x 1)."
-    part, seeds = design.part, design.seeds[group]
+    part, seeds, shape = design.part, design.seeds[group], (2, design.images)
     rest = normals.draw(part, group, 'rest', shape=(2, seeds, design.images))
-    within = math.sqrt(SEEDS) * _image_parts(normals, design, group)[:, None] + math.sqrt(1 - SEEDS) * rest
+    one, other = math.sqrt(CELLS) * normals.draw(part, shape=shape) + math.sqrt(1 - CELLS) * normals.draw(part, group, shape=shape)
+    images = np.stack([one, SIDES * one + math.sqrt(1 - SIDES**2) * other])
+    within = math.sqrt(SEEDS) * images[:, None] + math.sqrt(1 - SEEDS) * rest
     return within, normals.draw(part, group, 'network', shape=(2, seeds, 1))
 
 # %% ../../nbs/5_how_it_works/46_power.ipynb #4200000b
@@ -147,22 +140,19 @@ def simulated_verdict(designs, # of the parts of a claim
     return verdict
 
 # %% ../../nbs/5_how_it_works/46_power.ipynb #30141b27
-def error_rates(claim,    # a `Claim`
-                rows,     # a frame of rows of one profile
-                runs=300, # simulated runs for each effect
-                seed=0):  # of the simulation
+def error_rates(claim, rows, runs=300): # rows: of one profile; runs: for each effect
     "A list of dicts, one for each rule of `STOPPING`: error rates and power of a claim at a profile. Empty where a part has no rows."
     designs = [design_of(claim, part, rows) for part in claim.parts]
     if None in designs: return []
     looked = rows.profile.iloc[0] == 'demo' and {5} == {s for d in designs for s in d.seeds}
-    return [_rates(claim, designs, rule, runs, seed) for rule in list(STOPPING)[:1 + looked]]
+    return [_rates(claim, designs, rule, runs) for rule in list(STOPPING)[:1 + looked]]
 
 # %% ../../nbs/5_how_it_works/46_power.ipynb #68f97163
-def _rates(claim, designs, rule, runs, seed): # rule: a name of `STOPPING`
+def _rates(claim, designs, rule, runs): # rule: a name of `STOPPING`
     "A dict with error rates and power, as fractions, and the size of the design."
     found = {}
     for name in ('zero', 'smallest', 'twice'):
-        rng, effects = np.random.default_rng(seed), [true_effects(d.part)[name] for d in designs]
+        rng, effects = np.random.default_rng(0), [true_effects(d.part)[name] for d in designs]
         found[name] = [simulated_verdict(designs, effects, claim, rng, STOPPING[rule]) for _ in range(runs)]
     share = lambda name, verdict: found[name].count(verdict) / runs
     seeds = [s for d in designs for s in d.seeds]
@@ -195,16 +185,13 @@ def read_error_rates(path=TABLE):
 # %% ../../nbs/5_how_it_works/46_power.ipynb #42000015
 SMALL = .5  # power below which a profile is too small
 
-def too_small(profile, # its name
-              rates):  # of `read_error_rates`
-    "Claim -> text for the report, for the claims that this profile is too small to decide."
-    own = rates[(rates.profile == profile) & (rates.rule == list(STOPPING)[0]) & (rates.power < SMALL)]
-    return {r.id: f'This profile is too small to decide the claim if the effect is only twice the smallest one (power {100 * r.power:.0f} %).' for r in own.itertuples()}
-
 def too_small_for(verdicts, # of `decide`
                   profile,
                   rates=None): # of `read_error_rates`; read from reports/error_rates.csv where it is at hand
     "Claim -> text for each claim that was run although the profile is too small to decide it."
-    try: small = too_small(profile, read_error_rates() if rates is None else rates)
+    try: rates = read_error_rates() if rates is None else rates
     except FileNotFoundError: return {}           # an installed package has no table, and nothing is simulated here
-    return {v.id: small[v.id] for v in verdicts.itertuples() if v.verdict != 'not run' and v.id in small}
+    small = rates[(rates.profile == profile) & (rates.rule == list(STOPPING)[0]) & (rates.power < SMALL)]
+    small = small[small.id.isin(verdicts.id[verdicts.verdict != 'not run'])]
+    return {r.id: f'This profile is too small to decide the claim if the effect is only twice the smallest one (power {100 * r.power:.0f} %).'
+            for r in small.itertuples()}

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,9 +112,8 @@ def source_hash():
 # %% ../../nbs/5_how_it_works/40_results.ipynb #d3525670
 @cache
 def torch_version():
-    "The version of the installed torch, or None."
-    try: return version('torch')
-    except PackageNotFoundError: return None
+    "The version of the installed torch."
+    return version('torch')
 
 def _git(*words):
     "The output of a git command, or None if it fails."
@@ -261,20 +260,15 @@ def _files(path):
 # %% ../../nbs/5_how_it_works/40_results.ipynb #7bc8ba48
 def _lines(path):
     "Yield for each line of a file its place, as text, and its row. Raises `ValueError` that begins with the place."
-    for number, line in enumerate(_raw_lines(path), 1):
+    raw = path.read_bytes()
+    if path.suffix == '.xz': raw = lzma.decompress(raw)
+    raw = raw.removeprefix(b'\xef\xbb\xbf').rstrip(b' \t\r\n')    # without a byte order mark and empty last lines
+    for number, line in enumerate(raw.split(b'\n') if raw else (), 1):   # only a newline byte ends a line
         try:
             row = json.loads(line.decode())
             if not isinstance(row, dict): raise ValueError('a row is a JSON object')
             yield f'{path} line {number}', complete(row)
         except (ValueError, TypeError, RecursionError) as e: raise ValueError(f'{path} line {number}: {e}') from None
-
-# %% ../../nbs/5_how_it_works/40_results.ipynb #3e29d475
-def _raw_lines(path):
-    "The lines as bytes, without a byte order mark and empty last lines. Only a newline byte ends a line."
-    raw = path.read_bytes()
-    if path.suffix == '.xz': raw = lzma.decompress(raw)
-    raw = raw.removeprefix(b'\xef\xbb\xbf').rstrip(b' \t\r\n')
-    return raw.split(b'\n') if raw else []
 
 # %% ../../nbs/5_how_it_works/40_results.ipynb #583c077d
 def frame(rows): # dicts with FIELDS
@@ -324,40 +318,33 @@ def checkout_path(path, instead): # instead: what to do outside a checkout, for 
 _PRINTED_ATTACKS = {'pgd_l2_0.25': ('pgd_l2', .25), 'pgd_linf_1_255': ('pgd_linf', 1 / 255),
                     'cw_l2_0.25': ('cw_l2', .25), 'cw_linf_1_255': ('cw_linf', 1 / 255)}  # table 1's columns
 
-# %% ../../nbs/5_how_it_works/40_results.ipynb #e8947623
-def _printed(folder):
-    "Yield for each printed cell: table, dataset, arch, norm, column, and the digits as text."
-    for r in pd.read_csv(folder/'table1.csv', dtype=str).to_dict('records'):
-        for column in ('clean', *_PRINTED_ATTACKS): yield 'table 1', r['dataset'], r['arch'], r['norm'], column, r[column]
-    for r in pd.read_csv(folder/'table2.csv', dtype=str).to_dict('records'):
-        for norm in NAMED_NORMS:
-            for what, column in dict(clean='clean', robust='pgd_l2_0.25').items():
-                yield 'table 2', r['dataset'], r['arch'], norm, column, r[f'{norm}_{what}']
-
 # %% ../../nbs/5_how_it_works/40_results.ipynb #8447f594
 def paper_rows(folder: str | Path = 'reports/paper') -> pd.DataFrame: # holds table1.csv and table2.csv
     "The paper's tables 1 and 2 as a frame of rows (fractions), with two more columns: `table`, and `printed`, the digits as text."
+    folder, cells = resolve_repo_path(folder), []     # of each cell: table, its line, norm, column, digits
+    for line in pd.read_csv(folder/'table1.csv', dtype=str).to_dict('records'):
+        cells += [('table 1', line, line['norm'], column, line[column]) for column in ('clean', *_PRINTED_ATTACKS)]
+    for line in pd.read_csv(folder/'table2.csv', dtype=str).to_dict('records'):
+        for norm in NAMED_NORMS:
+            cells += [('table 2', line, norm, 'clean', line[f'{norm}_clean']), ('table 2', line, norm, 'pgd_l2_0.25', line[f'{norm}_robust'])]
     rows, empty = [], dict.fromkeys(FIELDS) | dict(experiment='paper', regime='standard')
-    for table, dataset, arch, norm, column, digits in _printed(resolve_repo_path(folder)):
+    for table, line, norm, column, digits in cells:
         attack, eps = _PRINTED_ATTACKS.get(column, (None, None))
-        rows.append(empty | dict(metric='robust_accuracy' if attack else 'clean_accuracy', dataset=dataset, arch=arch,
+        rows.append(empty | dict(metric='robust_accuracy' if attack else 'clean_accuracy', dataset=line['dataset'], arch=line['arch'],
                     norm=norm, attack=attack, eps=eps, value=float(digits) / 100, table=table, printed=digits))
     return frame(rows).assign(table=[r['table'] for r in rows], printed=[r['printed'] for r in rows])
 
 # %% ../../nbs/5_how_it_works/40_results.ipynb #1d1edc68
-PRINTED_NOTES = (  # footnotes of printed cells, which are never corrected
-    dict(dataset='cifar10', arch='vgg16', norm='none', attacks=('pgd_l2',),
-         note='printed as 34.01 in table 1 and as 34.02 in table 2'),
-    dict(dataset='cifar10', arch='resnet50', norm='none', attacks=('pgd_l2', 'cw_l2'),
-         note='printed PGD 29.24 beside CW 17.09 in the same l2 ball; other rows agree within 1.2 points'),
-    dict(dataset='cifar10', arch='vgg16', norm='bn', attacks=('pgd_l2', 'cw_l2'),
-         note='printed PGD 28.61 beside CW 24.01 in the same l2 ball; other rows agree within 1.2 points'))
+PRINTED_NOTES = {  # footnotes of printed cells, which are never corrected: (data set, architecture, norm) -> attacks and note
+    ('cifar10', 'vgg16', 'none'): (('pgd_l2',), 'printed as 34.01 in table 1 and as 34.02 in table 2'),
+    ('cifar10', 'resnet50', 'none'): (('pgd_l2', 'cw_l2'), 'printed PGD 29.24 beside CW 17.09 in the same l2 ball; other rows agree within 1.2 points'),
+    ('cifar10', 'vgg16', 'bn'): (('pgd_l2', 'cw_l2'), 'printed PGD 28.61 beside CW 24.01 in the same l2 ball; other rows agree within 1.2 points')}
 
 # %% ../../nbs/5_how_it_works/40_results.ipynb #212c2bdd
 def printed_note(dataset, arch, norm, attack):
     "The footnote of a printed cell, or None."
-    return next((note['note'] for note in PRINTED_NOTES if attack in note['attacks']
-                 and (note['dataset'], note['arch'], note['norm']) == (dataset, arch, norm)), None)
+    attacks, note = PRINTED_NOTES.get((dataset, arch, norm), ((), None))
+    return note if attack in attacks else None
 
 # %% ../../nbs/5_how_it_works/40_results.ipynb #8a55e4cd
 def read_published(folder: str | Path = 'reports/published') -> dict[str, pd.DataFrame]: # holds a folder with rows.jsonl for each profile

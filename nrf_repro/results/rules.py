@@ -170,7 +170,6 @@ def by_scale(profiles, # names
     return sorted(profiles, key=claim.scales.index)
 
 # %% ../../nbs/5_how_it_works/43_claim_rules.ipynb #73000005
-def level_of(claim, # a `Claim`
-             part): # one of its parts
+def level_of(claim, part): # one of its parts
     "The confidence of a part's two-sided interval. A threshold is tested one-sided, which corresponds to a lower two-sided one."
     return claim.level if part.compare else 2 * claim.level - 1
