@@ -7,7 +7,6 @@ import sys
 from types import ModuleType
 
 from nrf_repro import _renamed
-from nrf_repro.measure.checks import Check, Probe, run_checks
 from nrf_repro.measure.command import add_arguments, run
 from nrf_repro.measure.inputs import EvalImages, Logits, eval_images, find_model, with_standardize
 from nrf_repro.measure.measurement import LargeEps, Measurement, attacks_at, measure

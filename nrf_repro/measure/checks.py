@@ -28,7 +28,8 @@ class Check:
     expected: str     # what an evaluation without gradient masking would show
     verdict: str      # 'passed' | 'flagged': explain it before you report a number | 'open': cannot be decided
     meaning: str      # of the verdict
-    rows: tuple = ()  # (metric, one value for each image, fields), of the attacks that were run for the check
+    outcomes: np.ndarray | None = None  # 1 for each image that stays correct under the attack that was run for the check
+    fields: dict | None = None          # of that attack, for a row
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #acd8cbd2
 _LIMITS = {'more steps': .03, 'two losses': .05, 'large ball': .05, 'zero gradient': .01, 'underflow': .1, 'input scale': .05,
@@ -57,10 +58,10 @@ _MEANINGS = {  # passed | flagged | open
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #3bc4852f
 def _percent(share): return f'{100 * share:.1f} %'
 
-def _check(name, found, expected, flagged, *, attack='', open=False, rows=()):
+def _check(name, found, expected, flagged, *, attack='', open=False, **ran): # ran: outcomes and fields
     "The check with its verdict and what that means."
     i = 2 if open else int(flagged)
-    return Check(f'{name}, {attack}' if attack else name, found, expected, ('passed', 'flagged', 'open')[i], _MEANINGS[name][i], rows)
+    return Check(f'{name}, {attack}' if attack else name, found, expected, ('passed', 'flagged', 'open')[i], _MEANINGS[name][i], **ran)
 
 _NAMES = dict(clean_accuracy='Clean') | COLUMNS | dict(
     ligs_plain='LIGS, plain gradients', vanished='Plain gradient underflows', noise_l2='Noise ℓ2', noise_linf='Noise ℓ∞')
@@ -121,16 +122,12 @@ def _check_learned(p):
                  as_text > ok.mean() + _LIMITS['class order'])
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #05f44863
-def _input_scales(data):
-    "Name -> (mean, std) of what a model may expect instead of pixels in [0, 1]."
-    found = {'standardised': (data.mean, tuple(max(s, 1e-6) for s in data.std)),
-             'in [−1, 1]': ((.5,), (.5,)), 'in [0, 255]': ((0.,), (1 / 255,))}
-    return found | ({'standardised as ImageNet': STATS['imagenet']} if data.x.shape[1] == 3 else {})
-
 def _check_scale(p):
-    "Accuracy on images of other scales."
+    "Accuracy on images of other scales: on pixels minus a mean, divided by a standard deviation."
+    scales = {'standardised': (p.data.mean, tuple(max(s, 1e-6) for s in p.data.std)), 'in [−1, 1]': ((.5,), (.5,)), 'in [0, 255]': ((0.,), (1 / 255,))}
+    if p.data.x.shape[1] == 3: scales['standardised as ImageNet'] = STATS['imagenet']
     def channels(values): return p.x.new_tensor(values).view(1, -1, 1, 1)
-    others = {name: _accuracy(p, (p.x - channels(mean)) / channels(std)) for name, (mean, std) in _input_scales(p.data).items()}
+    others = {name: _accuracy(p, (p.x - channels(mean)) / channels(std)) for name, (mean, std) in scales.items()}
     best, clean = max(others, key=others.get), p.correct['clean'].mean()
     yield _check('input scale', f'{_percent(clean)}; {best} {_percent(others[best])}', 'no other scale is better', others[best] > clean + _LIMITS['input scale'])
 
@@ -154,23 +151,21 @@ def _check_steps(p, name):
     more = replace(a, steps=5 * a.steps)
     ok = _under_attack(p, more)
     yield _check('more steps', f'{_percent(before)} in {a.steps}, {_percent(ok.mean())} in {more.steps}', f'falls by less than {_percent(limit)}',
-                 before - ok.mean() > limit, attack=_display_name(name), rows=(('robust_accuracy', ok, attack_row_fields(name, more)),))
+                 before - ok.mean() > limit, attack=_display_name(name), outcomes=ok, fields=attack_row_fields(name, more))
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #34453682
-def _random_step(x, ball, eps, seed, draw):
-    "Each image moved by eps in a random direction, and kept in [0, 1]."
-    return (x + eps * PERTURBATION_SETS[ball].steepest(image_noise(x, seed, draw))).clamp(0, 1)
-
-def _check_noise(p, name, draws=10):
-    "The worst of some random changes of the size of the attack."
-    a, clean = p.attacks[name], p.correct['clean']
-    noisy = (_random_step(p.x, a.ball, a.eps, p.seed, draw) for draw in range(draws))
-    right = [(_logits(p.model, x, p.batch_size).argmax(1) == p.y).double().cpu().numpy() for x in noisy]
+def _check_noise(p, name):
+    "The worst of some random changes of the size of the attack, kept in [0, 1]."
+    a, clean, draws = p.attacks[name], p.correct['clean'], 10
+    right = []
+    for draw in range(draws):
+        step = a.eps * PERTURBATION_SETS[a.ball].steepest(image_noise(p.x, p.seed, draw))
+        right.append((_logits(p.model, (p.x + step).clamp(0, 1), p.batch_size).argmax(1) == p.y).double().cpu().numpy())
     ok = np.minimum(np.min(right, axis=0), clean)
     by_attack, by_noise = clean.mean() - p.correct[name].mean(), clean.mean() - ok.mean()
     yield _check('noise', f'the attack fools {_percent(by_attack)}, the worst of {draws} random changes {_percent(by_noise)}', 'less than half as many',
                  by_noise > _LIMITS['noise'] * by_attack, attack=_display_name(name), open=max(by_attack, by_noise) < _LIMITS['too few'],
-                 rows=(('robust_accuracy', ok, dict(attack=f'noise_{a.ball}', eps=a.eps, draws=draws, reading='any')),))
+                 outcomes=ok, fields=dict(attack=f'noise_{a.ball}', eps=a.eps, draws=draws, reading='any'))
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #fc66053b
 def _check_large(p, name):
@@ -180,7 +175,7 @@ def _check_large(p, name):
     large = replace(a, eps=eps, step_size=eps / 10, steps=max(20, a.steps), random_start=False, restarts=1)
     ok = _under_attack(p, large)
     yield _check('large ball', f'{_percent(ok.mean())} at eps {eps_text(eps)}', f'below {_percent(limit)}', ok.mean() > limit,
-                 attack=_display_name(name), rows=(('robust_accuracy', ok, attack_row_fields(name, large)),))
+                 attack=_display_name(name), outcomes=ok, fields=attack_row_fields(name, large))
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #f73ec80b
 def _check_losses(p):
@@ -194,16 +189,12 @@ def _check_losses(p):
         yield _check('two losses', f'cross-entropy {_percent(ce)}, margin {_percent(cw)}', f'within {_percent(limit)}',
                      abs(ce - cw) > limit, attack=dict(l2='ℓ2', linf='ℓ∞')[a.ball])
 
-def _one_attack_per_ball(attacks):
-    "Perturbation set -> the name of an attack, by cross-entropy where there is one."
-    found = {}
-    for name in sorted(attacks, key=lambda name: attacks[name].loss != 'ce'): found.setdefault(attacks[name].ball, name)
-    return found
-
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #aca4acc0
 def run_checks(p): # `Probe`
     "Yields each check, those first that question the later ones."
     for check in (_check_outputs, _check_learned, _check_scale, _check_repeats, _check_gradients): yield from check(p)
-    for name in _one_attack_per_ball(p.attacks).values():
+    by_ball = {}     # one attack in each perturbation set, by cross-entropy where there is one
+    for name in sorted(p.attacks, key=lambda name: p.attacks[name].loss != 'ce'): by_ball.setdefault(p.attacks[name].ball, name)
+    for name in by_ball.values():
         for check in (_check_noise, _check_steps, _check_large): yield from check(p, name)
     yield from _check_losses(p)

@@ -23,6 +23,7 @@ from ..data.loading import _decode_file, split_folder
 from ..models import Standardize, load_model
 from ..models.norms import count_norms
 from ..models.weights import Loaded, load_weights, pretrained_model, read_weights
+from ..training.evaluation import accepts
 
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #c834b2d2
 def _import_module(name):
@@ -119,11 +120,6 @@ def _check_device(name): # None: of no choice
     if (device.index or 0) >= max(count, 1): raise ValueError(f'device {name!r}: this machine has {count} of them, numbered from 0.')
     return device
 
-def _default_device(model):
-    "None, where a module is, for a module; for a model that is loaded here, a GPU if there is one."
-    if isinstance(model, nn.Module): return None
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
-
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #75e80d83
 def _norm_kind(model):
     "The norm that the model's layers compute, 'none' without such layers; None where there are several kinds."
@@ -213,10 +209,15 @@ def _named_images(name, limit, size):
     return _class_folders(found.get('test', path), limit, size)
 
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #15f291e7
-def _one_channel(images): # `EvalImages`
-    "Grey images with one channel instead of three equal ones. Raises `ValueError` for images in colour."
+def _with_fitting_channels(model, images): # `EvalImages`
+    "The images; with one channel if the model does not accept three, and accepts one. Raises `ValueError` for images in colour."
+    if images.x.shape[1] != 3: return images
+    p = _first_tensor(model)
+    x = images[:2].pixels() if p is None else images[:2].pixels(p.device, p.dtype)
+    if accepts(model, x) or not accepts(model, x[:, :1]): return images
     if not all(torch.equal(images.x[:, 0], images.x[:, c]) for c in (1, 2)):
-        raise ValueError(f'the model takes one channel, and {images.name} holds images in colour. Save them as grey images, for example with convert("L") of Pillow.')
+        raise ValueError(f'the model takes one channel, and {images.name} holds images in colour. '
+                         'Save them as grey images, for example with convert("L") of Pillow.')
     return replace(images, x=images.x[:, :1], mean=images.mean[:1], std=images.std[:1])
 
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #7eb0c1d3

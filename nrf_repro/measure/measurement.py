@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from ..attacks import PAPER_ATTACKS, Attack
 from ..data import Images, balanced
-from ..training.evaluation import accepts, check_classifier, evaluate
+from ..training.evaluation import check_classifier, evaluate
 from ..experiment.run import OUTCOMES
 from ..results.intervals import t_interval, wilson
 from .checks import Probe, run_checks
 from .page import html, markdown
-from .inputs import (_check_device, _default_device, _default_name, _first_tensor, _norm_kind, _on_device, _one_channel,
-                                      _whole_number, eval_images, find_model, with_standardize)
+from .inputs import (_check_device, _default_name, _norm_kind, _on_device, _whole_number, _with_fitting_channels,
+                                      eval_images, find_model, with_standardize)
 from ..results.outcomes import outcome_fields
 from ..report.text import duration
 from ..results.rows import FIELDS, config_hash, frame, make_row, tf32_set
@@ -114,7 +114,7 @@ def _check_rows(net, data, attacks, seen, checks, common, *, device, dtype, seed
     correct = {name: seen[name][keep] for name in attacks} | dict(clean=seen['clean_accuracy'][keep])
     p = Probe(net, part, part.pixels(device, dtype), part.y.to(device), attacks, correct, seed, batch_size)
     found = list(tqdm(run_checks(p), desc='checks', disable=not progress, leave=False))
-    return [_row(metric, values, experiment='adequacy', **fields, **common) for c in found for metric, values, fields in c.rows], found
+    return [_row('robust_accuracy', c.outcomes, experiment='adequacy', **c.fields, **common) for c in found if c.fields], found
 
 # %% ../../nbs/5_how_it_works/76_measure.ipynb #8d827999
 def _classes_text(names, most=20): # names: in the order of their labels
@@ -123,20 +123,6 @@ def _classes_text(names, most=20): # names: in the order of their labels
     more = f' and {len(names) - most:,} more, to {len(names) - 1} {names[-1]}' if len(names) > most else ''
     numbered = any(c.isdigit() for name in names for c in name) and list(names) != sorted(names)
     return first + more + ('; torchvision sorts numbers as text and would number these classes differently' if numbered else '')
-
-# %% ../../nbs/5_how_it_works/76_measure.ipynb #bff720a5
-def _with_fitting_channels(model, data): # `EvalImages`
-    "The images; with one channel if the model does not accept three, and accepts one."
-    if data.x.shape[1] != 3: return data
-    p = _first_tensor(model)
-    x = data[:2].pixels() if p is None else data[:2].pixels(p.device, p.dtype)
-    return _one_channel(data) if not accepts(model, x) and accepts(model, x[:, :1]) else data
-
-# %% ../../nbs/5_how_it_works/76_measure.ipynb #4a29487e
-def _common_fields(net, data, name, seed, device, settings):
-    "The fields that all rows of a measurement share."
-    return dict(dataset=data.name, arch=name, norm=_norm_kind(net), seed=seed, profile='measure', device=str(device),
-                config_hash=config_hash(settings), threads=torch.get_num_threads())
 
 # %% ../../nbs/5_how_it_works/76_measure.ipynb #62431ea6
 def _facts(net, data, checked, common, rows, note): # note: which part of a file of weights was used
@@ -152,12 +138,10 @@ def _facts(net, data, checked, common, rows, note): # note: which part of a file
     return {label: text for label, text in facts.items() if text}
 
 # %% ../../nbs/5_how_it_works/76_measure.ipynb #9b85b55c
-def _measurement(common, rows, found, facts): # found: the checks
+def _measurement(common, rows, checks, facts):
     "The `Measurement` of some rows and checks."
     table = frame(rows).assign(low=[r['low'] for r in rows], high=[r['high'] for r in rows])
-    heads = ['name', 'found', 'expected', 'verdict', 'meaning']
-    checks = pd.DataFrame([[getattr(c, head) for head in heads] for c in found], columns=heads)
-    return Measurement(common['arch'], table, checks, facts)
+    return Measurement(common['arch'], table, pd.DataFrame(checks, columns=['name', 'found', 'expected', 'verdict', 'meaning']), facts)
 
 # %% ../../nbs/5_how_it_works/76_measure.ipynb #f869419c
 def measure(
@@ -184,17 +168,19 @@ def measure(
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for a model, images or numbers that cannot be measured, before the first attack.
     """
     device = _check_device(device)
+    if device is None and not isinstance(model, torch.nn.Module): device = 'cuda' if torch.cuda.is_available() else 'cpu'
     numbers = _check_numbers(sigma, batch_size=batch_size, checks=checks, seed=seed, limit=limit, size=size)
     attacks, found = _check_attacks(attacks), find_model(model, weights, entry)
     data = _with_fitting_channels(found.model, eval_images(images, numbers['limit'], numbers['size']))
     _warn_of_large_eps(attacks, data.x.shape[1:])
     net = with_standardize(found.model, standardize, found.stats, data)
-    with tf32_set(tf32), _on_device(net, device or _default_device(model)) as (net, device, dtype):
+    with tf32_set(tf32), _on_device(net, device) as (net, device, dtype):
         outputs = check_classifier(net, data[:2].pixels(device, dtype), data.y.to(device))
         data, images = replace(data, classes=data.classes or outputs), tensors_hash((data.x, data.y))
         settings = dict(attacks={k: asdict(a) for k, a in attacks.items()}, sigma=sigma,
                         weights=tensors_hash(net.state_dict().values()), images=images)
-        common = _common_fields(net, data, name or _default_name(model), numbers['seed'], device, settings)
+        common = dict(dataset=data.name, arch=name or _default_name(model), norm=_norm_kind(net), seed=numbers['seed'], profile='measure',
+                      device=str(device), config_hash=config_hash(settings), threads=torch.get_num_threads())
         how = dict(device=device, dtype=dtype, seed=numbers['seed'], batch_size=numbers['batch_size'], progress=progress)
         rows, seen = _evaluation_rows(net, data, attacks, sigma, common, images, **how)
         checks = min(numbers['checks'], len(data))
