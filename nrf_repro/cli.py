@@ -335,7 +335,7 @@ class _Printed:
     def __getattr__(self, name): return getattr(self.stream, name)
 
     def _tried(self, do, *args):
-        try: do(*args)
+        try: return do(*args)
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())  # what is still in the buffer goes there, and so does what follows

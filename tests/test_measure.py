@@ -710,7 +710,7 @@ def test_files_of_weights_of_one_network(checkpoints, capsys):
 def test_wrong_words_about_several_networks_are_one_error(checkpoints, capsys, words, message):
     (checkpoints / 'empty').mkdir()
     status, out, err = measure_command(capsys, words.replace('--l2 -1', '--l2=-1'))
-    errors = [line for line in err.splitlines() if line.startswith('nrf-repro: ')]
+    errors = [line for line in err.splitlines() if line.startswith('nrf-repro: ') and 'other processes' not in line]   # a busy machine is mentioned too
     assert status == 2 and not out and len(errors) == 1 and message in errors[0]
 
 

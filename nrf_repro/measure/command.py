@@ -117,6 +117,14 @@ def _write(measured, several, rows, out, written): # measured: name -> `Measurem
     return failed
 
 # %% ../../nbs/5_how_it_works/80_measure_command.ipynb #2885c06e
+def _use_threads(count, warn=True): # None: as many as torch chooses
+    "Set the threads of torch; a warning is printed where other processes leave too few cores. Raises ValueError for fewer than one."
+    if count is not None and count < 1: raise ValueError(f'--threads {count}: give at least 1, or leave it out.')
+    if count: torch.set_num_threads(count)
+    others, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if warn and others >= 1 and others + torch.get_num_threads() > cores + .5:
+        print(f'nrf-repro: other processes keep about {min(others, cores):.0f} of {cores} cores busy: measuring takes longer, or pass fewer --threads.', file=sys.stderr)
+
 def _as_dict(m): # `Measurement`
     "Results, checks and facts, for JSON."
     results = m.frame[['experiment', 'metric', 'attack', 'eps', 'value', 'low', 'high', 'n']]
@@ -174,11 +182,10 @@ def run(a) -> int: # of `add_arguments`
     Raises the errors of `measure`, and `OSError` where a file cannot be written. An error of one of several networks is printed, and the
     status is 2.
     """
-    if a.threads is not None and a.threads < 1: raise ValueError(f'--threads {a.threads}: give at least 1, or leave it out.')
     for option, path in {'--out': a.out, '--rows': a.rows}.items(): _check_writable(option, path)
     models, images, several = _models_and_images(a)
     progress, measured, written, stopped = not a.quiet and sys.stderr.isatty(), {}, [], False
-    if a.threads: torch.set_num_threads(a.threads)
+    _use_threads(a.threads, warn=not a.quiet)
     try:
         with _eps_warning_as_a_line():
             if several: _measure_each(a, models, images, progress, measured)
