@@ -17,13 +17,13 @@ NETWORK = ['dataset', 'arch', 'width', 'regime']
 
 def arch_name(arch): return str(arch).replace('vgg', 'VGG').replace('resnet', 'ResNet').replace('_fixup', ' Fixup').replace('_nf', ' NF')
 def norm_name(norm): return 'None' if norm == 'none' else str(norm).upper()
+def sized_name(arch, width): return arch_name(arch) + (f' × {width:g}' if pd.notna(width) and width != 1 else '')
 def line_name(cell): return ' − '.join(norm_name(m) for m in (cell.norm, cell.base) if isinstance(m, str))
 
 def network_name(cell, regime=True): # cell: anything with the fields NETWORK
     "A network in words, such as 'digits · VGG11 × 0.125 · adversarial'."
-    width = f' × {cell.width:g}' if pd.notna(cell.width) and cell.width != 1 else ''
     trained = f' · {cell.regime}' if regime and cell.regime != 'standard' else ''
-    return f'{cell.dataset} · {arch_name(cell.arch)}{width}{trained}'
+    return f'{cell.dataset} · {sized_name(cell.arch, cell.width)}{trained}'
 
 def name_of(lines, regime=True): # a frame about one network
     "The network of its first line, in words."
@@ -94,12 +94,16 @@ def in_points(metric):
     "Whether a difference of the metric is given in percentage points."
     return is_share(metric) or 'reliance' in metric
 
+def column_of(metric):
+    "What `number` needs for the metric: 'clean' for a difference in points, else 'ligs'."
+    return 'clean' if in_points(metric) else 'ligs'
+
 def amount(effect,   # in units of the metric
            metric,
            unit=True):
     "An effect in points or as LIGS, signed."
     if pd.isna(effect): return 'not available'
-    text = number(effect, 'clean' if in_points(metric) else 'ligs', sign=True)
+    text = number(effect, column_of(metric), sign=True)
     if not unit: return text
     return text + (' points' if in_points(metric) else ' LIGS' if metric == 'ligs' else '')
 
@@ -110,8 +114,6 @@ def quantity(part): # of a claim
     return f'{name} under {COLUMNS.get(attack, attack)}' if attack else name
 
 # %% ../../nbs/5_how_it_works/62_text.ipynb #a5730952
-NO_NORM = 'no normalisation'
-
 def plain(text): # a reason or a rule, in the words of rows
     "The text with names in the place of codes, and with a true minus."
     text = re.sub(r'\b(pgd|cw)_(l2|linf)\b', lambda m: COLUMNS[m[0]], text)
@@ -121,4 +123,4 @@ def plain(text): # a reason or a rule, in the words of rows
     text = re.sub(r'\bligs\b', 'LIGS', text).replace('d_rand', 'D_rand')
     return re.sub(r'(?<!\w)-(?=\d)', '−', text)
 
-def _side_name(norm): return NO_NORM if norm == 'none' else norm_name(norm)
+def _side_name(norm): return 'no normalisation' if norm == 'none' else norm_name(norm)
