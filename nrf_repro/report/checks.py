@@ -8,8 +8,6 @@ __all__ = []
 # %% ../../nbs/5_how_it_works/70_marks.ipynb #d5bfe3f1
 from typing import NamedTuple
 
-import pandas as pd
-
 # %% ../../nbs/5_how_it_works/70_marks.ipynb #ce892ec5
 class Limit(NamedTuple):
     "One way in which a robust accuracy can be too high."
@@ -18,14 +16,14 @@ class Limit(NamedTuple):
     text: str     # a failure in words
 
 CHECKS = {
-    'more steps': Limit('missed', .03, '{steps} steps fool {value} more'),
-    'restarts': Limit('missed', .03, '{draws} random starts fool {value} more'),
-    'two losses': Limit('missed', .05, '{attack} fools {value} more'),
-    'autoattack': Limit('missed', .05, 'AutoAttack fools {value} more'),
-    'square': Limit('missed', .05, 'Square, which uses no gradient, fools {value} more'),
-    'noise': Limit('noise_ratio', .5, 'the worst of {draws} random changes of that size fools {value} as many'),
-    'large ball': Limit('robust_accuracy', .05, '{value} withstand a ball in which any image can turn grey'),
-    'zero gradient': Limit('zero_gradient', .01, '{value} have a zero gradient')}
+    'more steps': Limit('missed', .03, '{steps} steps fool {percent:.1f} % of the images more'),
+    'restarts': Limit('missed', .03, '{draws} random starts fool {percent:.1f} % of the images more'),
+    'two losses': Limit('missed', .05, '{attack} fools {percent:.1f} % of the images more'),
+    'autoattack': Limit('missed', .05, 'AutoAttack fools {percent:.1f} % of the images more'),
+    'square': Limit('missed', .05, 'Square, which uses no gradient, fools {percent:.1f} % of the images more'),
+    'noise': Limit('noise_ratio', .5, 'the worst of {draws} random changes of that size fools {percent:.0f} % as many'),
+    'large ball': Limit('robust_accuracy', .05, '{percent:.1f} % withstand a ball in which any image can turn grey'),
+    'zero gradient': Limit('zero_gradient', .01, '{percent:.1f} % have a zero gradient')}
 
 # %% ../../nbs/5_how_it_works/70_marks.ipynb #1116f28f
 NETWORK = ['dataset', 'arch', 'width', 'regime', 'norm']
@@ -43,9 +41,7 @@ def judged(rows): # of `read_rows`
 
 # %% ../../nbs/5_how_it_works/70_marks.ipynb #3aeb336a
 def _reason(line, names): # of `judged`; attack -> name
-    value = f'{100 * line.value:.0f} %' if line.check == 'noise' else f'{100 * line.value:.1f} %'
-    if line.check not in ('noise', 'large ball', 'zero gradient'): value += ' of the images'
-    return CHECKS[line.check].text.format(value=value, steps=line.steps, draws=line.draws, attack=names.get(line.attack, line.attack))
+    return CHECKS[line.check].text.format(percent=100 * line.value, steps=line.steps, draws=line.draws, attack=names.get(line.attack, line.attack))
 
 def doubts(rows,      # of `read_rows`
            names={}): # attack -> name
@@ -54,8 +50,8 @@ def doubts(rows,      # of `read_rows`
     for key, net in judged(rows).groupby(NETWORK, dropna=False, sort=False):
         for attack in net.target.dropna().unique():
             mine = net[(net.target == attack) | net.target.isna()]
-            order = mine.check.map(list(CHECKS).index).sort_values(kind='stable').index
-            failed = [_reason(line, names) for line in mine.loc[order].itertuples() if line.verdict == 'fails']
+            mine = mine.sort_values('check', key=lambda check: check.map(list(CHECKS).index), kind='stable')
+            failed = [_reason(line, names) for line in mine.itertuples() if line.verdict == 'fails']
             found[(*map(str, key), attack)] = '; '.join(failed)
     return found
 
