@@ -34,11 +34,6 @@ def one_setting(rows): # of `named`
     return rows[rank == rank.groupby([rows.dataset, rows.column]).transform('min')]
 
 # %% ../../nbs/5_how_it_works/64_tables.ipynb #fd7451f3
-def _mean_interval(values, n=None, low=-1.): # one number per seed; images, if they are shares; the lowest possible value
-    values = [float(v) for v in values]
-    found = t_interval(values) if len(values) != 1 or not n else wilson(round(values[0] * n), n)
-    return max(found.low, low), min(found.high, 1.)  # NaN stays NaN
-
 def summary(rows,          # of one kind per cell, with `metric`, `seed`, `n` and `value`
             by,            # the fields that make a cell
             paired=False): # the values are differences
@@ -53,19 +48,19 @@ def summary(rows,          # of one kind per cell, with `metric`, `seed`, `n` an
         part = part.dropna(subset='value')
         share = len(part) > 0 and not paired and 'accuracy' in part.metric.max()
         n = None if part.n.isna().all() else int(part.n.min())
-        ends = _mean_interval(part.value, n if share else None, 0. if share else -1.)
-        lines.append([*key, part.value.mean(), *ends, tuple(sorted(part.seed)), n])
+        found = wilson(round(part.value.iloc[0] * n), n) if share and n and len(part) == 1 else t_interval(part.value)
+        low, high = max(found.low, 0. if share else -1.), min(found.high, 1.)  # NaN stays NaN
+        lines.append([*key, part.value.mean(), low, high, tuple(sorted(part.seed)), n])
     return pd.DataFrame(lines, columns=[*by, 'value', 'low', 'high', 'seeds', 'n'])
 
-def differences(rows,          # of `one_setting`
-                norm,          # minus
-                base='none'):  # this one, of the same network and seed
+def differences(rows,  # of `one_setting`
+                norm): # minus no normalisation, of the same network and seed
     "One line per network and column: mean of the per-seed differences, its interval, the probability that it is below zero."
     on = [*NETWORK, 'column', 'seed']
-    both = rows[rows.norm == norm].merge(rows.loc[rows.norm == base, [*on, 'value']], on=on, suffixes=('', '_base'))
+    both = rows[rows.norm == norm].merge(rows.loc[rows.norm == 'none', [*on, 'value']], on=on, suffixes=('', '_base'))
     both['value'] -= both.value_base
     lower = [probability_below(part.value.dropna()) for _, part in both.groupby([*NETWORK, 'column'], dropna=False)]
-    return summary(both, [*NETWORK, 'column'], paired=True).assign(norm=norm, base=base, p_lower=lower)
+    return summary(both, [*NETWORK, 'column'], paired=True).assign(norm=norm, base='none', p_lower=lower)
 
 # %% ../../nbs/5_how_it_works/64_tables.ipynb #be1ed0bb
 def _printed_lookup(paper): # -> (dataset, arch, norm, column): (eps, printed digits, fraction); table 1 goes before table 2
@@ -122,9 +117,9 @@ def _marks(cells, rows): # the grid, all rows -> the failed checks of each cell'
     texts = [[found.get((*_key(c, norm), c.column)) for norm in (c.norm, c.base)] for c in cells.itertuples()]
     return [tuple(dict.fromkeys(t for t in pair if t)) for pair in texts]
 
-def _grid(rows, norms, columns, base): # -> every cell that a table should have, with the eps of its column
+def _grid(rows, norms, columns): # -> every cell that a table should have, with the eps of its column
     networks = rows[NETWORK].drop_duplicates().sort_values(NETWORK)
-    lines = pd.DataFrame([(m, b) for m in norms for b in (None, base) if m != b], columns=['norm', 'base'], dtype=object)
+    lines = pd.DataFrame([(m, b) for m in norms for b in (None, 'none') if m != b], columns=['norm', 'base'], dtype=object)
     eps = rows.drop_duplicates(['dataset', 'column'])[['dataset', 'column', 'eps']]
     grid = networks.merge(lines, how='cross').merge(pd.DataFrame(dict(column=list(columns))), how='cross')
     grid = grid[grid.norm.eq('none') | ~grid.arch.isin(CONTROLS)]  # a control has no norm by design
@@ -141,15 +136,15 @@ def table_rows(rows, norms, columns, regime): # as in `table`
 
 def table(rows,               # of `read_rows`
           norms, columns,     # which lines and columns
-          *, regime='standard', base='none',
+          *, regime='standard',
           paper=None,         # of `paper_rows`: fills `printed`
           rule=None):         # a claim of `load_claims`: fills `flag`
     "Every cell of a table with value, interval, seeds, n, the paper's digits, a flag and marks; a missing cell has no seeds."
     every, rows = rows, table_rows(rows, norms, columns, regime)
     key = [*NETWORK, 'norm', 'base', 'column']
     found = [summary(rows, [*NETWORK, 'norm', 'column']).assign(base=None)]
-    found += [differences(rows, m, base) for m in norms if m != base]
-    cells = _grid(rows, norms, columns, base).merge(pd.concat(_typed(f) for f in found), on=key, how='left')
+    found += [differences(rows, m) for m in norms if m != 'none']
+    cells = _grid(rows, norms, columns).merge(pd.concat(_typed(f) for f in found), on=key, how='left')
     cells['seeds'] = [s if isinstance(s, tuple) else () for s in cells.seeds]
     cells['flag'] = _flags(cells, rows, rule) if rule else ''
     cells['marks'] = pd.Series(_marks(cells, every), dtype=object)
