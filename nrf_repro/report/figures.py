@@ -100,8 +100,7 @@ def inline_svg(fig,
                box=None):  # as for `svg_text`
     "The figure as an <svg> element that follows the page's theme."
     svg = svg_text(fig, box)
-    svg = re.sub(r'\s*<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.S)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', svg[svg.index('<svg'):])
     for color, name in THEMED.items(): svg = svg.replace(f': {color}', f': var(--nrf-{name}, {color})')
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     head = (f'<svg role="img" aria-label="{_escaped(alt)}" {size[0]} width="{math.ceil(float(size[1]) * 4 / 3)}" '
@@ -252,7 +251,7 @@ def notebook_svg(fig):
     on_data = [text for ax in fig.axes if ax.images or any(isinstance(c, QuadMesh) for c in ax.collections) for text in ax.texts]
     for i, text in enumerate(on_data): text.set_gid(f'own-{i}')     # keeps its colour
     layout = json.dumps(_layout(fig, whole))
-    svg = re.sub(r'\s*<metadata>.*?</metadata>', '', svg_text(fig, whole, dpi=192), flags=re.S)
+    svg = svg_text(fig, whole, dpi=192)
     for i, name in enumerate(dict.fromkeys(re.findall(r'part-\d+', layout))):
         svg, layout = (re.sub(rf'{name}\b', f'part-{i}', text) for text in (svg, layout))
     svg = re.sub(r'(<g id="alone-\d+")', r'\1 display="none"', _short(svg))
