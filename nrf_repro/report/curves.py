@@ -106,54 +106,51 @@ def standard_history(rows): # of one profile or several
     past = rows[(rows.experiment == 'history') & (rows.regime == 'standard')]
     return past.assign(kind=[kind_of(*k) for k in zip(past.arch, past.norm)], arch=past.arch.replace(CONTROLS))
 
-def _paths(ax, part, metric, title): # part: of `standard_history`, one network
-    for kind in (k for k in MARKS if (part.kind == k).any()): _path(ax, part, kind, metric)
-    ax.set(title=title, xlabel='clean accuracy, %', ylabel=_measured(part, metric))
+def _paths(panels, metric, columns, height): # titles with a network of `standard_history`; inches of a panel -> the figure without a legend
+    lines = math.ceil(len(panels) / columns)
+    fig = Figure(figsize=(3.2 * columns, height * lines), layout='constrained')
+    axes = fig.subplots(lines, columns, squeeze=False).ravel()
+    for ax in axes[len(panels):]: ax.set_axis_off()
+    for ax, (title, part) in zip(axes, panels):
+        for kind in (k for k in MARKS if (part.kind == k).any()): _path(ax, part, kind, metric)
+        ax.set(title=title, xlabel='clean accuracy, %', ylabel=_measured(part, metric))
+    return fig
 
 @styled
 def clean_robust(rows, # of one profile
                  metric='robust_accuracy'): # or 'ligs'
     "Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel per network, a line per norm and control; None without a history."
-    past = standard_history(rows)
-    nets = [part for _, part in past.groupby(NETWORK, dropna=False) if (part.metric == metric).any()]
-    if not nets: return None
-    columns, lines = min(len(nets), 3), math.ceil(len(nets) / 3)
-    fig = Figure(figsize=(3.2 * columns, 2.9 * lines), layout='constrained')
-    axes = fig.subplots(lines, columns, squeeze=False).ravel()
-    for ax in axes[len(nets):]: ax.set_axis_off()
-    for ax, part in zip(axes, nets): _paths(ax, part, metric, name_of(part))
+    networks = standard_history(rows).groupby(NETWORK, dropna=False)
+    panels = [(name_of(part), part) for _, part in networks if (part.metric == metric).any()]
+    if not panels: return None
+    columns = min(len(panels), 3)
+    fig = _paths(panels, metric, columns, 2.9)
     legend_below(fig, ncols=2 * columns)
     return fig
 
 # %% ../../nbs/5_how_it_works/67_curves.ipynb #a2c0ffee
 @styled
-def paths_by_scale(found,        # profile -> its rows, the largest scale first
-                   arch='vgg11', # the network; its controls are drawn with it
-                   metric='robust_accuracy'):
-    """Robust accuracy or LIGS against clean accuracy, epoch by epoch: a panel for each profile, a line for each norm and control.
-
-    None without a history.
-    """
-    parts = {}
+def paths_by_scale(found,         # profile -> its rows, the largest scale first
+                   arch='vgg11'): # the network; its controls are drawn with it
+    "Robust against clean accuracy, epoch by epoch: a panel for each profile, a line for each norm and control; None without a history."
+    panels = []
     for profile, rows in found.items():
         past = standard_history(rows)
         past = past[past.arch == arch]
-        if (past.metric == metric).any(): parts[profile] = past
-    if not parts: return None
-    fig = Figure(figsize=(3.2 * len(parts), 2.6), layout='constrained')
-    for ax, (profile, part) in zip(fig.subplots(1, len(parts), squeeze=False)[0], parts.items()):
-        _paths(ax, part, metric, f'{profile}, {width_text(part.width.iloc[0])}')
+        if (past.metric == 'robust_accuracy').any(): panels.append((f'{profile}, {width_text(past.width.iloc[0])}', past))
+    if not panels: return None
+    fig = _paths(panels, 'robust_accuracy', len(panels), 2.6)
+    for ax in fig.axes:
         for line in ax.get_lines(): line.set_label(line.get_label().split(',')[0])     # the epochs differ between the panels
     legend_below(fig, ncols=4)
     return fig
 
 # %% ../../nbs/5_how_it_works/67_curves.ipynb #e8bde341
-def final_accuracies(rows,             # of a final evaluation
-                     attack='pgd_l2'):
-    "One line per network and seed: its `clean` and `robust` accuracy, its `kind`, and the `family` that it is to be compared in."
+def final_accuracies(rows): # of a final evaluation
+    "One line per network and seed: its `clean` accuracy, that under PGD l2 as `robust`, its `kind`, and the `family` that it is to be compared in."
     rows = one_setting(named(rows[(rows.experiment == 'final') & (rows.regime == 'standard')]))
     on = [*NETWORK, 'norm', 'seed']
-    clean, robust = (rows.loc[rows.column == c, [*on, 'value', *more]] for c, more in (('clean', []), (attack, ['eps', 'n'])))
+    clean, robust = (rows.loc[rows.column == c, [*on, 'value', *more]] for c, more in (('clean', []), ('pgd_l2', ['eps', 'n'])))
     both = clean.rename(columns=dict(value='clean')).merge(robust.rename(columns=dict(value='robust')), on=on)
     return both.assign(kind=[kind_of(*k) for k in zip(both.arch, both.norm)], family=both.arch.replace(CONTROLS))
 
