@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #8976f67a
 import math
-from functools import cache
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from .curves import FIGURE_3_ENDS
 from .figures import GRID, INK, LOOKS, MARKS, kind_name, kind_of, styled
 from .tables import TABLE_1, table
-from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_name, name_of, number, quantity, several, width_text
+from .text import COLUMNS, NETWORK, arch_name, eps_text, estimate_text, line_name, name_of, quantity, several, width_text
 from ..results.paired import _chosen, effect_of, pairs, screen, select
 from ..results.rules import load_claims
 from ..results.intervals import Interval
@@ -30,15 +29,12 @@ TREATMENTS = ('bn', *(kind for kind in MARKS if kind not in LOOKS))   # BN first
 CELL = ['profile', 'dataset', 'arch', 'width', 'eps', 'kind']
 OF_IMAGES = ('n', 'images', 'outcomes')   # the fields of a row on single images
 
-def _against_none(rows): # of one quantity -> pairs of each kind and none
-    rows = rows.assign(norm=[kind_of(*k) for k in zip(rows.arch, rows.norm)], arch=rows.arch.replace(CONTROLS))
-    return pd.concat([pairs(rows, 'norm', kind, 'none').assign(kind=kind) for kind in TREATMENTS])
-
 def headline_pairs(rows,  # a frame of `read_rows`, of one profile or several
                    claim): # of `load_claims`; its first part says which quantity
     "A line for each kind (BN, a control), network and seed: its value, that of none, and `used`: False where one of the two is left out."
-    part = claim.parts[0]
-    found = _against_none(screen(_chosen(part, rows), rows, claim))
+    rows = screen(_chosen(claim.parts[0], rows), rows, claim)
+    rows = rows.assign(norm=[kind_of(*k) for k in zip(rows.arch, rows.norm)], arch=rows.arch.replace(CONTROLS))
+    found = pd.concat([pairs(rows, 'norm', kind, 'none').assign(kind=kind) for kind in TREATMENTS])
     return found.assign(used=(found.reason == '') & (found.reason_control == ''))
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #2f60760e
@@ -104,33 +100,31 @@ def control_effects(rows,       # a frame of `read_rows`, of one profile or seve
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #702eea0b
 DATA_NAMES = dict(cifar10='CIFAR-10', digits='Digits', svhn='SVHN', imagenet='ImageNet')
 
-@cache
-def _data_of(path, changed): # changed: time of the last change, so that a file that is written again is read again
-    return read_yaml(path)[0]['data']
-
-def training_images(profile, dataset, folder='reports/profiles'):
+def training_images(profile, dataset):
     "How many images a profile trains on, in words; '' where its file, or the data set in it, is not at hand."
-    try: path = resolve_repo_path(folder)/f'{profile}.yaml'
+    try: path = resolve_repo_path('reports/profiles')/f'{profile}.yaml'
     except FileNotFoundError: return ''
-    settings = _data_of(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    settings = read_yaml(path)[0]['data'] if path.is_file() else {}
     if dataset not in settings: return ''
     count = settings[dataset]['train']
     return 'all images' if count is None else f'{count:,} training images'
 
-def scale_heading(part,        # the lines of one profile and data set
-                  published=()): # profiles whose rows come from reports/published, named as such
-    "What the lines share: data set, width (one, or one for each architecture), training images, profile."
+def _shared(part): # the lines of one profile and data set -> data set, width (one, or one for each architecture), training images
     profile, dataset = part[['profile', 'dataset']].iloc[0]
     each = part[['arch', 'width']].drop_duplicates()
     one_width = each.width.nunique(dropna=False) == 1
     widths = width_text(each.width.iloc[0]) if one_width else ', '.join(f'{arch_name(r.arch)} {width_text(r.width)}' for r in each.itertuples())
-    texts = DATA_NAMES.get(dataset, str(dataset)), widths, training_images(profile, dataset)
-    return f'{", ".join(filter(None, texts))} ({profile}{", published" * (profile in published)})'
+    return ', '.join(filter(None, [DATA_NAMES.get(dataset, str(dataset)), widths, training_images(profile, dataset)]))
+
+def scale_heading(part,        # the lines of one profile and data set
+                  published=()): # profiles whose rows come from reports/published, named as such
+    "What the lines share, and the profile."
+    profile = part.profile.iloc[0]
+    return f'{_shared(part)} ({profile}{", published" * (profile in published)})'
 
 def scale_words(part): # as for `scale_heading`
     "The same for running text: the profile first."
-    shared, _, profile = scale_heading(part).removesuffix(')').rpartition(' (')
-    return f'{profile}: {shared}'
+    return f'{part.profile.iloc[0]}: {_shared(part)}'
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #2f8a1c83
 def line_label(c): # of `headline_effects`
@@ -244,9 +238,8 @@ def headline_finding(effects, # of `headline_effects`
     lower = part.direction == 'lower'
     far = top.high < -part.smallest_effect if lower else top.low > part.smallest_effect
     unit = '' if part.metric == 'ligs' else ' points'
-    small = number(part.smallest_effect, 'ligs') if part.metric == 'ligs' else _small(part)
     each = ', '.join(f'{arch_name(c.arch)} {effect_text(c)}' for c in top.itertuples())
-    return (f'{lead} ({scale_words(top)}) BN {"lowers" if lower else "raises"} {quantity(part)} by more than {small} in '
+    return (f'{lead} ({scale_words(top)}) BN {"lowers" if lower else "raises"} {quantity(part)} by more than {_small(part)} in '
             f'{far.sum()} of {len(top)} architecture{"" if len(top) == 1 else "s"} (the whole 95 % interval lies beyond): {each}{unit}.')
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #0efd3e86
@@ -285,10 +278,10 @@ def headline_caption(effects, # of `headline_effects`
     return ' '.join([*first, shown, bars, _sizes(effects), band, *_notes(effects)])
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #2bf53c61
-def all_cells(rows, paper=None, rule=None, regime='standard'): # as in `tables.table`
+def all_cells(rows, paper=None, rule=None): # as in `tables.table`
     "The differences of each norm from none, in every column that was measured: cells of `tables.table`."
     columns = TABLE_1 + ('ligs',) * ('ligs' in set(rows.metric))
-    cells = table(rows, NAMED_NORMS, columns, paper=paper, rule=rule, regime=regime)
+    cells = table(rows, NAMED_NORMS, columns, paper=paper, rule=rule)
     return cells[cells.base.notna() & cells.value.notna()]
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #b6ea4a45
