@@ -13,16 +13,15 @@ import pandas as pd
 from .figures import kind_name
 from .forest import control_effects, in_order, quantity, scale_heading
 from .tables import named, one_setting
-from .text import NETWORK, amount, arch_name, direction, estimate_text, name_of, norm_name, number, several
+from .text import NETWORK, arch_name, column_of, direction, estimate_text, name_of, norm_name, number, several
 from ..results.intervals import Interval
 from ..results.paired import interval_verdict
 
 # %% ../../nbs/5_how_it_works/69_readings.ipynb #bacc78bb
-def moves(c,            # a difference with column, value, low, high and seeds
-          unit=' points'):
+def moves(c): # a difference with column, value, low, high and seeds
     "What a difference does, in words, with its number."
     if not c.seeds: return 'was not measured'
-    size = number(abs(c.value), c.column) + ('' if c.column == 'ligs' else unit)
+    size = number(abs(c.value), c.column) + ('' if c.column == 'ligs' else ' points')
     signed = number(c.value, c.column, True)
     return {'up': f'rises by {size}', 'down': f'falls by {size}',
             'same': f'does not clearly change ({signed})',
@@ -102,45 +101,45 @@ def answer_of(c,      # a line of `control_effects`
     return (found, '') if found else ('no answer', 'too uncertain')
 
 # %% ../../nbs/5_how_it_works/69_readings.ipynb #16bda5d3
-def _answers_of(rows, claim, part, behind): # behind: (profile, dataset, arch, kind) -> BN - control in clean accuracy
-    for c in control_effects(rows, dataclasses.replace(claim, parts=(part,))).itertuples():
-        answer, why = answer_of(c, part, behind.get((c.profile, c.dataset, c.arch, c.kind), float('nan')), claim.controls)
-        yield dict(profile=c.profile, dataset=c.dataset, arch=c.arch, kind=c.kind, part=part.name, metric=part.metric, answer=answer, why=why,
-                   control=c.from_none, more=_bn_minus(c))
+_CONTROL = ['profile', 'dataset', 'arch', 'kind']   # which control, and at which scale
+
+def _key(c): return tuple(getattr(c, field) for field in _CONTROL)
 
 def control_answers(rows,    # a frame of `read_rows`, of one profile or several
                     claims,  # of `load_claims`
                     id):     # of a claim with a rule on controls
     "A line for each control: the answer of the claim's first part, why there is none, both differences, and `same`: how many parts answer so."
-    claim, columns = claims[id], ['profile', 'dataset', 'arch', 'kind']
-    behind = {(c.profile, c.dataset, c.arch, c.kind): -c.from_bn.mean for c in control_effects(rows, claims['C1']).itertuples()}
-    every = pd.DataFrame([line for part in claim.parts for line in _answers_of(rows, claim, part, behind)])
-    if every.empty: return every
-    first = every[every.part == claim.parts[0].name]
-    same = [sum(every[(every[columns] == list(c[columns])).all(axis=1)].answer == c.answer) for _, c in first.iterrows()]
-    return in_order(first.assign(same=same), claim.scales)
+    claim, lines = claims[id], []
+    behind = {_key(c): -c.from_bn.mean for c in control_effects(rows, claims['C1']).itertuples()}
+    for part in claim.parts:
+        for c in control_effects(rows, dataclasses.replace(claim, parts=(part,))).itertuples():
+            answer, why = answer_of(c, part, behind.get(_key(c), float('nan')), claim.controls)
+            lines.append([*_key(c), part.name, part.metric, answer, why, c.from_none, _bn_minus(c)])
+    every = pd.DataFrame(lines, columns=[*_CONTROL, 'part', 'metric', 'answer', 'why', 'control', 'more'])
+    every['same'] = every.groupby([*_CONTROL, 'answer']).part.transform('size')
+    return in_order(every[every.part == claim.parts[0].name], claim.scales)
 
 # %% ../../nbs/5_how_it_works/69_readings.ipynb #559c6cbb
 def _three(c): return ', '.join(number(v, 'clean') for v in (c.none, c.value, c.bn))
-def _points(iv): return estimate_text(iv.mean, iv.low, iv.high, 'clean')
+def _interval(iv, metric): return estimate_text(iv.mean, iv.low, iv.high, column_of(metric))
 
 def _answer_in_table(found, c): # of `control_answers`; a line of `control_effects`
-    own = found[(found[['profile', 'dataset', 'arch', 'kind']] == [c.profile, c.dataset, c.arch, c.kind]).all(axis=1)] if len(found) else found
-    return ', '.join(_AS_MUCH.get(a.answer, a.answer) + (f' ({a.why})' if a.why else '') for a in own.itertuples()) or 'not available'
+    own = [a for a in found.itertuples() if _key(a) == _key(c)]
+    return ', '.join(_AS_MUCH.get(a.answer, a.answer) + (f' ({a.why})' if a.why else '') for a in own) or 'not available'
 
 def control_table(rows,   # a frame of `read_rows`, of one profile or several
                   claims): # of `load_claims`
     "A frame of strings, a line for each control: clean and robust accuracy of none, control and BN, and the differences with intervals."
-    robust, clean = (control_effects(rows, claims[id]) for id in ('C2', 'C1'))
+    robust, lines = control_effects(rows, claims['C2']), []
+    clean = {_key(c): _three(c) for c in control_effects(rows, claims['C1']).itertuples()}
     answers = {id: control_answers(rows, claims, id) for id, claim in claims.items() if claim.controls}
-    lines, on = [], ['profile', 'dataset', 'arch']
     for c in in_order(robust, claims['C2'].scales).itertuples():
-        same, own = (frame[(frame[on] == [c.profile, c.dataset, c.arch]).all(axis=1)] for frame in (clean, robust))
-        same = same[same.kind == c.kind]
+        own = robust[(robust[['profile', 'dataset', 'arch']] == [c.profile, c.dataset, c.arch]).all(axis=1)]
         lines.append({'Scale': scale_heading(own), 'Control': f'{arch_name(c.arch)} {kind_name(c.kind)}', 'Seeds': str(c.from_none.n),
-                      'Clean, %: none, control, BN': _three(next(same.itertuples())) if len(same) else 'not available',
+                      'Clean, %: none, control, BN': clean.get(_key(c), 'not available'),
                       'PGD ℓ2, %: none, control, BN': _three(c),
-                      'Control − none, points': _points(c.from_none), 'Control − BN, points': _points(c.from_bn),
+                      'Control − none, points': _interval(c.from_none, 'robust_accuracy'),
+                      'Control − BN, points': _interval(c.from_bn, 'robust_accuracy'),
                       **{f'Loses as much as BN? {id}': _answer_in_table(found, c) for id, found in answers.items()}})
     return pd.DataFrame(lines)
 
@@ -153,14 +152,11 @@ def reading_controls(rows, claims): # as in `control_table`
             f'{kept} of {len(found)} are clearly more robust than the network with BN (whole interval above zero).']
 
 # %% ../../nbs/5_how_it_works/69_readings.ipynb #5922f0eb
-def _sided(iv, metric): # an interval as text
-    return f'{amount(iv.mean, metric, unit=False)} [{amount(iv.low, metric, unit=False)}, {amount(iv.high, metric, unit=False)}]'
-
 def _control_named(a, parts): # of `control_answers`, the number of parts of its claim
     name = f'{arch_name(a.arch)} {kind_name(a.kind)}, {a.profile}'
     if a.why: return f'{name} ({a.why})'
     same = f'; so in {a.same} of {parts} attacks' if parts > 1 else ''
-    return f'{name} (control − none {_sided(a.control, a.metric)}, BN − control {_sided(a.more, a.metric)}{same})'
+    return f'{name} (control − none {_interval(a.control, a.metric)}, BN − control {_interval(a.more, a.metric)}{same})'
 
 def _in_words(answer):
     text = _AS_MUCH.get(answer, answer)
@@ -190,7 +186,7 @@ def control_finding(rows, claims): # as in `control_table`
     found = control_answers(rows, claims, 'C2')
     if not len(found): return ''
     known, rest = found[found.answer != 'no answer'], int((found.answer == 'no answer').sum())
-    said = [f'{arch_name(a.arch)} {kind_name(a.kind)} at {a.profile} {_sided(a.control, a.metric)} points, {_AS_MUCH[a.answer]}'
+    said = [f'{arch_name(a.arch)} {kind_name(a.kind)} at {a.profile} {_interval(a.control, a.metric)} points, {_AS_MUCH[a.answer]}'
             for a in known.itertuples()]
     about = [f'Change of robust accuracy under PGD ℓ2 in controls, which are built to train as well without a normalisation layer: {"; ".join(said)}'] if said else []
     left = [f'{rest} other comparison{"s have" if rest > 1 else " has"} no clear result'] if rest else []
