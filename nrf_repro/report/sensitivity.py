@@ -15,7 +15,7 @@ import scipy.stats
 
 from .html import plain_html
 from .tables import TABLE_1
-from .text import COLUMNS, amount, arch_name, estimate_text, name_of, several
+from .text import COLUMNS, amount, estimate_text, name_of, several, sized_name
 from ..results.claims import _decision, _weakest
 from ..results.intervals import t_interval
 from ..results.paired import RUN, _chosen, _evidence, select
@@ -68,7 +68,7 @@ def _by_attack(claim, rows): # -> label, the claim about one attack, its rows; o
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #06de5bd1
 def _label(axis, value):
     if axis == 'seed': return f'without seed {value[0]}'
-    return str(value[0]) if axis == 'data' else arch_name(value[0]) + f' × {value[1]:g}' * (value[1] is not None and value[1] != 1)
+    return str(value[0]) if axis == 'data' else sized_name(*value)
 
 def variants(claim, rows, evidence): # of `_evidence_of`
     "Axis, what is different, and the evidence of each variant. An axis with one value has none; two seeds have none, as one has no interval."
@@ -171,9 +171,9 @@ def stability(found, claims, verdicts): # of `sensitivity`, of `load_claims`, of
     return dict(reading=reading(found), html=plain_html(frame, about, 'sensitivity-cells') if len(frame) else '')
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #a35af394
-def courses(rows, attack): # history of one dataset, arch, width and regime
-    "(norm, seed) -> a frame over the epochs: clean and robust accuracy on the held-out images."
-    rows = rows[(rows.metric == 'clean_accuracy') | (rows.metric == 'robust_accuracy') & (rows.attack == attack)].dropna(subset='value')
+def courses(rows): # history of one dataset, arch, width and regime
+    "(norm, seed) -> a frame over the epochs: clean accuracy and that under PGD l2 on the held-out images."
+    rows = rows[(rows.metric == 'clean_accuracy') | (rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2')].dropna(subset='value')
     return {key: of.pivot_table(index='epoch', columns='metric', values='value').dropna() for key, of in rows.groupby(['norm', 'seed'])}
 
 def passing(curve, clean): # of `courses`
@@ -184,18 +184,18 @@ def passing(curve, clean): # of `courses`
     part = (clean - a.clean_accuracy) / (b.clean_accuracy - a.clean_accuracy) if above[0] else 0.
     return float(a.name + part * (b.name - a.name)), float(a.robust_accuracy + part * (b.robust_accuracy - a.robust_accuracy))
 
-def at_equal_accuracy(rows, attack='pgd_l2', treatment='bn', control='none'): # history of one kind of network
-    "A line for each seed: where the treatment passes the control's last clean accuracy, and how robust both are there and at the end."
-    found, lines = courses(rows, attack), []
-    for seed in sorted({s for n, s in found if n == treatment} & {s for n, s in found if n == control}):
-        mine, other = found[treatment, seed], found[control, seed].iloc[-1]
-        epoch, robust = passing(mine, other.clean_accuracy)
-        lines.append(dict(seed=seed, clean=other.clean_accuracy, epoch=epoch, control=other.robust_accuracy, passing=robust,
-                          last=mine.robust_accuracy.iloc[-1]))
+def at_equal_accuracy(rows): # history of one kind of network
+    "A line for each seed: where BN passes the last clean accuracy of no normalisation, and how robust both are there and at the end."
+    found, lines = courses(rows), []
+    for seed in sorted(seed for norm, seed in found if norm == 'bn' and ('none', seed) in found):
+        bn, none = found['bn', seed], found['none', seed].iloc[-1]
+        epoch, robust = passing(bn, none.clean_accuracy)
+        lines.append(dict(seed=seed, clean=none.clean_accuracy, epoch=epoch, control=none.robust_accuracy, passing=robust,
+                          last=bn.robust_accuracy.iloc[-1]))
     return pd.DataFrame(lines)
 
 def gaps(at): # of `at_equal_accuracy`
-    "Intervals of treatment - control in robust accuracy: at the end, and at equal clean accuracy; both over the seeds that pass it."
+    "Intervals of BN minus no normalisation in robust accuracy: at the end, and at equal clean accuracy; both over the seeds that pass it."
     there = at.dropna(subset='passing')
     return t_interval(there['last'] - there.control), t_interval(there.passing - there.control)
 
