@@ -20,7 +20,7 @@ from ..experiment.provenance import configs, fingerprints
 from .differences import difference, holm
 from .html import download, environment, template_text, to_markdown
 from .tables import OWN_NAMES, measurement_name
-from .text import ARROWS, SIGNS, arch_name, bounds, eps_text, in_points, norm_name, number, setting_text
+from .text import ARROWS, SIGNS, bounds, column_of, eps_text, in_points, norm_name, number, setting_text, sized_name
 from .verdict_table import verdict_lines
 from ..results.claims import conclude, decide_parts
 from ..results.rules import Claim, load_claims
@@ -36,14 +36,14 @@ def measurements(rows,      # a frame of rows; undefined values are left out
 
     Raises ValueError if a seed has two values.
     """
-    found = {}
-    for key, part in rows.dropna(subset='value').groupby(list(KEY), dropna=False, sort=False):
-        key = tuple(None if pd.isna(v) or f in ignore else v for f, v in zip(KEY, key))
-        found.setdefault(key, []).append(part)
-    found = {key: pd.concat(parts) for key, parts in found.items()}
-    for key, part in found.items():
-        words = ', '.join(f'{f} {v}' for f, v in zip(KEY, key) if v is not None)
-        if part.seed.duplicated().any(): raise ValueError(f'two values for one seed of {words}: select rows first, or ignore fewer fields.')
+    rows, found = rows.dropna(subset='value'), {}
+    fields = rows[list(KEY)].assign(**dict.fromkeys(ignore))
+    for key, part in rows.groupby([fields[f] for f in KEY], dropna=False, sort=False):
+        key = tuple(None if pd.isna(v) else v for v in key)
+        if part.seed.duplicated().any():
+            words = ', '.join(f'{f} {v}' for f, v in zip(KEY, key) if v is not None)
+            raise ValueError(f'two values for one seed of {words}: select rows first, or ignore fewer fields.')
+        found[key] = part
     return found
 
 # %% ../../nbs/5_how_it_works/74_comparison.ipynb #57ee0c23
@@ -53,21 +53,16 @@ def match_key(key): # of `measurements`
     settings = set(SETTINGS) - ({'epoch'} if fields['experiment'] == 'history' else set())
     return tuple(v for f, v in fields.items() if f not in settings)
 
-def unmatched(mine, theirs): # of `measurements`
-    "match_key -> the keys that the other side does not have."
-    found = {}
-    for key in mine:
-        if key not in theirs: found.setdefault(match_key(key), []).append(key)
-    return found
-
 def matched(a, b):  # of `measurements`
     "Pairs of keys: alike in everything, then in all but settings, then on one side only (the other is None)."
-    one, other = unmatched(a, b), unmatched(b, a)
-    near = [(one[e][0], other[e][0]) for e in one if len(one[e]) == len(other.get(e, ())) == 1]
-    paired_a, paired_b = ({pair[i] for pair in near} for i in (0, 1))
-    alone = [(k, None) for keys in one.values() for k in keys if k not in paired_a]
-    alone += [(None, k) for keys in other.values() for k in keys if k not in paired_b]
-    return [(k, k) for k in a if k in b] + near + alone
+    pairs, alone, rest = [(key, key) for key in a if key in b], [], {}
+    for side, mine, theirs in (0, a, b), (1, b, a):
+        for key in mine:
+            if key not in theirs: rest.setdefault(match_key(key), ([], []))[side].append(key)
+    for one, other in rest.values():
+        if len(one) == len(other) == 1: pairs.append((one[0], other[0]))
+        else: alone += [*((key, None) for key in one), *((None, key) for key in other)]
+    return pairs + alone
 
 # %% ../../nbs/5_how_it_works/74_comparison.ipynb #77337fc2
 def _setting(field, rows): # the values of a field, in words
@@ -245,7 +240,7 @@ def _reach(lines): # unit -> the end of its axis
 
 # %% ../../nbs/5_how_it_works/74_comparison.ipynb #0b13fefb
 def _texts(r):  # a line of `compare` as page and table show it
-    column = 'clean' if in_points(r.metric) else 'ligs'
+    column = column_of(r.metric)
     a, b = ('' if pd.isna(v) else number(v, column) for v in (r.a, r.b))
     return dict(name=measurement_name(_column(r._asdict())), note=_note(r), a=a, b=b, interval=bounds(r.low, r.high, column, True),
                 arrow=ARROWS.get(r.moved, ''), difference=number(r.difference, column, True),
@@ -253,8 +248,7 @@ def _texts(r):  # a line of `compare` as page and table show it
                 how=r.how, settings=r.settings, moved=r.moved, only=r.only, unit=_unit(r.metric))
 
 def _network(r): # the network that a line is about
-    arch = arch_name(r.arch) if isinstance(r.arch, str) else None
-    if arch and pd.notna(r.width) and r.width != 1: arch += f' × {r.width:g}'
+    arch = sized_name(r.arch, r.width) if isinstance(r.arch, str) else None
     parts = [r.dataset, arch, r.regime if r.regime != 'standard' else None, norm_name(r.norm) if isinstance(r.norm, str) else None,
              r.experiment if r.experiment not in ('final', 'history') else None]
     return ' · '.join(p for p in parts if isinstance(p, str))
