@@ -25,7 +25,7 @@ from .figures import caption
 from .html import data_uri, environment, template_text
 from .tables import named, one_setting, summary
 from .text import COLUMNS, NETWORK, arch_name, bounds, eps_text, network_name, norm_name, number
-from ..results.rows import NAMED_NORMS
+from ..results.rows import NAMED_NORMS, write_atomically
 
 # %% ../../nbs/5_how_it_works/72_interactive.ipynb #b4e1ad1e
 def trajectory(model,   # any nn.Module: images in [0, 1] -> logits
@@ -106,8 +106,6 @@ def _item(images, i, parts, pixels, changes): # `Images`, and which; of each net
 # %% ../../nbs/5_how_it_works/72_interactive.ipynb #22124db1
 FACTORS = (0, .25, .5, .75, 1, 1.25, 1.5, 1.75, 2)  # of the tables' eps
 
-def _scaled(attack, factor): return replace(attack, eps=factor * attack.eps, step_size=(factor or 1) * attack.step_size)
-
 def record(models,  # norm -> network
            images,  # `Images` to choose from
            attack,  # of the tables
@@ -125,7 +123,8 @@ def record(models,  # norm -> network
     chosen = pick(right, images.y, _affordable(most, shape, count))
     if not len(chosen):
         raise ValueError(f'no image of {images.name} is classified correctly by all of {", ".join(models)}: train them longer')
-    parts = [[follow(m, x[chosen], y[chosen], _scaled(attack, f)) for f in FACTORS] for m in models.values()]
+    scaled = [replace(attack, eps=f * attack.eps, step_size=(f or 1) * attack.step_size) for f in FACTORS]
+    parts = [[follow(m, x[chosen], y[chosen], a) for a in scaled] for m in models.values()]
     change = np.array([[_reduced(s['change']) for s in part] for part in parts])   # networks, eps, n c h w
     unit, pixels = max(float(abs(change).max()), 1e-6) / 127, _reduced(x[chosen].cpu())
     items = [_item(images[chosen], i, parts, pixels[i], change[:, :, i] / unit) for i in range(len(chosen))]
@@ -137,7 +136,7 @@ def unpack(text, dtype, shape): # of a recording
     "An array that was stored as text."
     return np.frombuffer(base64.b64decode(text), dtype).reshape(shape)
 
-def pixels_of(data, i): # of `recording.record`
+def pixels_of(data, i): # of `record`
     "Image i in [0, 1]: c h w."
     return unpack(data['items'][i]['pixels'], 'u1', data['shape']) / 255
 
@@ -148,8 +147,6 @@ def change_of(data, i, m, k): # image, network, eps
     return data['unit'] * stored[m, k - 1]
 
 # %% ../../nbs/5_how_it_works/72_interactive.ipynb #9d47feff
-def magnified(data, change): return .5 + data['magnify'] * change
-
 def _png(a): # c h w in [0, 1], clipped -> a picture as a link
     levels, out = (255 * a).round().clip(0, 255).astype(np.uint8), io.BytesIO()
     Image.fromarray(levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)).save(out, 'PNG', optimize=True)
@@ -157,7 +154,7 @@ def _png(a): # c h w in [0, 1], clipped -> a picture as a link
 
 def _still(data, i, m, k): # the two pictures of a network, for a reader without script
     change = change_of(data, i, m, k)
-    return dict(adv=_png(pixels_of(data, i) + change), change=_png(magnified(data, change)))
+    return dict(adv=_png(pixels_of(data, i) + change), change=_png(.5 + data['magnify'] * change))
 
 # %% ../../nbs/5_how_it_works/72_interactive.ipynb #65561ab3
 BALL_NAMES = dict(l2='length of the change', linf='largest change of a pixel')
@@ -302,17 +299,14 @@ def epoch_figure(c): # of `epoch_curves`
                 rows=rows, panels=[_epoch_panel(c, kind, xs) for kind in c['values']])
 
 # %% ../../nbs/5_how_it_works/72_interactive.ipynb #b67d7a13
-def interactive_html(data,             # dict(images=of `recording.record` or None, courses=of `epoch_curves`, missing=[texts])
-                     id='interactive', # unique in the page
-                     level=3,          # of its headings
-                     standalone=None): # a title: a whole page instead of a fragment
-    "The interactive figures as self-contained HTML."
+def interactive_html(data): # dict(images=of `record` or None, courses=of `epoch_curves`, missing=[texts])
+    "The interactive figures as a self-contained HTML fragment, for one place of a page."
     images, curves = data.get('images'), [epoch_figure(c) for c in data.get('courses') or []]
     shown = _eps_figure(images) if images else None
     names = f'.nrf-interactive {{ --nrf-names: {min(6, 1.6 + .5 * max(map(len, shown["first"]["classes"]))):g}rem }}\n' if shown else ''   # room for class names
     return environment().get_template('interactive.html.j2').render(
-        id=id, level=2 if standalone else level, standalone=standalone, images=shown, courses=curves, missing=data.get('missing') or [],
-        steps=STEPS_BOX, box=BOX, data=dict(images=images and _eps_script(images), courses=curves, box=BOX),
+        images=shown, courses=curves, missing=data.get('missing', []), steps=STEPS_BOX, box=BOX,
+        data=dict(images=images and _eps_script(images), courses=curves, box=BOX),
         style=names + template_text('tables.css', 'interactive.css'), script=template_text('interactive.js'))
 
 def interactive_meta(folder): # the build folder
@@ -356,6 +350,4 @@ def interactive_data(profile, folder, rows, most=8, device='cpu'): # `Profile`; 
 
 def write_interactive(data, folder): # of `interactive_data`; the build folder
     "Write figures/living.json below the build folder, which `interactive.interactive_meta` reads."
-    out = Path(folder, 'figures')
-    out.mkdir(parents=True, exist_ok=True)
-    (out / 'living.json').write_text(json.dumps(data, allow_nan=False) + '\n', encoding='utf-8')
+    write_atomically(Path(folder, 'figures/living.json'), json.dumps(data, allow_nan=False) + '\n')
