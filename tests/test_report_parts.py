@@ -10,11 +10,11 @@ import pytest
 from made_up import made_up_rows
 from nrf_repro.report import curves, forest, rendering, tables
 from nrf_repro.report.figures import LOOKS, caption, inline_figure, inline_svg, kind_name, svg_text, MARKS
-from nrf_repro.report.html import download, glossary, jsonl, mark_terms, source, stylesheet, to_latex, to_markdown
+from nrf_repro.report.html import download, fragment, glossary, jsonl, mark_terms, source, stylesheet, to_latex, to_markdown
 from nrf_repro.report.readings import _AS_MUCH, _in_words, control_answers, control_lines, control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from nrf_repro.report.sensitivity import needed
 from nrf_repro.report.text import NETWORK, COLUMNS, amount, duration, eps_text, number, plain
-from nrf_repro.report.verdict_table import headline_table, rule_text, shown_part, verdict_lines, verdict_table, verdicts_html
+from nrf_repro.report.verdict_table import headline_table, rule_text, shown_part, verdict_lines, verdict_table
 from nrf_repro.results.claims import conclude, decide, decide_parts, decide_published
 from nrf_repro.results.rules import load_claims
 from nrf_repro.results.rows import NAMED_NORMS, frame, make_row, paper_rows, printed_note, resolve_repo_path, source_hash, write_rows
@@ -150,7 +150,7 @@ def test_verdict_tables():
     robust = next(line for name, line in v.iterrows() if name.startswith('C2'))
     assert len(v) == 10 and robust.Verdict == '✓ reproduced' and robust.Ours == 'PGD ℓ2: −24.0 points [−26.0, −22.0]' and v.Verdict.iloc[-1] == '– not run'
     assert [shown_part(CLAIMS[id]) for id in ('C1', 'C2', 'C3', 'C4', 'C6')] == ['points', 'PGD ℓ2, points', 'IN, points', 'LIGS without normalisation', 'without normalisation, LIGS minus 0.9']
-    html = str(verdicts_html(lines, 'Verdicts'))
+    html = str(fragment('verdicts', lines, 'Verdicts', 'verdicts', ''))
     assert html.count('<tbody class="nrf-') == 10 and 'nrf-badge-not-run' in html and re.findall(r'<tbody class="nrf-verdict" id="(C\d+)"', html) == list(CLAIMS)
     assert '✓ PGD ℓ∞</summary>' in html and not re.search(r'pgd_l|cw_l|vgg11|bn minus', html)
 
@@ -355,7 +355,7 @@ def test_studies_that_are_not_shown_are_listed(tmp_path):
 # provenance and glossary
 
 def test_a_part_names_its_rows_its_function_and_a_command():
-    s = source([7, 3, 4, 5, 5], 'nrf_repro.report.tables.table_1', 'make it')
+    s = source([7, 3, 4, 5, 5], 'report.tables.table_1', 'make it')
     assert s == dict(lines='3-5,7', count=4, code='report.tables.table_1', chapter='5_how_it_works/64_tables', command='make it')
 
 

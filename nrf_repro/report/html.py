@@ -92,20 +92,19 @@ def to_latex(frame,     # of strings
     return text
 
 # %% ../../nbs/5_how_it_works/63_html.ipynb #4e4688f4
-def data_uri(data,             # str or bytes
-             mime):            # e.g. 'image/svg+xml'
+def data_uri(data,  # bytes
+             mime): # e.g. 'image/svg+xml'
     "A link that contains the whole file."
-    data = data.encode() if isinstance(data, str) else data
     return f'data:{mime};base64,{base64.b64encode(data).decode()}'
 
 def jsonl(rows):
     "Rows as JSON lines, the same text that `write_rows` writes."
     return ''.join(row_line({name: typed(name, r[name]) for name in FIELDS}) for r in rows.to_dict('records'))
 
-def download(name, text, mime, limit=1_000_000): # bytes above which the file is compressed
-    "A file as a link: name, href and size."
+def download(name, text, mime):
+    "A file as a link: name, href and size; above a megabyte it is compressed."
     data = text.encode()
-    if len(data) > limit: name, data, mime = f'{name}.gz', gzip.compress(data, mtime=0), 'application/gzip'
+    if len(data) > 1_000_000: name, data, mime = f'{name}.gz', gzip.compress(data, mtime=0), 'application/gzip'
     return dict(name=name, href=data_uri(data, mime), size=f'{max(1, round(len(data) / 1e3))} kB')
 
 # %% ../../nbs/5_how_it_works/63_html.ipynb #4a34c0ff
@@ -124,8 +123,9 @@ def chapter_of(module): # such as 'nrf_repro.report.tables'
     return found[1] if found else ''
 
 def source(rows,      # indices of the rows, the same as the lines of rows.jsonl
-           code,      # the function, as 'nrf_repro.report.tables.table_1'
+           code,      # the function, as 'report.tables.table_1'
            command):  # makes it again
     "What a page shows of the origin of a part: its rows, function, chapter and command."
     rows = list(rows)
-    return dict(lines=line_ranges(rows), count=len(set(rows)), code=code.removeprefix('nrf_repro.'), chapter=chapter_of(code.rpartition('.')[0]), command=command)
+    return dict(lines=line_ranges(rows), count=len(set(rows)), code=code,
+                chapter=chapter_of(f'nrf_repro.{code.rpartition(".")[0]}'), command=command)

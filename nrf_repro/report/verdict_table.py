@@ -8,8 +8,7 @@ __all__ = []
 # %% ../../nbs/5_how_it_works/65_verdict_table.ipynb #65bb5b9c
 import pandas as pd
 
-from .html import fragment
-from .text import COLUMNS, SIGNS, amount, norm_name, plain
+from .text import COLUMNS, SIGNS, amount, bounds, column_of, estimate_text, norm_name, plain
 from ..results.rules import by_scale, level_of
 from ..results.claims import _what, headline
 from ..results.rows import NAMED_NORMS
@@ -28,23 +27,20 @@ def _part_name(part): # a `Part`
     if 'balanced' in part.metric: return part.metric.replace('_', ' ')
     return _PART_NAMES.get(part.name) or COLUMNS.get(part.name) or (norm_name(part.name) if part.name in NAMED_NORMS else part.name)
 
-def _ends(v, metric): return f'[{", ".join(amount(x, metric, unit=False) for x in (v.low, v.high))}]'
-
 def _effect_text(v, part, claim): # a line of `decide_parts`, its part, its claim -> our effect, its interval
     if pd.isna(v.effect): return 'not run' if 'no such rows' in v.reason else 'no usable pair', ''
     against = f' against {part.threshold:g}' if part.threshold is not None else ''
     level = level_of(claim, part)
     one_sided = '' if level == .95 else f' ({100 * level:.0f} %: one-sided {50 + 50 * level:.0f} %)'
-    return amount(v.effect, part.metric) + against, _ends(v, part.metric) + one_sided if pd.notna(v.low) else ''
+    interval = bounds(v.low, v.high, column_of(part.metric), True)
+    return amount(v.effect, part.metric) + against, interval + one_sided * bool(interval)
 
 # %% ../../nbs/5_how_it_works/65_verdict_table.ipynb #81e2d398
-def _bound(part): return part.smallest_effect if part.direction == 'higher' else -part.smallest_effect
-
 def rule_text(part, claim): # of `load_claims`
     "The rule by which a part holds, as text."
     attack = f' ({COLUMNS[part.where["attack"]]})' if part.where.get('attack') in COLUMNS else ''
-    where = 'above' if part.direction == 'higher' else 'below'
-    limit = amount(_bound(part), part.metric) if part.compare else 'zero'
+    where, sign = ('above', 1) if part.direction == 'higher' else ('below', -1)
+    limit = amount(sign * part.smallest_effect, part.metric) if part.compare else 'zero'
     return f'{plain(_what(part))}{attack}: the {100 * level_of(claim, part):.0f} % interval must lie {where} {limit}.'
 
 def _part_line(v, part, claim): # a line of `decide_parts`, its part, its claim -> plain values
@@ -52,8 +48,6 @@ def _part_line(v, part, claim): # a line of `decide_parts`, its part, its claim 
     paper = amount(v.paper_effect, part.metric) + (f' ({v.paper_source})' if v.paper_source else '')
     return dict(part=v.part, name=_part_name(part), verdict=v.verdict, sign=SIGNS[v.verdict], ours=ours, interval=interval, paper=paper,
                 rule=rule_text(part, claim), reason=plain(v.reason))
-
-def _first_of_each_metric(claim): return {part.metric: part.name for part in reversed(claim.parts)}.values()
 
 # %% ../../nbs/5_how_it_works/65_verdict_table.ipynb #b92cc05f
 ADDED = dict(note='', stable='', sections=(), source=None, chapter=None)   # a remark; stability; parts of the page; provenance; of the claim
@@ -65,7 +59,7 @@ def verdict_lines(verdicts, parts, # of `decide` and of `decide_parts`
         claim = claims[v.id]
         named = {part.name: part for part in claim.parts}
         own = {line.part: _part_line(line, named[line.part], claim) for line in parts[parts.id == v.id].itertuples()}
-        first = set(_first_of_each_metric(claim))
+        first = {part.metric: part.name for part in reversed(claim.parts)}.values()   # of each metric
         shown = [own[name] | dict(decided=False) for name in own if name in first]
         if v.verdict != 'reproduced' and v.part not in first: shown.append(own[v.part] | dict(decided=True))
         yield dict(id=v.id, title=v.title, statement=v.statement, verdict=v.verdict, sign=SIGNS[v.verdict], effects=shown, paper=shown[0]['paper'],
@@ -88,12 +82,6 @@ def verdict_table(lines): # of `verdict_lines`
               ' '.join([*(f'{p["name"]}: {p["reason"]}' if v['several'] else p['reason'] for p in v['parts']), v['note']]).strip()] for v in lines]
     return pd.DataFrame(texts, columns=['Claim', "Paper's effect", 'Ours', 'Verdict', 'Why'])
 
-def verdicts_html(lines,      # of `verdict_lines`
-                  caption, id='verdicts',
-                  book=''):   # where the chapters lie, for links
-    "The verdicts as an HTML fragment: a line for each claim, whose parts unfold their rule and numbers."
-    return fragment('verdicts', lines, caption, id, book)
-
 # %% ../../nbs/5_how_it_works/65_verdict_table.ipynb #cea68a70
 def shown_part(claim): # of `load_claims`
     "Which effect of a claim a table across scales shows, and its unit."
@@ -105,8 +93,7 @@ def shown_part(claim): # of `load_claims`
     return name if name.startswith(unit) else f'{name}, {unit}{against}'
 
 def _effect_and_ends(v, metric): # a line with effect, low and high
-    text = 'no usable pair' if pd.isna(v.effect) else amount(v.effect, metric, unit=False)
-    return text + (f' {_ends(v, metric)}' if pd.notna(v.low) else '')
+    return 'no usable pair' if pd.isna(v.effect) else estimate_text(v.effect, v.low, v.high, column_of(metric))
 
 def scale_cell(line,   # of `decide`: one claim at one profile
                first,  # of `decide_parts`: the claim's first part there
