@@ -242,20 +242,15 @@ def _from_buffer(raw, dtype_name, shape, order):
     array.__setstate__((1, shape, dtype_name, order == 'F', raw))
     return array
 
-def _stand_in(name):
-    "Return a harmless replacement for a name in the pickle of an array."
-    return {'ndarray': 'ndarray', 'dtype': lambda name, *flags: _DtypeName(name), '_reconstruct': lambda *a: _Array(),
-            '_frombuffer': lambda *a: _from_buffer(*a)}[name]
+_STAND_INS = {('numpy', 'ndarray'): 'ndarray', ('numpy', 'dtype'): lambda name, *flags: _DtypeName(name)}
+for _core in ('numpy.core', 'numpy._core'):   # NumPy 1 and 2
+    _STAND_INS |= {(f'{_core}.multiarray', '_reconstruct'): lambda *args: _Array(), (f'{_core}.numeric', '_frombuffer'): _from_buffer}
 
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #43e92732
-_ARRAY_NAMES = {('numpy', 'ndarray'), ('numpy', 'dtype')}
-for _core in ('numpy.core', 'numpy._core'):   # NumPy 1 and 2
-    _ARRAY_NAMES |= {(f'{_core}.multiarray', '_reconstruct'), (f'{_core}.numeric', '_frombuffer')}
-
 class NumpyUnpickler(pickle._Unpickler):
     "Unpickles arrays (as stand-ins), numbers, strings and containers. Raises `pickle.UnpicklingError` for any other name."
     def find_class(self, module, name):
-        if (module, name) in _ARRAY_NAMES: return _stand_in(name)
+        if (module, name) in _STAND_INS: return _STAND_INS[module, name]
         raise pickle.UnpicklingError(f'it names {module}.{name}, which no data file needs')
 
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #e124d34a
@@ -272,15 +267,12 @@ def _pickle_file(file, split, classes):
     return dict(x=torch.tensor(x).view(-1, 3, 32, 32), y=_checked_labels(y, len(classes), file, len(x)))
 
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #48114666
-def _check_batches(files, split):
-    "Raise `FileNotFoundError` unless all batches are present: five for training, one for the test split."
-    want, here = 1 if split == 'test' else 5, ', '.join(f.name for f in files)
-    if len(files) != want:
-        raise FileNotFoundError(f'{files[0].parent}: {len(files)} of {want} {split} batches are present ({here}). Download the others.')
-
 def read_pickles(files, split, classes):
-    "Return the batches of `cifar-10-batches-py`. Raises `ValueError` for a damaged file and `FileNotFoundError` for a missing one."
-    _check_batches(files, split)
+    "Return the batches of `cifar-10-batches-py`: five for training, one for the test split. Raises `ValueError` or `FileNotFoundError`."
+    want = 1 if split == 'test' else 5
+    if len(files) != want:
+        here = ', '.join(f.name for f in files)
+        raise FileNotFoundError(f'{files[0].parent}: {len(files)} of {want} {split} batches are present ({here}). Download the others.')
     return _join([_pickle_file(f, split, classes) for f in files])
 
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #7c3335c2

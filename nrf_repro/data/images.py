@@ -9,12 +9,10 @@ __all__ = ['Images', 'balanced']
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 
 # %% ../../nbs/5_how_it_works/27_images.ipynb #286b4ba2
 @dataclass(frozen=True, eq=False)
@@ -29,16 +27,35 @@ class Images:
     split: str        # train | test
     lossless: torch.Tensor | None = None  # bool, [n]: False for images that were stored as JPEG; None: unknown
 
-    if TYPE_CHECKING:  # later cells define these
-        def pixels(self, device: str | torch.device = 'cpu', dtype: torch.dtype = torch.float32) -> torch.Tensor: ...
-        def __getitem__(self, idx: Any) -> 'Images': ...
-        def to(self, device: str | torch.device) -> 'Images': ...
-        @property
-        def fingerprint(self) -> str: ...
-
     def __post_init__(self): _check_images(self)
     def __len__(self): return len(self.y)
     def __repr__(self): return f'Images({self.name} {self.split}: {len(self)} of {tuple(self.x.shape[1:])}, {len(self.classes)} classes)'
+
+    def pixels(
+        self,
+        device: str | torch.device = 'cpu',  # of the result
+        dtype: torch.dtype = torch.float32,  # of the result
+    ) -> torch.Tensor:                       # [n, c, h, w]
+        "Return the images as numbers in [0, 1], the scale on which eps is given."
+        return self.x.to(device).to(dtype).div_(255)
+
+    def __getitem__(self, idx) -> 'Images':  # int, slice, list or tensor of indices, or bool mask
+        "Return the images at `idx` with their labels; a single index gives a set of one image."
+        if isinstance(idx, (int, np.integer)): idx = [idx]
+        lossless = None if self.lossless is None else self.lossless[idx]
+        return replace(self, x=self.x[idx], y=self.y[idx], lossless=lossless)
+
+    def to(self, device: str | torch.device) -> 'Images':
+        "Return the same images on another device."
+        lossless = None if self.lossless is None else self.lossless.to(device)
+        return replace(self, x=self.x.to(device), y=self.y.to(device), lossless=lossless)
+
+    @property
+    def fingerprint(self) -> str:  # 12 hexadecimal digits
+        "Return a hash of pixels, labels and shape."
+        h = hashlib.sha256(repr(tuple(self.x.shape)).encode())
+        for t in (self.x, self.y): h.update(t.cpu().contiguous().numpy().data)
+        return h.hexdigest()[:12]
 
 # %% ../../nbs/5_how_it_works/27_images.ipynb #b8ecad8a
 def _check_images(images):
@@ -52,42 +69,6 @@ def _check_images(images):
         raise ValueError(f'y has labels from {int(y.min())} to {int(y.max())}. Pass labels in 0..{len(classes) - 1}.')
     if not len(images.mean) == len(images.std) == x.shape[1]:
         raise ValueError(f'mean and std have {len(images.mean)} and {len(images.std)} values. Pass one for each of the {x.shape[1]} channels.')
-
-# %% ../../nbs/5_how_it_works/27_images.ipynb #76cf6128
-@patch
-def pixels(
-    self: Images,
-    device='cpu',         # of the result
-    dtype=torch.float32,  # of the result
-) -> torch.Tensor:        # [n, c, h, w]
-    "Return the images as numbers in [0, 1], the scale on which eps is given."
-    return self.x.to(device).to(dtype).div_(255)
-
-# %% ../../nbs/5_how_it_works/27_images.ipynb #8e301b22
-@patch
-def __getitem__(
-    self: Images,
-    idx,  # int, slice, list or tensor of indices, or bool mask
-) -> Images:
-    "Return the images at `idx` with their labels; a single index gives a set of one image."
-    if isinstance(idx, (int, np.integer)): idx = [idx]
-    lossless = None if self.lossless is None else self.lossless[idx]
-    return replace(self, x=self.x[idx], y=self.y[idx], lossless=lossless)
-
-# %% ../../nbs/5_how_it_works/27_images.ipynb #c72fd659
-@patch
-def to(self: Images, device) -> Images:
-    "Return the same images on another device."
-    lossless = None if self.lossless is None else self.lossless.to(device)
-    return replace(self, x=self.x.to(device), y=self.y.to(device), lossless=lossless)
-
-# %% ../../nbs/5_how_it_works/27_images.ipynb #8023cdc1
-@patch(as_prop=True)
-def fingerprint(self: Images) -> str:  # 12 hexadecimal digits
-    "Return a hash of pixels, labels and shape."
-    h = hashlib.sha256(repr(tuple(self.x.shape)).encode())
-    for t in (self.x, self.y): h.update(t.cpu().contiguous().numpy().data)
-    return h.hexdigest()[:12]
 
 # %% ../../nbs/5_how_it_works/27_images.ipynb #144cf497
 def channel_stats(

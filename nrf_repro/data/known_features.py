@@ -9,11 +9,10 @@ __all__ = ['synthetic', 'reliance', 'testbed']
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from fastcore.basics import patch
 
 from .images import Images
 
@@ -46,25 +45,36 @@ class Synthetic:
     seed: int            # seed of the noise
     split: str = 'train' # train | test
 
-    if TYPE_CHECKING:    # later cells define these
-        @property
-        def eps(self) -> float: ...
-        def render(self) -> np.ndarray: ...
-        def distance(self, amp: float) -> float: ...
-        def swap_rf(self, to: Any = None) -> 'Synthetic': ...
-        def swap_nrf(self, to: Any = None) -> 'Synthetic': ...
-        def conflict(self) -> 'Synthetic': ...
-
     @cached_property
     def images(self) -> Images: return _as_images(self)  # `Images`, 8 bits
 
-# %% ../../nbs/2_robustness/05_data.ipynb #864de334
-@patch
-def render(self: Synthetic) -> np.ndarray:  # [n, size, size]
-    "Return the images in units of [0, 1], neither clipped nor rounded."
-    u, v = patterns(self.size)
-    noise = np.random.RandomState([self.seed, 1]).standard_normal((len(self.y), self.size, self.size))
-    return .5 + self.amp_r * u[self.rf] + self.amp_n * v[self.nrf] + self.noise * noise
+    def render(self) -> np.ndarray:  # [n, size, size]
+        "Return the images in units of [0, 1], neither clipped nor rounded."
+        u, v = patterns(self.size)
+        noise = np.random.RandomState([self.seed, 1]).standard_normal((len(self.y), self.size, self.size))
+        return .5 + self.amp_r * u[self.rf] + self.amp_n * v[self.nrf] + self.noise * noise
+
+    def distance(self, amp: float) -> float:  # amp_r or amp_n
+        "Return the l2 distance between the patterns of two classes at the root mean square `amp`."
+        return 2**.5 * amp * self.size
+
+    @property
+    def eps(self) -> float:  # l2, in pixels of [0, 1]
+        "Return an l2 radius that changes nearly every NRF and no RF: half the NRF's distance plus four noise standard deviations."
+        return self.distance(self.amp_n) / 2 + 4 * self.noise
+
+    def swap_rf(self) -> 'Synthetic':
+        "Return the same images with the RF of the next class; labels are unchanged."
+        return replace(self, rf=(self.rf + 1) % self.classes)
+
+    def swap_nrf(self) -> 'Synthetic':
+        "Return the same images with the NRF of the next class; labels are unchanged."
+        return replace(self, nrf=(self.nrf + 1) % self.classes)
+
+    def conflict(self) -> 'Synthetic':
+        "Return the same images with the RF of their label and the NRF of another class; all pairs of classes are equally frequent."
+        turn = np.arange(len(self.y)) // self.classes % (self.classes - 1)
+        return replace(self, rf=self.y, nrf=(self.y + 1 + turn) % self.classes)
 
 # %% ../../nbs/2_robustness/05_data.ipynb #492f2e05
 def _as_images(bed):
@@ -104,46 +114,6 @@ def _check_settings(n, p_r, p_n, amp_r, amp_n, noise, classes, size):
     if min(amp_r, amp_n, noise) < 0: raise ValueError('amp_r, amp_n or noise is negative. Pass values of at least 0.')
     peak = 2 * amp_r + 2 * amp_n + 4 * noise
     if peak > .5: raise ValueError(f'2 amp_r + 2 amp_n + 4 noise is {peak:.2f}, which would clip pixels. Make it at most 0.5.')
-
-# %% ../../nbs/2_robustness/05_data.ipynb #2a63ec6e
-@patch
-def distance(
-    self: Synthetic,
-    amp,  # amp_r or amp_n
-) -> float:
-    "Return the l2 distance between the patterns of two classes at the root mean square `amp`."
-    return 2**.5 * amp * self.size
-
-# %% ../../nbs/2_robustness/05_data.ipynb #1db7446a
-@patch(as_prop=True)
-def eps(self: Synthetic) -> float:  # l2, in pixels of [0, 1]
-    "Return an l2 radius that changes nearly every NRF and no RF: half the NRF's distance plus four noise standard deviations."
-    return self.distance(self.amp_n) / 2 + 4 * self.noise
-
-# %% ../../nbs/2_robustness/05_data.ipynb #72b2f696
-@patch
-def swap_rf(
-    self: Synthetic,
-    to=None,  # [n] classes; None: the next class
-) -> Synthetic:
-    "Return the same images with the RF of another class; labels are unchanged."
-    return replace(self, rf=(self.rf + 1) % self.classes if to is None else np.asarray(to))
-
-# %% ../../nbs/2_robustness/05_data.ipynb #9a682fed
-@patch
-def swap_nrf(
-    self: Synthetic,
-    to=None,  # [n] classes; None: the next class
-) -> Synthetic:
-    "Return the same images with the NRF of another class; labels are unchanged."
-    return replace(self, nrf=(self.nrf + 1) % self.classes if to is None else np.asarray(to))
-
-# %% ../../nbs/2_robustness/05_data.ipynb #3c36d729
-@patch
-def conflict(self: Synthetic) -> Synthetic:
-    "Return the same images with the RF of their label and the NRF of another class; all pairs of classes are equally frequent."
-    turn = np.arange(len(self.y)) // self.classes % (self.classes - 1)
-    return replace(self, rf=self.y, nrf=(self.y + 1 + turn) % self.classes)
 
 # %% ../../nbs/2_robustness/05_data.ipynb #3c30c66c
 def reliance(

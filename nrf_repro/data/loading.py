@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -147,21 +146,10 @@ class _LazyPixels:
         return decode_all(lambda f: _decode_file(f, short, crop), [self.files[j] for j in i.tolist()], 'images')
 
 # %% ../../nbs/5_how_it_works/29_loading.ipynb #f7be60e8
-@dataclass(frozen=True, eq=False)
-class OnDisk:
-    "Labelled images on disk with the fields of `Images`, sufficient for training."
-    x: object         # as uint8, [n, c, h, w]; decoded on access
-    y: torch.Tensor   # int64, [n]
-    classes: tuple    # class names
-    mean: tuple       # of each channel
-    std: tuple        # of each channel
-    name: str         # of the data set
-    split: str        # train | test
-
-    def __len__(self): return len(self.y)
-
+class OnDisk(Images):
+    "Labelled images whose pixels are `_LazyPixels`: sufficient for training."
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         "Return a hash of labels and of the files' names and sizes; hashing their contents would take hours."
         files = '\n'.join(f'{"/".join(f.parts[-2:])} {f.stat().st_size}' for f in self.x.files)
         return hashlib.sha256(f'{files} {self.x.size}'.encode() + self.y.numpy().data).hexdigest()[:12]

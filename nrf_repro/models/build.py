@@ -38,16 +38,11 @@ def scale_channels(
         raise ValueError(f'width={width} is not a positive multiple of 1/32. Pass for example 1/8.')
     return int(channels * width)
 
-# %% ../../nbs/2_robustness/06_models.ipynb #f1461f36
-def norm_groups(width) -> int:
-    "The number of groups of group normalisation at this width: 32 at full width, and as many channels in a group at each width."
-    return scale_channels(32, width)
-
 # %% ../../nbs/2_robustness/06_models.ipynb #df1018bb
 def conv_norm(c_in, c_out, norm, width, *, kernel=3, stride=1, bias=False, relu=True):
     "A convolution, the normalisation layer of `norm`, and a ReLU unless `relu` is false."
     conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=bias)
-    layers = [conv, make_norm(norm, c_out, norm_groups(width))]
+    layers = [conv, make_norm(norm, c_out, scale_channels(32, width))]  # 32 groups at full width
     if relu:
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
@@ -104,7 +99,10 @@ def resnet_body(arch, norm, in_channels, width, stem):
     "The convolutions of a ResNet, which turn an image into a vector, and the number of channels of the last one."
     depths, bottleneck = RESNET_BLOCKS[arch]
     channels = scale_channels(64, width)
-    layers = _resnet_stem(in_channels, channels, norm, width, stem)
+    if stem == 'cifar':  # small images: a 3x3 convolution of stride 1, without a max-pool
+        layers = [conv_norm(in_channels, channels, norm, width)]
+    else:
+        layers = [conv_norm(in_channels, channels, norm, width, kernel=7, stride=2), nn.MaxPool2d(3, 2, 1)]
     for stage, depth in enumerate(depths):
         for block in range(depth):
             stride = 2 if stage > 0 and block == 0 else 1
@@ -112,12 +110,6 @@ def resnet_body(arch, norm, in_channels, width, stem):
             layers.append(Residual(channels, c_mid, norm, width, stride=stride, bottleneck=bottleneck))
             channels = layers[-1].c_out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
-
-def _resnet_stem(in_channels, channels, norm, width, stem):
-    "The first layers: for small images a 3x3 convolution of stride 1, without a max-pool."
-    if stem == 'cifar':
-        return [conv_norm(in_channels, channels, norm, width)]
-    return [conv_norm(in_channels, channels, norm, width, kernel=7, stride=2), nn.MaxPool2d(3, 2, 1)]
 
 # %% ../../nbs/2_robustness/06_models.ipynb #c4d864dd
 def init_he(model):
@@ -170,16 +162,12 @@ def _body_and_head(arch, norm, num_classes, in_channels, width, stem):
 # %% ../../nbs/2_robustness/06_models.ipynb #6db676d7
 def _check_arguments(arch, norm, stem):
     "Raise ValueError for an unknown name, and for a norm in a control."
-    _check_choice('arch', arch, ARCHS)
-    _check_choice('norm', norm, NORMS)
-    _check_choice('stem', stem, ('cifar', 'imagenet'))
+    for argument, value, choices in (('arch', arch, ARCHS), ('norm', norm, NORMS), ('stem', stem, ('cifar', 'imagenet'))):
+        if value not in choices:
+            raise ValueError(f'{argument}={value!r} is not known. Choose one of {", ".join(choices)}.')
     if arch in CONTROLS and norm != 'none':
         plain = CONTROLS[arch][0]
         raise ValueError(f"{arch} is a control without normalisation, and norm={norm!r}. Pass norm='none', or arch={plain!r} for {norm!r}.")
-
-def _check_choice(argument, value, choices):
-    if value not in choices:
-        raise ValueError(f'{argument}={value!r} is not known. Choose one of {", ".join(choices)}.')
 
 # %% ../../nbs/2_robustness/06_models.ipynb #94c47ea3
 def build_model(

@@ -69,23 +69,14 @@ def save_model(
     if bits not in (8, 32): raise ValueError(f'bits={bits!r} is not supported. Pass 8 or 32.')
     tensors = model.state_dict()
     if bits == 8:
-        tensors = _quantized(tensors, _matrix_names(model))
+        for name in _matrix_names(model):
+            tensors[name], tensors[f'{name}.scale'] = quantize(tensors[name].detach().cpu().contiguous())
     save_tensors(path, tensors, config=json.dumps(model.config))  # one entry: safetensors does not keep the order of several
 
 # %% ../../nbs/5_how_it_works/30_checkpoints.ipynb #b3e8c809
 def _matrix_names(model):
     "The names of the parameters with several numbers for each output: the weights of convolutions and linear layers."
-    return {name for name, w in model.named_parameters() if w.ndim > 1 and w[0].numel() > 1}
-
-def _quantized(tensors, names):
-    "The tensors, with those of `names` in eight bits, each beside its scales."
-    stored = {}
-    for name, w in tensors.items():
-        if name in names:
-            stored[name], stored[f'{name}.scale'] = quantize(w.detach().cpu().contiguous())
-        else:
-            stored[name] = w
-    return stored
+    return [name for name, w in model.named_parameters() if w.ndim > 1 and w[0].numel() > 1]
 
 # %% ../../nbs/5_how_it_works/30_checkpoints.ipynb #0a230114
 def load_model(

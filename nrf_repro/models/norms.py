@@ -68,21 +68,6 @@ def normalize(
     mu, var = moments(x, norm, groups)
     return (x - mu) / (var + eps).sqrt()
 
-# %% ../../nbs/1_normalisation/03_norms.ipynb #34cfcfe9
-def index_set(
-    norm,       # one of `NORMS` except 'none'
-    shape,      # (n, c, h, w)
-    i,          # a pixel: (image, channel, row, column)
-    groups=32,  # number of groups, used by 'gn' only
-):              # bool n c h w, True for k in S_i
-    """The index set S_i: the pixels on which mu_i depends.
-
-    Raises ValueError as `moments` does.
-    """
-    x = torch.zeros(shape, requires_grad=True)
-    mu, _ = moments(x, norm, groups)
-    return torch.autograd.grad(mu[i], x)[0] != 0
-
 # %% ../../nbs/1_normalisation/03_norms.ipynb #822befad
 class InstanceNorm(nn.InstanceNorm2d):
     "`nn.InstanceNorm2d` with gamma and beta; on a 1x1 map it returns gamma x + beta, because there is nothing to average."

@@ -84,13 +84,15 @@ class Weights(dict):
         self.file, self.entry, self.others, self.sure = file, entry, others or {}, sure
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #36018d42
-def _by_preference(names, usual, last=lambda name: name):
+def _last_part(entry): return entry.rpartition('/')[2]
+
+def _by_preference(names, usual):
     "The names, averages first, then in the order of `usual`; and whether the first comes before the second."
-    def rank(name): return not _AVERAGE.search(name), usual.index(last(name)) if last(name) in usual else len(usual)
+    def rank(name):
+        last = _last_part(name)
+        return not _AVERAGE.search(name), usual.index(last) if last in usual else len(usual)
     names = sorted(names, key=rank)
     return names, len(names) == 1 or rank(names[0]) < rank(names[1])
-
-def _last_part(entry): return entry.rpartition('/')[2]
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #0ce0c067
 def _named_entry(entries, entry, path):
@@ -122,7 +124,7 @@ def read_weights(path,       # .safetensors, or a state dict or a checkpoint tha
     entries = _entries(found)
     if not entries: raise _no_weights(path, f'{_contents(found)}; it is no state dict')
     if entry is not None: return Weights(_named_entry(entries, entry, path), str(path), entry)
-    names, sure = _by_preference(entries, _USUAL_ENTRIES, _last_part)
+    names, sure = _by_preference(entries, _USUAL_ENTRIES)
     return Weights(entries[names[0]], str(path), names[0], {name: entries[name] for name in names[1:]}, sure)
 
 def _contents(found):
@@ -155,29 +157,22 @@ def _prefixes(weights, have):
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #573566f4
 def _required(have): return {k for k in have if not k.endswith('num_batches_tracked')}
 
-def _without_counters(weights, have):
-    return {k: v for k, v in weights.items() if k in have or k.rpartition('.')[2] not in _COUNTERS}
-
 def _readings(weights, have):
-    "Each way to read the weights in which no tensor is missing: prefix -> tensors. A prefix holds at least a quarter of all numbers."
-    found = {}
+    "Each way to read the weights: (prefix, tensors without counters). A prefix holds at least a quarter of all numbers."
     for table in _spellings(weights, have):
         for prefix in _prefixes(table, have):
             inner = _under(table, prefix)
-            if _required(have) <= set(inner) and 4 * _size(inner) >= _size(weights): found.setdefault(prefix, _without_counters(inner, have))
-    return found
+            if 4 * _size(inner) < _size(weights): continue
+            yield prefix, {k: v for k, v in inner.items() if k in have or k.rpartition('.')[2] not in _COUNTERS}
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #282b8e44
-def _closest(weights, have):
-    "The reading with the most names of the network, where none has all."
-    ways = [_under(table, prefix) for table in _spellings(weights, have) for prefix in _prefixes(table, have)]
-    ways = [way for way in ways if 4 * _size(way) >= _size(weights)] or [dict(weights)]
-    return _without_counters(max(ways, key=lambda way: len(set(way) & set(have))), have)
-
 def _match(weights, have): # weights: `Weights`
     "(prefix, tensors by the names of the network, names left out). Raises `ValueError` where two prefixes fit equally well."
-    found = _readings(weights, have)
-    if not found: return '', _closest(weights, have), []
+    ways, found = list(_readings(weights, have)), {}
+    for prefix, tensors in ways:
+        if _required(have) <= set(tensors): found.setdefault(prefix, tensors)
+    if not found:   # the way with the most names of the network, for the error
+        return '', max((tensors for _, tensors in ways), key=lambda tensors: len(set(tensors) & set(have))), []
     prefixes, sure = _by_preference(found, _USUAL_PREFIXES)
     if not sure:
         raise ValueError(f'{weights.file} holds several networks that fit '
