@@ -57,11 +57,8 @@ def _eight_bits(im):
     return im.convert('RGB')
 
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #53bb5350
-def open_rgb(
-    data,  # a path, or the bytes of a file
-    where, # named in the error
-):         # Pillow image, RGB
-    "Return an image as RGB with 8 bits. Raises `ValueError` that names it."
+def open_rgb(data, where):  # a path, or the bytes of a file
+    "Return a Pillow image, RGB with 8 bits. Raises `ValueError` that names `where`."
     try:
         with Image.open(data if isinstance(data, (str, Path)) else io.BytesIO(data), formats=_FORMATS) as im: return _eight_bits(im)
     except _Refused as e: raise ValueError(f'{where}: {e}') from None
@@ -70,7 +67,7 @@ def open_rgb(
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #37582736
 def _check_memory(n, nbytes):
     "Raise `ValueError` if `n` images of `nbytes` bytes do not fit into memory."
-    have = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else float('inf')
+    have = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     if n * nbytes > have:
         raise ValueError(f'{n:,} images need {n * nbytes / 1e9:.0f} GB, and this machine has {have / 1e9:.0f} GB of memory. Pass limit=.')
 
@@ -131,10 +128,7 @@ def _write(path, tensors):
         if draft.parent.is_dir(): draft.unlink(missing_ok=True)
 
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #e7c24390
-def cached(
-    key,   # identifies what `read` returns
-    read,  # () -> dict of tensors
-):         # that dict
+def cached(key, read):  # read: () -> dict of tensors, which `key` identifies
     "Return the cached result of `read()` if it is complete, and otherwise call `read` and keep its result."
     try: path = cache_folder() / f'{key}-{_VERSION}.safetensors'
     except RuntimeError as e:
@@ -190,15 +184,6 @@ def _image_column(table, file, classes):
     return column
 
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #ce1bb3fd
-def _table(file, classes):
-    "Return a Parquet file's table and its encoded images."
-    import pyarrow.parquet as pq
-    try:
-        table = pq.read_table(file)
-        table.validate(full=True)
-    except Exception as e: raise ValueError(f'{file}: not a complete Parquet file ({type(e).__name__}). Download it again.') from e
-    return table, table[_image_column(table, file, classes)].to_pylist()
-
 def _decode_rgb(item):  # (bytes, name for errors)
     "Return an encoded image as uint8, [h, w, 3]."
     return np.asarray(open_rgb(*item))
@@ -206,7 +191,12 @@ def _decode_rgb(item):  # (bytes, name for errors)
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #d8cb20f9
 def _parquet_file(file, classes):
     "Return images, labels and, if present, the mark `lossless` of one file."
-    table, cells = _table(file, classes)
+    import pyarrow.parquet as pq
+    try:
+        table = pq.read_table(file)
+        table.validate(full=True)
+    except Exception as e: raise ValueError(f'{file}: not a complete Parquet file ({type(e).__name__}). Download it again.') from e
+    cells = table[_image_column(table, file, classes)].to_pylist()
     data = [(row.get('bytes') if isinstance(row, dict) else None, f'{file}, row {i}') for i, row in enumerate(cells)]
     out = dict(x=decode_all(_decode_rgb, data, str(file)), y=_checked_labels(table['label'], len(classes), file, len(data)))
     if out['x'].shape[1:] != (3, 32, 32): raise ValueError(f'{file}: images must be 32x32, not {tuple(out["x"].shape[2:])}.')

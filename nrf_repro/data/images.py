@@ -71,10 +71,8 @@ def _check_images(images):
         raise ValueError(f'mean and std have {len(images.mean)} and {len(images.std)} values. Pass one for each of the {x.shape[1]} channels.')
 
 # %% ../../nbs/5_how_it_works/27_images.ipynb #144cf497
-def channel_stats(
-    x,  # uint8, [n, c, h, w]
-):      # two tuples of c floats
-    "Return mean and standard deviation of each channel over all images, in pixels of [0, 1]."
+def channel_stats(x):  # uint8, [n, c, h, w]
+    "Return mean and standard deviation of each channel over all images, in pixels of [0, 1]: two tuples of c floats."
     counts = torch.stack([torch.bincount(c.flatten().int(), minlength=256) for c in x.unbind(1)]).double()
     share, level = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
     mean = share @ level

@@ -21,9 +21,7 @@ _LOW = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3), 
 _HIGH = ((0, 4), (4, 0), (4, 4), (0, 6), (6, 0), (6, 6), (4, 6), (6, 4), (0, 5), (5, 0))  # in units of size / 8
 
 # %% ../../nbs/2_robustness/05_data.ipynb #31782a71
-def patterns(
-    size,  # side of the images in pixels, a multiple of 8
-):         # two arrays of shape [10, size, size]
+def patterns(size):  # side of the images in pixels, a multiple of 8 -> two arrays of shape [10, size, size]
     "Return the patterns of the robust and of the non-robust feature, one for each class: orthogonal, mean square 1."
     t = np.pi * (np.arange(size) + .5) / size
     def wave(j): return np.cos(j * t) * (2**.5 if j else 1)
@@ -46,7 +44,12 @@ class Synthetic:
     split: str = 'train' # train | test
 
     @cached_property
-    def images(self) -> Images: return _as_images(self)  # `Images`, 8 bits
+    def images(self) -> Images:
+        "Return the images rounded to 8 bits; mean and standard deviation follow from the settings."
+        x = torch.tensor((self.render() * 255).round().clip(0, 255).astype(np.uint8))[:, None]
+        std = (self.amp_r**2 + self.amp_n**2 + self.noise**2)**.5
+        names = tuple(f'class {i}' for i in range(self.classes))
+        return Images(x, torch.tensor(self.y), names, (.5,), (std,), 'synthetic', self.split)
 
     def render(self) -> np.ndarray:  # [n, size, size]
         "Return the images in units of [0, 1], neither clipped nor rounded."
@@ -75,14 +78,6 @@ class Synthetic:
         "Return the same images with the RF of their label and the NRF of another class; all pairs of classes are equally frequent."
         turn = np.arange(len(self.y)) // self.classes % (self.classes - 1)
         return replace(self, rf=self.y, nrf=(self.y + 1 + turn) % self.classes)
-
-# %% ../../nbs/2_robustness/05_data.ipynb #492f2e05
-def _as_images(bed):
-    "Return the images rounded to 8 bits; mean and standard deviation follow from the settings."
-    x = torch.tensor((bed.render() * 255).round().clip(0, 255).astype(np.uint8))[:, None]
-    std = (bed.amp_r**2 + bed.amp_n**2 + bed.noise**2)**.5
-    names = tuple(f'class {i}' for i in range(bed.classes))
-    return Images(x, torch.tensor(bed.y), names, (.5,), (std,), 'synthetic', bed.split)
 
 # %% ../../nbs/2_robustness/05_data.ipynb #d41008b9
 def synthetic(

@@ -139,8 +139,6 @@ class _LazyPixels:
         self.files, self.size = files, size
         self.shape = (len(files), 3, size or 224, size or 224)
 
-    def __len__(self): return len(self.files)
-
     def __getitem__(self, i):  # a tensor of indices
         short, crop = _sides(self.size)
         return decode_all(lambda f: _decode_file(f, short, crop), [self.files[j] for j in i.tolist()], 'images')
@@ -148,6 +146,8 @@ class _LazyPixels:
 # %% ../../nbs/5_how_it_works/29_loading.ipynb #f7be60e8
 class OnDisk(Images):
     "Labelled images whose pixels are `_LazyPixels`: sufficient for training."
+    def to(self, device) -> 'OnDisk': return self  # each batch is moved when it is decoded
+
     @property
     def fingerprint(self) -> str:
         "Return a hash of labels and of the files' names and sizes; hashing their contents would take hours."
@@ -155,11 +155,7 @@ class OnDisk(Images):
         return hashlib.sha256(f'{files} {self.x.size}'.encode() + self.y.numpy().data).hexdigest()[:12]
 
 # %% ../../nbs/5_how_it_works/29_loading.ipynb #ec154a3b
-def on_disk(
-    path,         # with train/ and test/ (or val/)
-    split,        # train | test
-    *, size=None, # side of the images; None: short side 256, centre 224
-) -> OnDisk:
+def on_disk(path, split, *, size=None) -> OnDisk:  # as in `from_folder`
     "Return class folders that are too large for memory. Raises as `load` does for a folder."
     path = Path(path).resolve()
     classes = _same_classes(path, split)
@@ -176,20 +172,14 @@ LAYOUTS = dict(  # data set -> file pattern -> reader; {batch} is data_batch_1..
 # %% ../../nbs/5_how_it_works/29_loading.ipynb #335c99c4
 KNOWN = ('digits', 'synthetic', *LAYOUTS, 'imagenet')  # names that `load` accepts
 
-def data_folder(
-    root=None,  # a folder; None: $NRF_DATA, or data
-) -> Path:
-    "Return the folder that holds data sets. Raises `ValueError` for a ~ without a home folder."
+def data_folder(root=None) -> Path:
+    "Return the folder that holds data sets: root, $NRF_DATA, or data. Raises `ValueError` for a ~ without a home folder."
     given = Path(root or os.environ.get('NRF_DATA') or 'data')
     try: return given.expanduser()
     except RuntimeError: raise ValueError(f'{given}: the home folder that ~ stands for is not known. Give the whole path.') from None
 
 # %% ../../nbs/5_how_it_works/29_loading.ipynb #5a161ec8
-def find_files(
-    name,   # in `LAYOUTS`
-    split,  # train | test
-    root,   # a folder
-):          # (files, reader), or None
+def find_files(name, split, root):
     "Return the files of a split and their reader, or None if there are none."
     batch = dict(train='data_batch_[1-5]', test='test_batch')[split]
     for folder in (Path(root) / name, Path(root)):
@@ -254,11 +244,7 @@ def from_files(name, split, root):
     return Images(d['x'], d['y'], tuple(CLASSES[name]), *stats, name, split, d.get('lossless'))
 
 # %% ../../nbs/5_how_it_works/29_loading.ipynb #6febabff
-def is_here(
-    name,       # one of `KNOWN`
-    split,      # train | test
-    root=None,  # as in `load`
-) -> bool:
+def is_here(name, split, root=None) -> bool:  # as in `load`
     "Return whether a data set can be loaded without a download."
     if name in LAYOUTS: return find_files(name, split, data_folder(root)) is not None
     return name in ('digits', 'synthetic') or name == 'imagenet' and (data_folder(root) / name).is_dir()
@@ -275,13 +261,6 @@ def _check_request(name, split, size):
     if size is not None and (isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1):
         raise ValueError(f'size must be a whole number of pixels, not {size!r}.')
 
-def _imagenet(split, root, size, limit):
-    "Return ImageNet from its class folders. Raises `FileNotFoundError` if they are not there."
-    if not is_here('imagenet', split, root):
-        raise FileNotFoundError(f'{root / "imagenet"} does not exist. ImageNet has to be downloaded by hand (https://image-net.org): '
-                                'put its class folders under imagenet/train and imagenet/val.')
-    return from_folder(root / 'imagenet', split, size=size, limit=limit)
-
 # %% ../../nbs/5_how_it_works/29_loading.ipynb #4d40a801
 def load(
     name: str | Path,                  # one of `KNOWN`, or the path of a folder with train/ and test/ (or val/) of class folders
@@ -296,7 +275,10 @@ def load(
     """
     root = data_folder(root)
     _check_request(name, split, size)
-    if name == 'imagenet': return _imagenet(split, root, size, limit)
+    if name == 'imagenet' and not is_here('imagenet', split, root):
+        raise FileNotFoundError(f'{root / "imagenet"} does not exist. ImageNet has to be downloaded by hand (https://image-net.org): '
+                                'put its class folders under imagenet/train and imagenet/val.')
+    if name == 'imagenet': return from_folder(root / 'imagenet', split, size=size, limit=limit)
     if name not in KNOWN: return from_folder(name, split, size=size, limit=limit)
     if name == 'digits': images = digits(split)
     elif name == 'synthetic': images = testbed(split).images
