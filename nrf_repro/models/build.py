@@ -29,10 +29,7 @@ class Standardize(nn.Module):
     def forward(self, x): return (x - self.mean) / self.std  # n c h w
 
 # %% ../../nbs/2_robustness/06_models.ipynb #181c6f3c
-def scale_channels(
-    channels, # at full width
-    width,    # a multiple of 1/32
-) -> int:
+def scale_channels(channels, width) -> int:  # channels at full width
     "The number of channels at this width. Raises ValueError for a width that gives no whole number of groups."
     if width <= 0 or (32 * width) % 1:
         raise ValueError(f'width={width} is not a positive multiple of 1/32. Pass for example 1/8.')

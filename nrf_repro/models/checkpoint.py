@@ -37,9 +37,7 @@ def save_tensors(
             draft.unlink()
 
 # %% ../../nbs/5_how_it_works/30_checkpoints.ipynb #8cdc1fe3
-def quantize(
-    w, # float32, out ...
-):
+def quantize(w):  # float32, out ...
     "int8 integers like `w`, and one float32 scale for each output: w is about their product."
     scale = w.abs().flatten(1).amax(1).clamp_min(1e-12) / 127
     return (w / _for_each_output(scale, w)).round().to(torch.int8).contiguous(), scale
@@ -47,10 +45,7 @@ def quantize(
 def _for_each_output(scale, w): return scale.view(-1, *[1] * (w.ndim - 1))  # out -> out 1 1 1
 
 # %% ../../nbs/5_how_it_works/30_checkpoints.ipynb #cb17b41b
-def dequantize(
-    q,     # int8, out ...
-    scale, # float32, out
-):
+def dequantize(q, scale):  # int8, out ...; float32, out
     "The float32 weight. Raises ValueError for other types, or unless there is one scale for each output."
     if q.dtype != torch.int8 or scale.dtype != torch.float32 or scale.shape != q.shape[:1]:
         raise ValueError(f'{list(q.shape)} integers of {q.dtype} have {list(scale.shape)} scales of {scale.dtype}, not one float32 for each output')

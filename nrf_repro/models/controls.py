@@ -46,11 +46,8 @@ def _add_scalars(
     layer[1] = nn.Sequential(*after)
 
 # %% ../../nbs/2_robustness/07_controls.ipynb #4f4cdcc3
-def fixup_branch(
-    block, # a residual block, changed in place
-    L,     # number of residual blocks of the network
-):
-    "Scale the first m - 1 convolutions of the branch, set the last one to zero, and add the scalars."
+def fixup_branch(block, L):  # L: number of residual blocks of the network
+    "Scale, in place, the first m - 1 convolutions of the branch, set the last one to zero, and add the scalars."
     *first, last = block.branch
     for layer in first:
         layer[0].weight.data *= L ** (-1 / (2 * len(first)))  # m - 1 = len(first)
@@ -61,10 +58,8 @@ def fixup_branch(
         _add_scalars(block.shortcut)
 
 # %% ../../nbs/2_robustness/07_controls.ipynb #cf50eb89
-def fixup(
-    model, # a ResNet `Classifier` without normalisation, with He's initialisation; changed in place
-):
-    "The model with Fixup's initialisation and scalars (Zhang, Dauphin and Ma 2019)."
+def fixup(model):  # a ResNet `Classifier` without normalisation, with He's initialisation
+    "The model, changed in place: with Fixup's initialisation and scalars (Zhang, Dauphin and Ma 2019)."
     blocks = model.residual_blocks()
     for block in blocks:
         fixup_branch(block, len(blocks))
@@ -87,10 +82,8 @@ class StandardWeights(nn.Module):
         return self.gain * gamma * (w - mean) / (var * w[0].numel() + 1e-8).sqrt()
 
 # %% ../../nbs/2_robustness/07_controls.ipynb #1e8766c5
-def normalizer_free(
-    model, # a `Classifier` without normalisation; changed in place
-):
-    "The model with standardised weights in every convolution (Brock, De and Smith 2021)."
+def normalizer_free(model):  # a `Classifier` without normalisation
+    "The model, changed in place: with standardised weights in every convolution (Brock, De and Smith 2021)."
     for conv in [m for m in model.modules() if isinstance(m, nn.Conv2d)]:
         register_parametrization(conv, 'weight', StandardWeights(conv.out_channels))
     return model

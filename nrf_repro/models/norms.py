@@ -71,10 +71,7 @@ def normalize(
 # %% ../../nbs/1_normalisation/03_norms.ipynb #822befad
 class InstanceNorm(nn.InstanceNorm2d):
     "`nn.InstanceNorm2d` with gamma and beta; on a 1x1 map it returns gamma x + beta, because there is nothing to average."
-    def __init__(self,
-        channels, # of the map that is normalised
-    ):
-        super().__init__(channels, affine=True)
+    def __init__(self, channels): super().__init__(channels, affine=True)
 
     def forward(self, x):
         if x.shape[-2:] != (1, 1): return super().forward(x)
@@ -97,9 +94,7 @@ def make_norm(
     return nn.GroupNorm(1 if norm == 'ln' else groups, channels)
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #1360739b
-def norm_of(
-    module,  # nn.Module
-):           # 'bn', 'in', 'ln', 'gn' or None
+def norm_of(module):
     "The name of the norm that a layer computes, or None for other layers; `GroupNorm(1, C)` is 'ln', `GroupNorm(C, C)` 'in'."
     if isinstance(module, nn.modules.batchnorm._BatchNorm): return 'bn'
     if isinstance(module, nn.modules.instancenorm._InstanceNorm): return 'in'
@@ -108,9 +103,7 @@ def norm_of(
     return {1: 'ln', module.num_channels: 'in'}.get(module.num_groups, 'gn')
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #8ebfbece
-def count_norms(
-    model,  # nn.Module
-):          # norm -> number of layers, e.g. {'bn': 8}; {} for a network without normalisation
-    "The number of layers of each norm in a model."
+def count_norms(model):
+    "The number of layers of each norm in a model, e.g. {'bn': 8}; {} for a network without normalisation."
     found = [norm_of(m) for m in model.modules()]
     return {norm: found.count(norm) for norm in NORMS if norm in found}

@@ -216,13 +216,12 @@ def load_weights(model,   # nn.Module; unchanged if an error is raised
         where = f'{used.file} ({entry})' if entry else used.file
         raise ValueError(f'{where} {why}: weights of another network. Name the network that they were saved from.')
     model.load_state_dict(tensors, strict=False)
-    return '; '.join(filter(None, [Path(used.file).name, entry, *_renaming(prefix, left, others)]))
-
-def _renaming(prefix, left, others):
-    "What was changed or left out, in words."
-    if prefix: yield f'prefix {prefix} removed from the names'
-    if left: yield f'{len(left)} other name{"s" * (len(left) > 1)} left out ({left[0]})'
-    if others: yield f'not used: {", ".join(name or "the rest" for name in others)}'
+    said = [Path(used.file).name]
+    if entry: said.append(entry)
+    if prefix: said.append(f'prefix {prefix} removed from the names')
+    if left: said.append(f'{len(left)} other name{"s" * (len(left) > 1)} left out ({left[0]})')
+    if others: said.append(f'not used: {", ".join(name or "the rest" for name in others)}')
+    return '; '.join(said)
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #e90dede8
 class Loaded(NamedTuple):
@@ -245,8 +244,7 @@ def _with_file(make, path, entry): # make: number of classes -> nn.Module
     return Loaded(model, note=load_weights(model, weights))
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #e4a98e32
-def scale_advice(name,        # a classifier of torchvision
-                 transforms): # torchvision's, of its weights
+def scale_advice(name, transforms): # of a classifier of torchvision and its weights
     "The option that puts the standardisation of torchvision's weights in front of a network that is loaded from a file."
     from nrf_repro.data import STATS
     inside = name in ('googlenet', 'inception_v3')  # loaded by torchvision itself, these two rescale their images in forward
