@@ -17,8 +17,7 @@ from ..features import ligs
 from .loop import correct
 
 # %% ../../nbs/5_how_it_works/39_evaluation.ipynb #c005c43e
-def attack_row_fields(name,    # of the attack
-                      attack): # `Attack`
+def attack_row_fields(name, attack):
     "The fields of a row that describe an attack."
     return dict(attack=name, eps=attack.eps, steps=attack.steps, step_size=attack.step_size, reading='any')
 
@@ -75,8 +74,6 @@ def _check_module(model):
             raise ValueError(f'the layer of {name} does not know its shape yet. Run the model once on an image, or load its weights.')
 
 # %% ../../nbs/5_how_it_works/39_evaluation.ipynb #2ee329ab
-def _wrapper(z): return ': nrf_repro.measure.Logits(model)' if hasattr(z, 'logits') else ''
-
 def _forward(model, x):
     "The model's output. Raises `ValueError` or `TypeError` where it does not accept the images or returns no logits."
     shape, batch = tuple(x.shape[1:]), '' if len(x) > 1 else ', in a batch of one'
@@ -84,7 +81,9 @@ def _forward(model, x):
     except Exception as e:
         why = (str(e).splitlines() or [type(e).__name__])[0]
         raise ValueError(f'the model does not take images of shape {shape}{batch} ({why}). Give images of the size and channels it was trained on.') from None
-    if not torch.is_tensor(z): raise TypeError(f'the model returns a {type(z).__name__}. Wrap it so that it returns logits{_wrapper(z)}.')
+    if not torch.is_tensor(z):
+        wrapper = ': nrf_repro.measure.Logits(model)' if hasattr(z, 'logits') else ''
+        raise TypeError(f'the model returns a {type(z).__name__}. Wrap it so that it returns logits{wrapper}.')
     if z.ndim != 2 and len(x) == 1:
         raise ValueError(f'for a batch of one image the model returns shape {tuple(z.shape)}. Return n x k logits; squeeze() and the like drop the batch.')
     return z

@@ -9,7 +9,6 @@ __all__ = ['RANDOM_TARGETS', 'RECIPES', 'Recipe']
 import math
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,18 +61,14 @@ RECIPES = {
 RECIPES['paper-adversarial'] = replace(RECIPES['paper'], attack=RANDOM_TARGETS)
 
 # %% ../../nbs/5_how_it_works/36_recipes.ipynb #b46414c0
-def lr_at(
-    recipe, # a `Recipe`
-    epoch,  # 0 <= epoch <= recipe.epochs, with a fraction
-) -> float:
+def lr_at(recipe, epoch) -> float:  # 0 <= epoch <= recipe.epochs, with a fraction
     "The learning rate of SGD at this moment of the training."
     t = epoch / recipe.epochs
     if recipe.schedule == 'multistep': return recipe.lr * .1 ** sum(t >= m for m in recipe.milestones)
     if t < recipe.warmup: return recipe.lr * max(t / recipe.warmup, .04)
     return recipe.lr * .5 * (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup)))
 
-def sgd(model,  # whose parameters are trained
-        recipe): # a `Recipe`
+def sgd(model, recipe):
     "The recipe's optimiser, a `torch.optim.SGD`. Its learning rate is set before every step."
     return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
@@ -82,17 +77,17 @@ PAD = 4   # pixels of black on every side, before an image is cropped
 
 def random_crop(
     x,      # n c h w
-    shifts, # 2 n 1: rows and columns, from 0 to 2 * PAD
+    shifts, # n 2 1: rows and columns, from 0 to 2 * PAD
 ):          # n c h w
     "The images, each shifted by up to `PAD` pixels in both directions."
     n, _, h, w = x.shape
-    rows, cols = shifts[0] + torch.arange(h, device=x.device), shifts[1] + torch.arange(w, device=x.device)  # n h, n w
+    rows, cols = shifts[:, 0] + torch.arange(h, device=x.device), shifts[:, 1] + torch.arange(w, device=x.device)  # n h, n w
     i = torch.arange(n, device=x.device)[:, None, None]
     return F.pad(x, (PAD,) * 4).permute(0, 2, 3, 1)[i, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 def random_shifts(n, g):  # g: a torch.Generator on the CPU
-    "Shifts of `random_crop` for n images, all equally likely: int64[2, n, 1]."
-    return torch.randint(0, 2 * PAD + 1, (2, n, 1), generator=g)
+    "Shifts of `random_crop` for n images, all equally likely: int64[n, 2, 1]."
+    return torch.randint(0, 2 * PAD + 1, (2, n, 1), generator=g).transpose(0, 1)
 
 # %% ../../nbs/5_how_it_works/36_recipes.ipynb #c454e885
 def random_flip(x, flips):  # n c h w; bool, n 1 1 1
@@ -121,20 +116,16 @@ def wrong_classes(
     return drawn + (drawn >= y)
 
 # %% ../../nbs/5_how_it_works/36_recipes.ipynb #52be3757
-class _Draws(NamedTuple):
-    "The random numbers of an epoch, for s batches of b images; None where the recipe needs none."
-    shifts: Any   # int64[s, 2, b, 1], of `random_shifts`
-    flips: Any    # bool[s, b, 1, 1, 1], of `random_flips`
-    targets: Any  # int64[s, b], of `wrong_classes`
-
 def _draws(recipe, labels, classes, g):  # labels: s b
-    "The random numbers of an epoch, drawn batch by batch."
-    shifts, flips, targets = [], [], []
+    "The random numbers of an epoch of s batches of b images, drawn batch by batch: name -> s b ..., only those that the recipe needs."
+    drawn = []
     for y in labels:
-        if recipe.augment != 'none': shifts.append(random_shifts(len(y), g))
-        if recipe.augment == 'crop-flip': flips.append(random_flips(len(y), g))
-        if recipe.attack and recipe.attack.targeted: targets.append(wrong_classes(y, classes, g))
-    return _Draws(*(torch.stack(drawn) if drawn else None for drawn in (shifts, flips, targets)))
+        batch = {}
+        if recipe.augment != 'none': batch['shifts'] = random_shifts(len(y), g)
+        if recipe.augment == 'crop-flip': batch['flips'] = random_flips(len(y), g)
+        if recipe.attack and recipe.attack.targeted: batch['targets'] = wrong_classes(y, classes, g)
+        drawn.append(batch)
+    return {name: torch.stack([batch[name] for batch in drawn]) for name in drawn[0]}
 
 # %% ../../nbs/5_how_it_works/36_recipes.ipynb #700e6e84
 def batches(train,  # `Images`
@@ -150,14 +141,12 @@ def batches(train,  # `Images`
     order = torch.randperm(len(train), generator=g)[:len(train) // bs * bs].view(-1, bs)
     labels, mine, home = train.y.cpu()[order], slice(rank, None, size), train.x.device
     drawn = _draws(recipe, labels, len(train.classes), g)
+    drawn = {name: v[:, mine].to(device if name == 'targets' else home) for name, v in drawn.items()}
     order, labels = order[:, mine].to(home), labels[:, mine].to(device)
-    shifts = None if drawn.shifts is None else drawn.shifts[:, :, mine].to(home)
-    flips = None if drawn.flips is None else drawn.flips[:, mine].to(home)
-    targets = None if drawn.targets is None else drawn.targets[:, mine].to(device)
     for k, i in enumerate(order):
         x = train.x[i]
-        if shifts is not None: x = random_crop(x, shifts[k])
-        if flips is not None: x = random_flip(x, flips[k])
+        if 'shifts' in drawn: x = random_crop(x, drawn['shifts'][k])
+        if 'flips' in drawn: x = random_flip(x, drawn['flips'][k])
         x = x.to(device).float() / 255
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-        yield x, labels[k], None if targets is None else targets[k]
+        yield x, labels[k], drawn['targets'][k] if 'targets' in drawn else None

@@ -85,9 +85,6 @@ def described(
     inside = (*inside, id(thing))
     if isinstance(thing, (list, tuple)): return [described(v, inside) for v in thing]
     if isinstance(thing, dict): return {str(k): described(v, inside) for k, v in thing.items()}
-    return _described(thing, inside)
-
-def _described(thing, inside): # the kinds that are neither numbers nor containers
     if isinstance(thing, (set, frozenset)): return sorted(json.dumps(described(v, inside)) for v in thing)
     if isinstance(thing, (torch.Tensor, np.ndarray, np.generic)): return _digest(dict(_=thing))
     if isinstance(thing, (Path, Enum, bytes, complex, slice, torch.dtype, torch.device, type(...))): return str(thing)
