@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from common import EPS, ROOT, held_out, markdown, options, parser, processor, publish, ratios, spread, trained, turns
 from nrf_repro.attacks import Attack, frozen, input_gradient, margin, optimised_inference, robust_correct
-from nrf_repro.attacks.inference import channels_last, fold_norms, lean_relus
+from nrf_repro.attacks.inference import ChannelsLast, fold_norms, lean_relus
 
 FULL = dict(archs=['vgg11', 'resnet18'], norms=['bn', 'none'], balls=['l2', 'linf'], losses=['ce', 'cw'],
             steps=[10, 50], images=1000, repeats=2)
@@ -156,8 +156,8 @@ What each rewriting of the network brings by itself to one gradient of a batch, 
 the time of the rewritten model. *fold* moves a normalisation layer in evaluation mode into the convolution before it;
 *channels last* changes the memory layout; *lean ReLUs* come after max-pooling and overwrite their input; *all* is what the attack runs."""
 
-REWRITES = {'fold': lambda net, x: fold_norms(net), 'channels last': channels_last,
-            'lean ReLUs': lambda net, x: lean_relus(net), 'all': lambda net, x: channels_last(lean_relus(fold_norms(net)), x)}
+REWRITES = {'fold': lambda net, x: fold_norms(net), 'channels last': lambda net, x: ChannelsLast(net),
+            'lean ReLUs': lambda net, x: lean_relus(net), 'all': lambda net, x: ChannelsLast(lean_relus(fold_norms(net)))}
 
 
 def rewrites(model, x, y, o):

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from fastcore.basics import patch
 
-from .inference import _bfloat16_copy, _Optimised, _pair
-from .inputs import _fitting, _LogitCheck, _whole, check_images, frozen
-from .pgd import Attack, _Evaluator, _Goal, _logits, margin
+from .inference import _bfloat16_copy, _in_parts, _Optimised, _pair
+from .inputs import _fitting, _whole, check_images, check_logits, frozen
+from .pgd import Attack, _Evaluator, _Goal, margin
 from .search import _Best, _report_gradients, _search
 
 # %% ../../nbs/2_robustness/09_robust_accuracy.ipynb #5f7d12b8
@@ -51,14 +51,6 @@ def _passes(attacks, n, batch_size):
     "Passes of the network for all steps of the attacks on n images."
     return sum(a.steps * a.restarts for a in attacks) * -(-n // (batch_size or 1024))
 
-@torch.no_grad()
-def _margins(model, x, y, batch_size):
-    "The margins of the model, float64[n]."
-    check, parts = _LogitCheck(y), []
-    for xb, yb in zip(x.split(batch_size), y.split(batch_size)): parts.append(margin(_logits(model, xb, check), yb).double())
-    check.finish()
-    return torch.cat(parts)
-
 # %% ../../nbs/2_robustness/09_robust_accuracy.ipynb #ab8ec22d
 @patch
 def run(self:Attack,
@@ -83,7 +75,9 @@ def run(self:Attack,
     with frozen(model):
         pair = _pair(model, x, stacklevel=4, passes=_passes([self], len(x), batch_size))
         best = _fitting(batch_size, x, lambda size: _attack(self, pair, x, goal, criterion, size, bf16))
-        return Result(best.points, best.done_at, _margins(pair.model, best.points, y, batch_size or 256), best.finite)
+        z = _in_parts(pair.model, best.points, batch_size or 256)
+        check_logits(z, y)
+        return Result(best.points, best.done_at, margin(z, y).double(), best.finite)
 
 # %% ../../nbs/2_robustness/09_robust_accuracy.ipynb #6f61c1a4
 class Robust(NamedTuple):

@@ -112,10 +112,6 @@ class ChannelsLast(nn.Module):
         self.net = net.to(memory_format=torch.channels_last)
     def forward(self, x): return self.net(x.contiguous(memory_format=torch.channels_last))
 
-def channels_last(model, x):
-    "The model with its weights stored channels last, in place, if x are images on a CPU."
-    return ChannelsLast(model) if x.ndim == 4 and x.device.type == 'cpu' else model
-
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #0d26876f
 def lean_relus(model):
     "Exchange, in place, each ReLU with the max-pooling behind it, and let ReLUs overwrite their input; returns the model."
@@ -131,10 +127,10 @@ def _candidates(model, x):
     if x.ndim != 4 or not any(isinstance(m, nn.Conv2d) for m in model.modules()): return
     names, on_cpu = _foldable(model), x.device.type == 'cpu'
     if names is None: return
-    if on_cpu: yield channels_last(lean_relus(fold_norms(deepcopy(model), names)), x)
-    if names and on_cpu: yield channels_last(fold_norms(deepcopy(model), names), x)
+    if on_cpu: yield ChannelsLast(lean_relus(fold_norms(deepcopy(model), names)))
+    if names and on_cpu: yield ChannelsLast(fold_norms(deepcopy(model), names))
     if names: yield fold_norms(deepcopy(model), names)
-    if on_cpu: yield channels_last(deepcopy(model), x)
+    if on_cpu: yield ChannelsLast(deepcopy(model))
 
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #c797857a
 def _some(x, n=4):

@@ -45,10 +45,6 @@ def _restore_modules(states):
                 table.update(before)
 
 # %% ../../nbs/5_how_it_works/33_attack_inputs.ipynb #6291e75a
-def _same_storage(a, b):
-    "Do two tensors have the same type, device and memory?"
-    return a.dtype == b.dtype and a.device == b.device and a.data_ptr() == b.data_ptr()
-
 def _asynchronous(t):
     "Does reading a value of this tensor wait for a device, such as a GPU?"
     return t.device.type != 'cpu'
@@ -63,7 +59,8 @@ def _unequal(pairs):  # of tensors of one shape
 def _restore_tensors(states):
     "Restore the storage, the values and `requires_grad` of each parameter and buffer."
     for tensor, _, storage, _ in states:
-        if not _same_storage(tensor, storage): tensor.data = storage
+        same = tensor.dtype == storage.dtype and tensor.device == storage.device and tensor.data_ptr() == storage.data_ptr()
+        if not same: tensor.data = storage
     changed = _unequal([(storage, values) for _, _, storage, values in states])
     for (tensor, requires_grad, storage, values), differs in zip(states, changed):
         if differs: storage.copy_(values)
@@ -134,13 +131,6 @@ def check_images(
         if len(x): _check_values(x.detach(), y)
         return x.detach().clone(), y.to(x.device)
 
-# %% ../../nbs/5_how_it_works/33_attack_inputs.ipynb #e43288f0
-def _check_logit_shape(z, n):
-    "Raise TypeError or ValueError if z holds no logits of n images."
-    if not isinstance(z, torch.Tensor): raise TypeError(f'the model returned a {type(z).__name__}. It must return the logits alone.')
-    if z.ndim != 2 or z.shape[1] < 2 or len(z) != n:
-        raise ValueError(f'the model returned shape {tuple(z.shape)} for {n} images. It must return n x k logits, k >= 2.')
-
 # %% ../../nbs/5_how_it_works/33_attack_inputs.ipynb #1a55fe28
 class _LogitCheck:
     "Checks the logits of several batches: on a CPU when it is called, on a GPU all of them in `finish`."
@@ -150,7 +140,9 @@ class _LogitCheck:
 
     def __call__(self, z, n):     # logits of n images
         "Raises TypeError or ValueError as `check_logits`."
-        _check_logit_shape(z, n)
+        if not isinstance(z, torch.Tensor): raise TypeError(f'the model returned a {type(z).__name__}. It must return the logits alone.')
+        if z.ndim != 2 or z.shape[1] < 2 or len(z) != n:
+            raise ValueError(f'the model returned shape {tuple(z.shape)} for {n} images. It must return n x k logits, k >= 2.')
         usable = ~(z.isnan() | (z == torch.inf)).any(1) & (z.isfinite().sum(1) >= 2)
         self.unread.append(((~usable).sum(), n))
         if not _asynchronous(z): self.finish()
@@ -166,11 +158,8 @@ class _LogitCheck:
             if bad: raise ValueError(f'the model returned NaN or infinite logits for {bad} of {n} images. Check its weights.')
 
 # %% ../../nbs/5_how_it_works/33_attack_inputs.ipynb #c0796815
-def check_logits(
-    z,  # what the model returned; must be n k logits, k >= 2
-    y,  # n labels
-):
-    """Check the output of a model; returns nothing.
+def check_logits(z, y):  # y: n labels
+    """Check that z, the output of a model, holds n k logits, k >= 2; returns nothing.
 
     Raises TypeError or ValueError if z holds no finite logits, or if a label names no class. A class may be excluded by -inf.
     """

@@ -26,9 +26,7 @@ def _mix(z):
     return z ^ _shifted(z, 31)
 
 # %% ../../nbs/5_how_it_works/32_noise.ipynb #fc6597fd
-def image_keys(
-    x,  # n ... pixels in [0, 1]
-):      # int64[n]
+def image_keys(x):  # n ... pixels in [0, 1] -> int64[n]
     "The key of each image: a 64-bit hash of its pixels after rounding to 16 bits; the same on every device and in every precision."
     pixels = (x.detach().flatten(1).double() * 65535).round().long()
     position = torch.arange(1, pixels.shape[1] + 1, device=x.device)
@@ -55,7 +53,7 @@ def random_words(
     count,      # how many for each image
     seed=0,     # of the experiment, below 2**32
     draw=0,     # number of the draw, below 2**32; each draw gives other integers
-    purpose=0,  # 0: pixels | 1: lengths | 2: seeds of other generators
+    purpose=0,  # 0: pixels | 1: lengths
 ):
     "Random words (32-bit integers) for each image: int64[n, count]. Raises ValueError for a seed or a draw out of range."
     for name, value in dict(seed=seed, draw=draw).items():
@@ -77,13 +75,12 @@ def _for_images(values, x):
 
 # %% ../../nbs/5_how_it_works/32_noise.ipynb #f362fbbf
 def image_uniform(
-    x,          # n ... pixels in [0, 1]
-    seed=0,     # of the experiment
-    draw=0,     # number of the draw; each draw gives other noise
-    purpose=0,  # as in `random_words`
-):              # as x
+    x,      # n ... pixels in [0, 1]
+    seed=0, # of the experiment
+    draw=0, # number of the draw; each draw gives other noise
+):          # as x
     "Uniform numbers in [0, 1] that depend on each image alone. Raises ValueError for a seed or a draw out of range."
-    def values(keys, count): return ((random_words(keys, count, seed, draw, purpose) + .5) * 2.**-32).float()
+    def values(keys, count): return ((random_words(keys, count, seed, draw) + .5) * 2.**-32).float()
     return _for_images(values, x)
 
 # %% ../../nbs/5_how_it_works/32_noise.ipynb #e5f3f6b0

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 
 from .inputs import _as_labels, _LogitCheck, _whole, check_images, frozen
 from .noise import image_keys, image_noise, image_uniform, random_words
@@ -192,45 +191,55 @@ class Attack:
     targeted: bool = False      # y are labels to reach, not labels to leave
     seed: int = 0               # of the random starts
 
-    if TYPE_CHECKING:           # later cells define these
-        def __call__(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor: ...
+    if TYPE_CHECKING:           # `evaluate` defines it
         def run(self, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, **how: Any) -> Any: ...
 
     def __post_init__(self): _check_attack(self)
 
+    def __call__(self,
+        model: torch.nn.Module, # any nn.Module: images in [0, 1] -> n k logits
+        x: torch.Tensor,        # n ... float32 or float64; device and dtype are taken from it
+        y: torch.Tensor,        # n labels: to leave, or to reach if targeted
+    ) -> torch.Tensor:          # n ...
+        """Adversarial images, shaped as x: after the last step, of the best restart for each image.
+
+        Raises and warns as `robust_correct` does.
+        """
+        x, y = check_images(model, x, y)
+        if not len(x): return x
+        with frozen(model):
+            evaluate = _Evaluator(self, _Goal(y, y, self.targeted), model, every_step=False)
+            best = _search(self, evaluate, x, len(x), stop=False, keep=False, last=self.restarts > 1)
+        evaluate.check.finish()
+        _report_gradients(best, stacklevel=3)
+        return best.points
+
+    def _start(self, x, restart, box=True):
+        "Where a restart begins: at x, or at a random point of the set around it."
+        if not self.random_start: return x
+        points = x + _perturbation_set(self.ball).random(x, self.eps, self.seed, restart)
+        return points.clamp(0, 1) if box else points
+
+    def _step(self, x, points, g, box=True):
+        "One step along g, projected to the set around x and, with `box`, to [0, 1]."
+        ball = _perturbation_set(self.ball)
+        points = x + ball.project(points + self.step_size * ball.steepest(g) - x, self.eps)
+        return points.clamp(0, 1) if box else points
+
 # %% ../../nbs/2_robustness/08_attacks.ipynb #b85b1b6b
-def _check_parts(a):
-    "Raise ValueError for an unknown perturbation set or loss."
+def _check_attack(a):
+    "Raise ValueError for a value that defines no attack; store whole numbers given as floats as ints."
     if isinstance(a.ball, str) and a.ball not in PERTURBATION_SETS:
         raise ValueError(f'ball={a.ball!r} is unknown. Choose one of {", ".join(PERTURBATION_SETS)}, or pass a PerturbationSet.')
     missing = [name for name in PerturbationSet._fields if not callable(getattr(_perturbation_set(a.ball), name, None))]
     if missing: raise ValueError(f'ball={a.ball!r} has no {missing[0]}. It needs {", ".join(PerturbationSet._fields)}.')
     _loss_gradient(a.loss)
-
-def _check_attack(a):
-    "Raise ValueError for a value that defines no attack; store whole numbers given as floats as ints."
-    _check_parts(a)
     for field, least in (('steps', 1), ('restarts', 1), ('seed', 0)):
         object.__setattr__(a, field, _whole(field, getattr(a, field), least))
     if not 0 <= a.eps < float('inf'): raise ValueError(f'eps={a.eps} is no radius. Pass a number of at least 0.')
     if not 0 < a.step_size < float('inf'): raise ValueError(f'step_size={a.step_size} is no length. Pass a number above 0.')
     if a.restarts > 1 and not a.random_start:
         raise ValueError(f'restarts={a.restarts} would repeat the same run. Set random_start=True.')
-
-# %% ../../nbs/2_robustness/08_attacks.ipynb #4ba3beee
-@patch
-def _start(self:Attack, x, restart, box=True):
-    "Where a restart begins: at x, or at a random point of the set around it."
-    if not self.random_start: return x
-    points = x + _perturbation_set(self.ball).random(x, self.eps, self.seed, restart)
-    return points.clamp(0, 1) if box else points
-
-@patch
-def _step(self:Attack, x, points, g, box=True):
-    "One step along g, projected to the set around x and, with `box`, to [0, 1]."
-    ball = _perturbation_set(self.ball)
-    points = x + ball.project(points + self.step_size * ball.steepest(g) - x, self.eps)
-    return points.clamp(0, 1) if box else points
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #89f3f334
 #| code-fold: true
@@ -251,18 +260,19 @@ def _recompute(model, z, points, where, check):
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #abe11404
 #| code-fold: true
+@dataclass
 class _Evaluator:
     "`evaluate` of `_search` for a classifier."
-    def __init__(self, attack, goal,
-                 net,             # gives logits and gradients
-                 model=None,      # decides where the margin is at most `slack`
-                 slack=-1.,
-                 coarse=None,     # gives the gradients of the first steps, and does not decide
-                 coarse_steps=0,
-                 every_step=True): # points before the last step count
-        self.attack, self.goal, self.net, self.model, self.slack = attack, goal, net, model, slack
-        self.coarse, self.coarse_steps, self.every_step = coarse, coarse_steps, every_step
-        self.check = _LogitCheck(goal.y, goal.aim)
+    attack: Any
+    goal: _Goal
+    net: Any                # gives logits and gradients
+    model: Any = None       # decides where the margin is at most `slack`
+    slack: float = -1.
+    coarse: Any = None      # gives the gradients of the first steps, and does not decide
+    coarse_steps: int = 0
+    every_step: bool = True # points before the last step count
+
+    def __post_init__(self): self.check = _LogitCheck(self.goal.y, self.goal.aim)
 
     def __call__(self, points, i, step):
         z, g, by_coarse = self._forward(points, i, step)
@@ -293,25 +303,6 @@ def _finite_gradient(net, points, *loss):
         check.finish()
     except ValueError: return None          # logits that are not finite
     return (z, g) if g.isfinite().all() else None
-
-# %% ../../nbs/2_robustness/08_attacks.ipynb #33f7ed19
-@patch
-def __call__(self:Attack,
-             model,  # any nn.Module: images in [0, 1] -> n k logits
-             x,      # n ... float32 or float64; device and dtype are taken from it
-             y):     # n labels: to leave, or to reach if targeted
-    """Adversarial images, shaped as x: after the last step, of the best restart for each image.
-
-    Raises and warns as `robust_correct` does.
-    """
-    x, y = check_images(model, x, y)
-    if not len(x): return x
-    with frozen(model):
-        evaluate = _Evaluator(self, _Goal(y, y, self.targeted), model, every_step=False)
-        best = _search(self, evaluate, x, len(x), stop=False, keep=False, last=self.restarts > 1)
-    evaluate.check.finish()
-    _report_gradients(best, stacklevel=3)
-    return best.points
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #ac7784f8
 PAPER_ATTACKS = dict(                                                              # eps: paper, table 1

@@ -50,12 +50,6 @@ class _Best:
         self.lost[i] |= ~finite.any(1)
         return g.nan_to_num(0., 0., 0.)
 
-def _joined(x, parts):
-    "One `_Best` for all images x, from those of its batches."
-    best = _Best(x)
-    for name in ('points', 'value', 'done', 'done_at', 'finite', 'lost'): setattr(best, name, torch.cat([getattr(part, name) for part in parts]))
-    return best
-
 # %% ../../nbs/5_how_it_works/35_search.ipynb #f9b00f6b
 def _batches(x, active, points, size, all_active):
     "Images, numbers and points of one batch after another; views of x, which keep its memory layout, if all images are active."
@@ -86,8 +80,6 @@ def _search(attack, evaluate, x, batch_size, *, stop, keep=True, last=True, box=
     keep: points on the way count, not only those after the last step. last: evaluate those after the last step.
     box: points stay in [0, 1].
     """
-    if not stop and len(x) > batch_size and (not attack.random_start or isinstance(attack.ball, str)):
-        return _batch_by_batch(attack, evaluate, x, batch_size, keep=keep, last=last, box=box)
     best, active = _Best(x), torch.arange(len(x), device=x.device)
     if keep and attack.random_start:
         for images, i, points in _batches(x, active, x, batch_size, True):
@@ -105,11 +97,6 @@ def _search(attack, evaluate, x, batch_size, *, stop, keep=True, last=True, box=
             active, points = (_join(part) for part in zip(*parts))
     if not last: best.points = points
     return best
-
-def _batch_by_batch(attack, evaluate, x, batch_size, **how):
-    "The same where no image stops early: a batch takes all its steps before the next one begins, which needs less memory."
-    def of_batch(first): return lambda points, numbers, step: evaluate(points, numbers + first, step)
-    return _joined(x, [_search(attack, of_batch(k * batch_size), part, batch_size, stop=False, **how) for k, part in enumerate(x.split(batch_size))])
 
 # %% ../../nbs/5_how_it_works/35_search.ipynb #92b34a49
 def _report_gradients(best, stacklevel):
