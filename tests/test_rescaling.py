@@ -4,7 +4,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from nrf_repro.theory.rescaling import fit_whitening, invariance_error, is_invariant, principal_axes, whiten
+from nrf_repro.theory.rescaling import fit_whitening, invariance_error, principal_axes, whiten
 
 
 @pytest.fixture(params=[0, 1, 2])
@@ -61,8 +61,8 @@ def test_pca_is_invariant_to_rotations_zca_is_not_and_neither_to_mixing(x):
     def rotate(v): return 3 * v @ turn.T - 1
     def mixed(v): return v @ mix.T
     def zca(v): return whiten(v, 'zca')
-    assert is_invariant(whiten, rotate, x) and not is_invariant(whiten, mixed, x)
-    assert not is_invariant(zca, rotate, x) and is_invariant(zca, lambda v: 3 * v - 1, x)
+    assert invariance_error(whiten, rotate, x) < 1e-3 < invariance_error(whiten, mixed, x)
+    assert invariance_error(zca, lambda v: 3 * v - 1, x) < 1e-3 < invariance_error(zca, rotate, x)
     w, w_mixed = whiten(x), whiten(mixed(x))
     assert np.allclose(w @ w.T, w_mixed @ w_mixed.T, atol=1e-4)     # mixing leaves a rotation
 
@@ -81,12 +81,9 @@ def test_invariance_error_is_zero_for_no_change_and_in_standard_deviations_for_a
     assert invariance_error(lambda v: v, lambda v: v + 2 * x.std(), x) == pytest.approx(2)
 
 
-def test_is_invariant_is_false_for_other_changes(x):
+def test_the_error_is_large_for_other_changes(x):
     def zscore(v): return StandardScaler().fit_transform(v)
-    assert is_invariant(zscore, lambda v: 2 * v + 1, x)
-    assert not is_invariant(zscore, np.negative, x)
-    assert not is_invariant(zscore, np.square, x)
-    assert is_invariant(zscore, np.square, x, tol=100)
+    assert invariance_error(zscore, lambda v: 2 * v + 1, x) < 1e-3 < min(invariance_error(zscore, f, x) for f in (np.negative, np.square))
 
 
 @pytest.mark.parametrize('bad, kwargs, message', [
