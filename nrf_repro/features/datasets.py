@@ -40,14 +40,11 @@ class Representation(nn.Module):
 def nearest_levels(x, start=None): return (x * 255).round().to(torch.uint8)
 
 # %% ../../nbs/3_trade_off/17_making_feature_datasets.ipynb #2000000d
-def changed_in_batches(
-    change,      # (optimised network, a batch of each tensor) -> pixels in [0, 1]
-    model,       # an nn.Module
-    tensors,     # uint8 images first; then uint8 images or labels
-    rounded,     # (pixels in [0, 1], uint8 batch of the first tensor) -> uint8
-    batch_size,
-):               # uint8 [n, c, h, w]
-    "The images that `change` makes, batch by batch."
+def changed_in_batches(change, model, tensors, rounded, batch_size): # tensors: uint8 images first; then uint8 images or labels
+    """The images rounded(change(optimised network, *batch), first of the batch), batch by batch: uint8 [n, c, h, w].
+
+    `change` returns pixels in [0, 1], `rounded` uint8.
+    """
     device = next(model.parameters()).device
     def on_device(t): return t.to(device).float() / 255 if t.dtype == torch.uint8 else t.to(device)
     made = []
@@ -119,12 +116,8 @@ def is_inside(levels, attack): # levels: float64 [n, c, h, w], the change of eac
 def whole_levels(d, t): return d.sign() * (d.abs() + 1 - t).floor().clamp_min(0)
 
 # %% ../../nbs/3_trade_off/17_making_feature_datasets.ipynb #2000001a
-def levels_within(
-    x,      # [n, c, h, w] in [0, 1]
-    start,  # uint8 [n, c, h, w]: the images that were changed
-    attack, # an `Attack`, for its perturbation set
-):          # uint8 [n, c, h, w]
-    "The images in whole grey levels, with a change from `start` that is inside the attack's perturbation set."
+def levels_within(x, start, attack): # [n, c, h, w] in [0, 1]; uint8 of the same shape
+    "The images in whole grey levels, uint8, with a change from `start` that is inside the attack's perturbation set."
     d = x.double() * 255 - start.double()
     low = torch.full_like(d[:, :1, :1, :1], .5)
     high = torch.where(is_inside(whole_levels(d, low), attack), .5, 256.)  # at 256 nothing changes
@@ -166,10 +159,9 @@ class SetKind(NamedTuple):
 SETS = dict(d_r=SetKind('adversarial', True), d_nr=SetKind('standard', True), d_rand=SetKind('standard', False),
             d_det=SetKind('standard', False, shifted=True), conflicting=SetKind('standard', False, shifted=True))
 
-def target_mappings(
-    source,  # a name in SETS
-    y,       # int64 [n]: labels of clean images
-    classes,
-):           # dict: 'nrf' and 'rf' -> int64 [n]; None -> y where the two agree
-    "The predictions of a network that follows the non-robust or the robust features of the set it was trained on."
+def target_mappings(source, y, classes): # a name in SETS; int64 [n], labels of clean images
+    """The predictions of a network that follows the non-robust or the robust features of the set it was trained on.
+
+    A dict of 'nrf' and 'rf' -> int64 [n]; None -> y where the two agree.
+    """
     return dict(nrf=y, rf=next_labels(y, classes)) if SETS[source].shifted else {None: y}
