@@ -177,7 +177,7 @@ def test_the_report_copes_with_missing_rows(folder):
 
 
 @pytest.mark.parametrize('change, says', [
-    (dict(attacks=['pgd_l3']), "unknown attack 'pgd_l3'. digits has pgd_l2"), (dict(effort=dict(step=3)), "unknown effort 'step'. Choose from times")])
+    (dict(attacks=['pgd_l3']), "unknown attack 'pgd_l3'. digits has pgd_l2"), (dict(effort=dict(step=3)), "effort: unknown key 'step'; known are curve, draws")])
 def test_an_unknown_setting_is_an_error(folder, change, says):
     p = profile().with_changes({f'studies.adequacy.{name}': value for name, value in change.items()})
     with pytest.raises(ValueError, match=says): run_study(p, 'adequacy', 0, folder, progress=False)

@@ -7,6 +7,7 @@ from nrf_repro.experiment.profile import STUDIES, load_profile
 from nrf_repro.experiment.profile import NetworkId
 from nrf_repro.models import save_model
 from nrf_repro.results.rows import read_rows
+from nrf_repro.results.schema import Place, parse
 from nrf_repro.studies.base import run_study
 
 FEW = dict(table=20, strength=20, eps=20, sigma=20, corruptions=20, transfer=20)
@@ -69,4 +70,4 @@ def test_an_interrupted_study_measures_only_the_missing_part(study):
 
 
 def test_an_unknown_setting_is_an_error():
-    with pytest.raises(ValueError, match="strength: unknown setting 'apgds'. Choose from steps"): M._parsed(dict(apgds=5), M.AttackLimits, 'strength')
+    with pytest.raises(ValueError, match="strength: unknown key 'apgds'; known are apgd, fab"): parse(M.AttackLimits, dict(apgds=5), Place('strength'))

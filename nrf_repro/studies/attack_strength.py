@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #dad452e9
 import math
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -19,19 +19,17 @@ from torch import nn
 from ..attacks import (
     PERTURBATION_SETS, frozen, gradient_underflows, image_noise, input_gradient, l2_norm, optimised_inference, robust_correct)
 from ..report.checks import CHECKS, NETWORK, judged
-from ..data import balanced
 from ..report.figures import INK, LOOKS, caption, styled
 from ..report.curves import eps_curves
 from ..results.intervals import t_interval
+from ..results.schema import Count, Natural, Place, Positive, Settings, parse
 from .base import part
 from .display import difference_text, mean_text, norms_of
 from ..report.text import COLUMNS, name_of, norm_name
+from ..training.evaluation import attack_row_fields
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #473da73e
-def _missed(
-    first,   # bool[n]: correct under the first attack
-    second,  # bool[n]: correct under the second one
-):
+def _missed(first, second): # bool[n] each
     "Share of the images that are correct under the first attack and misclassified under the second."
     return (first & ~second).double().mean().item()
 
@@ -40,17 +38,17 @@ def _harder_attacks(a, times=5, restarts=5):
     return {'more steps': replace(a, steps=times * a.steps), 'restarts': replace(a, random_start=True, restarts=restarts)}
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #06222a59
-def _random_perturbation(x, ball, eps, seed=0, draw=0):
+def _random_perturbation(x, ball, eps, draw=0):
     "Each image moved by eps in a random direction of the perturbation set, and clipped to [0, 1]: n c h w."
-    return (x + eps * PERTURBATION_SETS[ball].steepest(image_noise(x, seed, draw))).clamp(0, 1)
+    return (x + eps * PERTURBATION_SETS[ball].steepest(image_noise(x, 0, draw))).clamp(0, 1)
 
 def is_correct(net, x, y):
     "Which images the network classifies correctly: bool[n]."
     with torch.no_grad(): return net(x).argmax(1) == y
 
-def _robust_to_noise(net, x, y, ball, eps, draws, seed=0):
+def _robust_to_noise(net, x, y, ball, eps, draws):
     "Which images are correct, and correct after each of so many random perturbations: bool[n]."
-    perturbed = (is_correct(net, _random_perturbation(x, ball, eps, seed, d), y) for d in range(draws))
+    perturbed = (is_correct(net, _random_perturbation(x, ball, eps, d), y) for d in range(draws))
     return torch.stack([is_correct(net, x, y), *perturbed]).all(0)
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #c567b715
@@ -64,17 +62,16 @@ def _zero_gradient(net, x, y, batch_size=256):
     return torch.cat([(input_gradient(net, *b) == 0).flatten(1).all(1) for b in zip(x.split(batch_size), y.split(batch_size))])
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #1953343f
-@dataclass(frozen=True)
-class AttackBudget:
+class AttackBudget(Settings):
     "Steps, restarts and images of the checks."
-    times: int = 5                        # more steps: a multiple of those of the first attack
-    restarts: int = 5                     # random starts
-    draws: int = 10                       # random perturbations of each image
-    curve: tuple = (.25, .5, 1, 1.5, 2, 4)  # eps of the curves, as multiples of the first attack's
-    few: int = 40                         # images for AutoAttack and Square
-    steps: int = 100                      # of APGD (as published)
-    fab: int = 100                        # steps of FAB (as published)
-    queries: int = 5000                   # of Square (as published)
+    times: Count = 5                      # more steps: a multiple of those of the first attack
+    restarts: Count = 5                   # random starts
+    draws: Count = 10                     # random perturbations of each image
+    curve: tuple[Positive, ...] = (.25, .5, 1, 1.5, 2, 4)  # eps of the curves, as multiples of the first attack's
+    few: Count = 40                       # images for AutoAttack and Square
+    steps: Count = 100                    # of APGD (as published)
+    fab: Natural = 100                    # steps of FAB (as published)
+    queries: Count = 5000                 # of Square (as published)
 
     def __str__(self):
         return (f'AutoAttack and Square on {self.few} images; APGD in {self.steps} steps and FAB in {self.fab} (published: 100), '
@@ -107,11 +104,10 @@ def gradient_attacks(
     fab_steps,      # of FAB; 0: without FAB
     targets=None,   # most likely wrong classes for the targeted attacks; None: all
     original=True,  # also attack the original logits by APGD where they were rescaled
-    seed=0,
 ):                  # yields (name, attack)
     "The three attacks of AutoAttack that use gradients, from torchattacks."
     import torchattacks as ta
-    common, rescaled = dict(norm=_LIBRARY_NORMS[ball], eps=eps, seed=seed), RescaledLogits(net, x)
+    common, rescaled = dict(norm=_LIBRARY_NORMS[ball], eps=eps), RescaledLogits(net, x)
     targeted = classes if targets is None else min(targets + 1, classes)
     for n in [net, rescaled] if original and rescaled.scale < 1 else [rescaled]:
         yield 'APGD, cross-entropy', ta.APGD(n, steps=steps, **common)
@@ -148,8 +144,7 @@ def autoattack(net, x, y, ball, eps, classes, budget, robust): # robust: bool[n]
 class ReEvaluation(NamedTuple):
     "A second attack on the images of the first."
     check: str      # a name in `CHECKS`
-    attack: str
-    fields: dict    # eps, steps and other fields of its rows
+    fields: dict    # attack, eps, steps and other fields of its rows
     ball: str
     targets: tuple  # the first attacks that it checks
     robust: object  # bool[m]: the first m images, correct under it
@@ -164,26 +159,27 @@ class EvalCase(NamedTuple):
     first: dict     # name -> bool[n]; and 'clean'
     budget: AttackBudget
 
-def _attack_fields(a, **more): return dict(eps=a.eps, steps=a.steps, step_size=a.step_size, reading='any') | more
+def _robust_row(right, source, fields): # bool[n]; the fields of the attack
+    return dict(metric='robust_accuracy', value=right.double().mean().item(), source=source, n=len(right)) | fields
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #239b1765
 def same_attack_checks(c): # `EvalCase`
     "Yields `ReEvaluation`s: each attack with more steps and more starts, and the attack with the other loss."
     for name, a in c.attacks.items():
         for check, b in _harder_attacks(a, c.budget.times, c.budget.restarts).items():
-            more = dict(draws=b.restarts) if b.restarts > 1 else {}
-            yield ReEvaluation(check, name, _attack_fields(b, **more), a.ball, (name,), robust_correct(c.net, c.x, c.y, b))
+            starts = dict(draws=b.restarts) if b.restarts > 1 else {}
+            yield ReEvaluation(check, attack_row_fields(name, b) | starts, a.ball, (name,), robust_correct(c.net, c.x, c.y, b))
         for other, b in c.attacks.items():
             if other != name and replace(b, loss=a.loss) == a:
-                yield ReEvaluation('two losses', other, _attack_fields(b), a.ball, (name,), c.first[other])
+                yield ReEvaluation('two losses', attack_row_fields(other, b), a.ball, (name,), c.first[other])
 
 def other_attack_checks(c): # `EvalCase`
     "Yields `ReEvaluation`s by noise, Square and AutoAttack, once for each perturbation set and eps."
-    sets = {(a.ball, a.eps): [n for n, b in c.attacks.items() if (b.ball, b.eps) == (a.ball, a.eps)] for a in c.attacks.values()}
-    few, budget = (c.x[:c.budget.few], c.y[:c.budget.few]), c.budget
+    few, budget, sets = (c.x[:c.budget.few], c.y[:c.budget.few]), c.budget, {}
+    for name, a in c.attacks.items(): sets.setdefault((a.ball, a.eps), []).append(name)
     for (ball, eps), names in sets.items():
         def check(name, robust, **more):
-            return ReEvaluation(name, f'{name}_{ball}', dict(eps=eps, reading='any') | more, ball, tuple(names), robust)
+            return ReEvaluation(name, dict(attack=f'{name}_{ball}', eps=eps, reading='any') | more, ball, tuple(names), robust)
         with optimised_inference(c.net, c.x) as net:
             yield check('noise', _robust_to_noise(net, c.x, c.y, ball, eps, budget.draws), draws=budget.draws)
             robust = robust_under(net, *few, square_attack(net, ball, eps, budget.queries), ball, eps)
@@ -198,19 +194,18 @@ def _noise_ratio(clean, first, second, least=.02): # bool[m] each; least: share 
 
 def _check_rows(s, first): # `ReEvaluation`; the first attacks
     "Yields the robust accuracy, and a number for each attack that is checked."
-    common, m = dict(attack=s.attack, source=s.check, n=len(s.robust), **s.fields), len(s.robust)
-    if s.check != 'two losses': yield dict(metric='robust_accuracy', value=s.robust.double().mean().item(), **common)
+    row = _robust_row(s.robust, s.check, s.fields)
+    if s.check != 'two losses': yield row
     for name in s.targets:
-        value = _noise_ratio(first['clean'], first[name], s.robust) if s.check == 'noise' else _missed(first[name][:m], s.robust)
-        yield dict(metric=CHECKS[s.check].metric, value=value, target=name, **common)
+        value = _noise_ratio(first['clean'], first[name], s.robust) if s.check == 'noise' else _missed(first[name][:row['n']], s.robust)
+        yield row | dict(metric=CHECKS[s.check].metric, value=value, target=name)
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #e009456d
 def gradient_masking_checks(c): # `EvalCase`
     "Yields rows: robust accuracy at the large eps for each attack, images without gradient, and images whose plain gradient underflows."
     for name, a in c.attacks.items():
         b = saturating_eps(a, c.x)
-        yield dict(metric='robust_accuracy', value=robust_correct(c.net, c.x, c.y, b).double().mean().item(), source='large ball', target=name,
-                   attack=name, n=len(c.y), **_attack_fields(b))
+        yield _robust_row(robust_correct(c.net, c.x, c.y, b), 'large ball', attack_row_fields(name, b)) | dict(target=name)
     for metric, source, f in (('zero_gradient', 'zero gradient', _zero_gradient), ('vanished', None, gradient_underflows)):
         yield dict(metric=metric, value=f(c.net, c.x, c.y).double().mean().item(), source=source, n=len(c.y))
 
@@ -219,18 +214,16 @@ def _eps_rows(c): # `EvalCase`
     for name, a in c.attacks.items():
         for k in c.budget.curve if a.loss == 'ce' else ():
             b = replace(a, eps=k * a.eps, step_size=k * a.step_size, steps=2 * a.steps)
-            yield dict(metric='robust_accuracy', value=robust_correct(c.net, c.x, c.y, b).double().mean().item(),
-                       source='eps', attack=name, n=len(c.y), **_attack_fields(b))
+            yield _robust_row(robust_correct(c.net, c.x, c.y, b), 'eps', attack_row_fields(name, b))
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #2c8ed3de
 def _strongest_rows(c, checks): # `EvalCase` and its `ReEvaluation`s
     "Yields a row for each perturbation set: the share of the few images that all attacks leave correct."
     for ball in dict.fromkeys(a.ball for a in c.attacks.values()):
-        tried = [s.robust[:c.budget.few] for s in checks if s.ball == ball]
-        tried += [c.first[n][:c.budget.few] for n, a in c.attacks.items() if a.ball == ball]
-        eps = max(a.eps for a in c.attacks.values() if a.ball == ball)
-        yield dict(metric='robust_accuracy', value=torch.stack(tried).all(0).double().mean().item(), source='strongest',
-                   attack=f'strongest_{ball}', eps=eps, reading='any', n=len(tried[0]))
+        own = {name: a for name, a in c.attacks.items() if a.ball == ball}
+        tried = [s.robust for s in checks if s.ball == ball] + [c.first[name] for name in own]
+        robust = torch.stack([ok[:c.budget.few] for ok in tried]).all(0)
+        yield _robust_row(robust, 'strongest', dict(attack=f'strongest_{ball}', eps=max(a.eps for a in own.values()), reading='any'))
 
 def reevaluate(net, x, y, classes, attacks, budget):
     "Yields the fields of all rows of one network: the first attacks, every check, robust accuracy against eps, and the best bound."
@@ -238,8 +231,7 @@ def reevaluate(net, x, y, classes, attacks, budget):
         first = {'clean': is_correct(net, x, y)} | {name: robust_correct(net, x, y, a) for name, a in attacks.items()}
         c, checks = EvalCase(net, x, y, classes, attacks, first, budget), []
         yield dict(metric='clean_accuracy', value=first['clean'].double().mean().item(), n=len(y))
-        for name, a in attacks.items():
-            yield dict(metric='robust_accuracy', value=first[name].double().mean().item(), source='table', attack=name, n=len(y), **_attack_fields(a))
+        for name, a in attacks.items(): yield _robust_row(first[name], 'table', attack_row_fields(name, a))
         for find in (same_attack_checks, other_attack_checks):
             for s in find(c):
                 checks.append(s)
@@ -249,13 +241,6 @@ def reevaluate(net, x, y, classes, attacks, budget):
         yield from _strongest_rows(c, checks)
 
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #92b579a9
-def attack_budget(given, study): # settings of a profile; name of the study
-    "The `AttackBudget` of a study. Raises ValueError for an unknown setting."
-    known = [f.name for f in fields(AttackBudget)]
-    if odd := sorted(set(given) - set(known)):
-        raise ValueError(f'study {study}: unknown effort {odd[0]!r}. Choose from {", ".join(known)}.')
-    return AttackBudget(**given)
-
 def _attacks_to_check(run):
     "Name -> `Attack`. Raises ValueError for an attack that the profile does not have."
     known = run.data.attacks
@@ -266,10 +251,10 @@ def _attacks_to_check(run):
 # %% ../../nbs/2_robustness/12_attack_strength.ipynb #13f94fa8
 def measure_adequacy(run):
     "Yields the rows of all checks of the networks of Table 1. Raises ValueError for unknown settings."
-    attacks, budget, images = _attacks_to_check(run), attack_budget(run.settings['effort'], 'adequacy'), run.images('test')
-    images = images[balanced(images.y, run.settings['images'])]
+    attacks, images = _attacks_to_check(run), run.test_images(run.settings['images'])
+    budget = parse(AttackBudget, run.settings['effort'], Place('study adequacy') / 'effort')
     print(f'{len(images)} images; {budget}.', flush=True)
-    x, y, start = images.pixels(run.device), images.y.to(run.device), time.perf_counter()
+    (x, y), start = run.pixels(images), time.perf_counter()
     for cell in run.cells():
         for row in reevaluate(run.network(cell), x, y, len(images.classes), attacks, budget):
             now = time.perf_counter()
@@ -304,7 +289,7 @@ def _draw_bounds(rows): # of one network and profile
     "Robust accuracy under each attack, a line for each norm and perturbation set."
     rows = rows[(rows.metric == 'robust_accuracy') & rows.source.isin(_BOUNDS)].assign(ball=rows.attack.str.rsplit('_', n=1).str[-1])
     lines = [(b, m) for b in ('l2', 'linf') for m in norms_of(rows[rows.ball == b])]
-    fig = Figure(figsize=(7, 1.3 + .42 * len(lines)), layout='constrained', dpi=110)
+    fig = Figure(figsize=(7, 1.3 + .42 * len(lines)), layout='constrained')
     ax = fig.subplots()
     for i, (b, m) in enumerate(lines):
         means, color = rows[(rows.ball == b) & (rows.norm == m)].groupby('source').value.mean() * 100, LOOKS[m]['color']

@@ -15,13 +15,18 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
+from ..attacks import robust_correct
+from ..data import balanced
 from ..experiment.plan import attack_fields, attack_of, resolve_device, images_of, network_of, precision_of, recipe_of
 from ..experiment.profile import STUDIES, Profile
 from ..experiment.store import WEIGHTS, read_json, weights_file, write_json
+from ..features import ligs
 from ..models import load_model, save_model
+from ..results.outcomes import outcome_fields
 from ..results.rows import config_hash, make_row, tf32_set, write_rows
 from ..training.state import AnotherRun, check_key, run_key
-from ..training.loop import fit
+from ..training.loop import correct, fit
+from ..training.recipe import cross_entropy
 
 # %% ../../nbs/5_how_it_works/58_studies.ipynb #2ac33b36
 @dataclass(frozen=True)
@@ -46,13 +51,19 @@ class Run:
 
     def images(self, split): return images_of(self.dataset, self.data, split)     # train | test | watch
     def attack(self, name): return attack_of(self.data, name)       # of the profile
+    def attacked(self, name, reading='any'): return attack_fields(self.data, name, reading)   # the fields of a row about it
     def recipe(self, cell): return recipe_of(self.data, cell)
     def untrained(self, cell): return network_of(cell, self.images('train')).to(self.device)
+    def pixels(self, images): return images.pixels(self.device), images.y.to(self.device)      # and labels
 
-    def cells(self, regime='standard', norms=None):
-        "The networks of this seed: a list of cells, architectures x norms."
-        return [c for c in self.profile.study_networks(self.study, self.seed) if c.seed == self.seed and c.regime == regime
-                and (norms is None or c.norm in norms)]
+    def test_images(self, n):
+        "n test images, balanced by class."
+        test = self.images('test')
+        return test[balanced(test.y, n)]
+
+    def cells(self, regime='standard'):
+        "The networks of this seed: a list of `NetworkId`, architectures x norms."
+        return self.profile.studies[self.study].of_regimes([regime], [self.seed])
 
 # %% ../../nbs/5_how_it_works/58_studies.ipynb #d0610e18
 @patch
@@ -94,17 +105,18 @@ def row(run:Run, metric, value, cell=None, **more): # cell: whose arch, width, n
                   device=run.device, threads=run.profile.threads)
     return make_row(**common | of | dict(metric=metric, value=value) | more)
 
-# %% ../../nbs/5_how_it_works/58_studies.ipynb #8b3582fb
 @patch
-def attacked(run:Run, name, reading='any'): # an attack of the profile
-    "The fields of a row about its attack."
-    return attack_fields(run.data, name, reading)
+def measured(run:Run, net, images, attacks, cell, outcomes=True, **more): # attacks: names; outcomes: keep that of each image
+    "Yields the rows of clean accuracy, of robust accuracy under each attack, and of LIGS."
+    x, y = run.pixels(images)
+    def row(metric, values, **how):
+        kept = outcome_fields(values, images.fingerprint) if outcomes else dict(n=len(y))
+        return run.row(metric, values.double().nanmean().item(), cell, **kept, **how, **more)
+    yield row('clean_accuracy', correct(net, x, y))
+    for name in attacks: yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
+    yield row('ligs', ligs(net, x, y, sigma=run.data.sigma), sigma=run.data.sigma, draws=1)
 
 # %% ../../nbs/5_how_it_works/58_studies.ipynb #4f16bcdf
-def _own_key(run, model, images, recipe, monitor=None, loss=None, team=None, **_):
-    "The key of a network that the study trains: everything that decides its weights and history."
-    return run_key(model, images, recipe, monitor, loss, team) | dict(threads=run.profile.threads, device=run.profile.device)
-
 def _stored(run, path, key):
     "(network, history) with this key in a study's folder, or None. Raises `AnotherRun` for another key."
     about = read_json(path.with_suffix('.json'))
@@ -114,15 +126,15 @@ def _stored(run, path, key):
     return load_model(path, run.device).eval(), pd.DataFrame(about['history'])
 
 @patch
-def trained(run:Run, label, model, images, recipe, **how): # label: name of the network within the study; how: of `fit`
+def trained(run:Run, label, model, images, recipe, monitor=None, loss=cross_entropy): # label: name of the network within the study
     """(network, history) of a network that the study trains: trained once, resumed after an interruption.
 
     Raises `AnotherRun` if the study's folder holds another network under this label.
     """
     path, state = run.place / f'{label}.safetensors', run.place / label / 'state.safetensors'
-    key = _own_key(run, model, images, recipe, **how)
+    key = run_key(model, images, recipe, monitor, loss) | dict(threads=run.profile.threads, device=run.profile.device)
     if found := _stored(run, path, key): return found
-    history = fit(model.to(run.device), images, recipe, folder=state.parent, progress=run.progress, **how)
+    history = fit(model.to(run.device), images, recipe, monitor=monitor, folder=state.parent, loss=loss, progress=run.progress)
     save_model(model, path)
     write_json(path.with_suffix('.json'), dict(key=key, history=history.to_dict('records')))  # last: marks the network as complete
     state.unlink(missing_ok=True)
@@ -133,14 +145,11 @@ def function_of(study, what): # what: measure | show
     "The function `measure_<study>` or `show_<study>` of the study's module."
     return getattr(import_module(f'nrf_repro.studies.{STUDIES[study].module}'), f'{what}_{study}')
 
-def run_study(
-    profile,
-    study,         # a name in `STUDIES`
-    seed,
-    folder,        # the build folder
-    progress=True,
-) -> str:          # 'measured' or 'kept'
-    "Measure a study, unless its folder has rows with the same hash, and write its rows. Raises ValueError for a study that the profile does not have."
+def run_study(profile, study, seed, folder, progress=True): # study: a name in `STUDIES`; folder: the build folder
+    """Measure a study and write its rows, unless its folder has rows with the same hash; returns 'measured' or 'kept'.
+
+    Raises ValueError for a study that the profile does not have.
+    """
     import torch
     if study not in profile.studies:
         raise ValueError(f'Profile {profile.name} has no study {study!r}. It has {", ".join(profile.studies) or "none"}.')
@@ -163,9 +172,8 @@ def run_studies(profile, study, seeds, folder):
     return done
 
 # %% ../../nbs/5_how_it_works/58_studies.ipynb #89796c4e
-def part(title, caption, reading=(), fig=None, table=None): # fig: a matplotlib Figure | table: a frame of strings
-    "A part of the report: a dict of title, caption, reading (a list of texts), and a figure or a table. Raises ValueError for neither or both."
-    if (fig is None) == (table is None): raise ValueError(f'{title}: a part shows either a figure or a table. Give one of them.')
+def part(title, caption, reading=(), fig=None, table=None): # reading: texts; a matplotlib Figure, or a frame of strings
+    "A part of the report: a dict of title, caption, reading (a list), and a figure or a table."
     return dict(title=title, caption=caption, reading=list(reading), fig=fig, table=table)
 
 # %% ../../nbs/5_how_it_works/58_studies.ipynb #1df20f6f

@@ -17,13 +17,12 @@ from PIL import Image
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks import image_noise
-from ..data import balanced
-from ..report.figures import LOOKS, styled
+from ..report.figures import LOOKS, legend_below, styled
 from ..report.text import NETWORK, name_of, norm_name, number
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
-from .display import difference_text, direction_text, draw_band, legend_below, mean_text, norms_of, over_seeds, seeds_text
+from .display import difference_text, draw_band, effect_text, mean_text, norms_of, over_seeds, seeds_text
 from ..training.loop import correct
 
 # %% ../../nbs/4_consequences/22_corruptions.ipynb #0ad1ba2a
@@ -32,11 +31,7 @@ def _functional():
     from torchvision.transforms.v2 import functional
     return functional
 
-def _add_noise(
-    x,    # uint8, n c h w
-    sd,   # standard deviation, in pixels of [0, 1]
-    seed,
-):        # uint8, n c h w
+def _add_noise(x, sd, seed): # sd: in pixels of [0, 1]
     "Gaussian noise that depends on each image and the seed alone."
     pixels = _functional().to_dtype(x, torch.float32, scale=True)
     return _functional().to_dtype((pixels + sd * image_noise(pixels, seed)).clamp(0, 1), torch.uint8, scale=True)
@@ -79,14 +74,8 @@ SEVERITIES = (1, 2, 3, 4, 5)
 LABELS = {s: s.replace('gaussian_', '').capitalize() for s in CORRUPTIONS} | dict(jpeg='JPEG')
 
 # %% ../../nbs/4_consequences/22_corruptions.ipynb #03b9f6ad
-def corrupted(
-    images,    # `Images`
-    source,    # one of `CORRUPTIONS`
-    severity,  # 1..5
-    levels,    # one of `LEVELS`
-    seed=0,    # of the noise
-):             # `Images`, in eight bits
-    "The images after one corruption. Raises ValueError for an unknown corruption, severity or level."
+def corrupted(images, source, severity, levels, seed=0): # source: one of `CORRUPTIONS`; severity: 1..5; levels: one of `LEVELS`
+    "The `Images` after one corruption, in eight bits. Raises ValueError for an unknown corruption, severity or level."
     known = dict(corruption=(source, CORRUPTIONS), severity=(severity, SEVERITIES), levels=(levels, LEVELS))
     for what, (value, choices) in known.items():
         if value not in choices: raise ValueError(f'Unknown {what} {value!r}. Choose from {", ".join(map(str, choices))}.')
@@ -106,27 +95,16 @@ def using_batch_statistics(model):
 
 _STATISTICS = dict(stored=nullcontext, batch=using_batch_statistics)  # name -> the context in which the network is evaluated
 
-def accuracy_with(
-    net,
-    x, y,        # images n c h w in [0, 1] and n labels
-    statistics,  # 'stored' or 'batch'
-    batch_size,  # images behind each mean and variance of 'batch'
-):               # in [0, 1]
-    "Accuracy with BN's stored statistics, or with those of each batch."
+def accuracy_with(net, x, y, statistics, batch_size): # statistics: 'stored', or 'batch' for those of each batch
+    "The share of the images that are correct with these statistics of BN."
     with _STATISTICS[statistics](net): return correct(net, x, y, batch_size).float().mean().item()
 
 # %% ../../nbs/4_consequences/22_corruptions.ipynb #f3ac8b31
 _WAYS = dict(  # statistics that the attack differentiates through, statistics of the prediction
     stored=('stored', 'stored'), unaware=('stored', 'batch'), aware=('batch', 'batch'))
 
-def attacked_accuracy(
-    net,
-    x, y,        # images n c h w in [0, 1] and n labels
-    attack,      # (network, x, y) -> adversarial images
-    way,         # 'stored', 'unaware' or 'aware'
-    batch_size,  # images that are attacked and classified together
-):               # in [0, 1]
-    "Accuracy after the attack's last step."
+def attacked_accuracy(net, x, y, attack, way, batch_size): # way: a name in _WAYS; batch_size: images attacked and classified together
+    "The share of the images that are correct after the attack's last step."
     craft, answer = _WAYS[way]
     with _STATISTICS[craft](net):
         adv = torch.cat([attack(net, *b) for b in zip(x.split(batch_size), y.split(batch_size))])
@@ -135,17 +113,17 @@ def attacked_accuracy(
 # %% ../../nbs/4_consequences/22_corruptions.ipynb #5a1fb21a
 def _test_sets(run):
     "(source, severity, images): the clean test images, then each corruption at each severity. Raises ValueError for a last batch that would be smaller."
-    s, test = run.settings, run.images('test')
+    s = run.settings
     if s['images'] % s['batch']:
         raise ValueError(f'study corruptions: images ({s["images"]}) is no multiple of batch ({s["batch"]}). The last batch would be smaller; choose a multiple.')
-    test = test[balanced(test.y, s['images'])]
+    test = run.test_images(s['images'])
     yield None, None, test
     for source in CORRUPTIONS:
         for severity in SEVERITIES: yield source, severity, corrupted(test, source, severity, s['levels'], run.seed)
 
 def _attack_rows(run, cell, net, images):
     "Robust accuracy with stored statistics; for BN also with the batch's, the attack unaware and aware."
-    x, y, s = images.pixels(run.device), images.y.to(run.device), run.settings
+    (x, y), s = run.pixels(images), run.settings
     for way in _WAYS if cell.norm == 'bn' else ('stored',):
         value = attacked_accuracy(net, x, y, run.attack(s['attack']), way, s['batch'])
         yield run.row('robust_accuracy', value, cell, n=len(y), source=way, **run.attacked(s['attack'], 'last'),
@@ -156,7 +134,7 @@ def measure_corruptions(run):
     "Yields the rows of every network on clean, corrupted and attacked images. Raises ValueError for settings that do not fit."
     nets = {cell: run.network(cell) for cell in run.cells()}
     for source, severity, images in _test_sets(run):
-        x, y = images.pixels(run.device), images.y.to(run.device)
+        x, y = run.pixels(images)
         metric = 'corruption_accuracy' if source else 'clean_accuracy'
         common = dict(metric=metric, source=source, severity=severity, n=len(y))
         for cell, net in nets.items():
@@ -180,7 +158,7 @@ def _lines(rows): # yields (name, look, rows)
 @styled
 def _draw_severities(rows): # of one network
     "Accuracy against severity: a panel for each corruption, and one for their mean."
-    fig = Figure(figsize=(9.5, 5), layout='constrained', dpi=110)
+    fig = Figure(figsize=(9.5, 5), layout='constrained')
     panels = [(LABELS[s], rows[rows.source == s]) for s in CORRUPTIONS if (rows.source == s).any()]
     panels.append(('Mean of all', rows[rows.metric == 'corruption_accuracy']))
     clean = rows[rows.metric == 'clean_accuracy'].assign(severity=0.)
@@ -194,10 +172,6 @@ def _draw_severities(rows): # of one network
     return fig
 
 # %% ../../nbs/4_consequences/22_corruptions.ipynb #75c427eb
-def _effect_text(iv): # an `Interval` of a difference of accuracies
-    "Points with their interval, and whether it is above or below zero."
-    return f'{difference_text(iv, unit=" points")} ({direction_text(iv, "better", "worse")})'
-
 def _minus_none(rows, norm, statistics): # -> `Interval` over seeds
     "The difference of mean accuracies: a norm minus the network without normalisation, paired by seed."
     own, none = rows[(rows.norm == norm) & (rows.reading == statistics)], rows[rows.norm == 'none']
@@ -224,15 +198,15 @@ def _corruption_findings(rows): # of one network
     "Yields sentences on BN against None, on batch statistics and on the attack, as far as there are rows."
     corrupt, clean = rows[rows.metric == 'corruption_accuracy'], rows[rows.metric == 'clean_accuracy']
     if not {'none', 'bn'} <= set(rows.norm): return
-    on_corrupted, on_clean = (_effect_text(_minus_none(r, 'bn', 'stored')) for r in (corrupt, clean))
+    on_corrupted, on_clean = (effect_text(_minus_none(r, 'bn', 'stored')) for r in (corrupt, clean))
     yield f'BN − None on corrupted images, over all corruptions and severities: {on_corrupted}; on clean images: {on_clean}.'
     by = {s: _minus_none(of, 'bn', 'stored') for s, of in corrupt.groupby('source')}
     low, high = (f(by, key=lambda s: by[s].mean) for f in (min, max))
-    yield (f'Worst for BN against None: {LABELS[low].lower()}, {_effect_text(by[low])}; '
-           f'best: {LABELS[high].lower()}, {_effect_text(by[high])}.')
-    yield (f'Statistics of the test batch change BN on corrupted images by {_effect_text(_batch_minus_stored(corrupt))}, '
-           f'on clean images by {_effect_text(_batch_minus_stored(clean))}; '
-           f'then BN − None is {_effect_text(_minus_none(corrupt, "bn", "batch"))}.')
+    yield (f'Worst for BN against None: {LABELS[low].lower()}, {effect_text(by[low])}; '
+           f'best: {LABELS[high].lower()}, {effect_text(by[high])}.')
+    yield (f'Statistics of the test batch change BN on corrupted images by {effect_text(_batch_minus_stored(corrupt))}, '
+           f'on clean images by {effect_text(_batch_minus_stored(clean))}; '
+           f'then BN − None is {effect_text(_minus_none(corrupt, "bn", "batch"))}.')
     yield from _attack_findings(rows[rows.metric == 'robust_accuracy'])
 
 def _attack_findings(rows): # robust accuracy
@@ -240,7 +214,7 @@ def _attack_findings(rows): # robust accuracy
     if not set(_WAYS) <= set(rows[rows.norm == 'bn'].source): return
     bn, stored = rows[rows.norm == 'bn'].assign(batch_size=pd.NA), rows[rows.source == 'stored']
     bn_has, none_has = (mean_text(stored[stored.norm == norm].value) for norm in ('bn', 'none'))
-    unaware, aware = (_effect_text(paired_effect(bn, 'source', way, 'stored')) for way in ('unaware', 'aware'))
+    unaware, aware = (effect_text(paired_effect(bn, 'source', way, 'stored')) for way in ('unaware', 'aware'))
     yield (f'Robust accuracy is {bn_has} % with BN and {none_has} % for None. Batch statistics change that of BN by {unaware} '
            f'under an unaware attack, by {aware} under an aware one.')
 

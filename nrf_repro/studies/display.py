@@ -10,70 +10,50 @@ import math
 
 import pandas as pd
 
-from ..report.figures import LOOKS, legend_below
-from ..report.text import norm_name, number, several
+from ..report.figures import LOOKS
+from ..report.text import number, several
 from ..results.intervals import t_interval
 
 # %% ../../nbs/5_how_it_works/59_display.ipynb #73000005
 def norms_of(rows):
-    "The normalisations that occur in `rows`, in the order of the figures: a list."
+    "The normalisations that occur in the rows, in the order of the figures: a list."
     return [norm for norm in LOOKS if (rows.norm == norm).any()]
 
-def mean_text(
-    values,     # a pandas Series, one value for each seed
-    metric='',  # 'ligs': three decimals; else per cent
-):
+def mean_text(values, metric=''): # values: a series; metric 'ligs': three decimals, else per cent
     "The mean as a table shows it; an empty string without values."
     mean = values.mean()
     return '' if math.isnan(mean) else number(mean, metric)
 
 # %% ../../nbs/5_how_it_works/59_display.ipynb #73000007
-def difference_text(
-    iv,         # an `Interval` of a difference
-    metric='',  # 'ligs': three decimals; else percentage points
-    unit='',    # written after the mean
-):
+def difference_text(iv, metric='', unit=''): # iv: an `Interval` of a difference; unit: written after the mean
     "A difference with its interval in brackets; without brackets where there is no interval."
     ends = '' if math.isnan(iv.low) else f' [{number(iv.low, metric, True)}, {number(iv.high, metric, True)}]'
     return f'{number(iv.mean, metric, True)}{unit}{ends}'
 
-def direction_text(
-    iv,                            # an `Interval` of a difference
-    up,                            # text for an interval above zero
-    down,                          # text for an interval below zero
-    neither='no clear difference', # text for an interval that contains zero
-):
+def direction_text(iv, up, down, neither='no clear difference'): # texts for an interval above zero, below it, and around it
     "The text that fits the interval, or a remark that one seed gives no interval."
     if math.isnan(iv.low): return 'one seed, no interval'
     return up if iv.low > 0 else down if iv.high < 0 else neither
 
+def effect_text(iv, up='better', down='worse', neither='no clear difference', metric=''):
+    "A difference with its unit, its interval and its direction, for a sentence."
+    unit = '' if metric == 'ligs' else ' points'
+    return f'{difference_text(iv, metric, unit)} ({direction_text(iv, up, down, neither)})'
+
 # %% ../../nbs/5_how_it_works/59_display.ipynb #73000009
-def seeds_text(
-    rows,
-    marks='brackets', # what shows the interval
-):
+def seeds_text(rows, marks='brackets'): # marks: what shows the interval
     "The number of seeds and the kind of interval, for a caption."
     seeds = sorted(rows.seed.unique())
     if len(seeds) == 1: return f'seed {seeds[0]}, no interval over seeds'
     return f'{len(seeds)} seeds ({several(seeds)}); {marks}: 95 % t interval over seeds'
 
 # %% ../../nbs/5_how_it_works/59_display.ipynb #7300000c
-def over_seeds(
-    rows,  # of one curve, with `seed` and `value`; several rows of a seed are averaged first
-    by,    # the field on the horizontal axis
-):
-    "A frame with x, mean, low, high and n for each value of `by`."
+def over_seeds(rows, by): # rows of one curve: several rows of a seed are averaged first
+    "A frame with x, mean, low, high and n for each value of the field `by`."
     per_seed = rows.groupby([by, 'seed']).value.mean()
     return pd.DataFrame([dict(x=float(x), **t_interval(v)._asdict()) for x, v in per_seed.groupby(level=0)])
 
-def draw_band(
-    ax,
-    points,               # of `over_seeds`
-    name,                 # in the legend
-    look,                 # color, marker, linestyle
-    scale=100,            # 100: fractions in per cent
-    limits=(0, 100),      # of what can be measured; the band ends there
-):
+def draw_band(ax, points, name, look, scale=100, limits=(0, 100)): # points: of `over_seeds`; limits: of the band
     "Draw the mean as a line with markers and the interval as a band."
     ax.plot(points.x, scale * points['mean'], label=name, **look)
     low, high = ((scale * points[end]).clip(*limits) for end in ('low', 'high'))

@@ -9,12 +9,10 @@ __all__ = []
 import json
 from copy import deepcopy
 from dataclasses import fields, replace
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from ..attacks import Attack, robust_correct
@@ -22,32 +20,26 @@ from ..experiment.plan import network_of
 from ..features import FeatureSet, invert_representation, ligs, targeted_perturbation
 from ..features.datasets import SETS, next_labels, random_labels, target_mappings
 from ..models import save_tensors
-from ..report.figures import LOOKS, styled
+from ..report.figures import LOOKS, legend_below, styled
 from ..report.text import NETWORK, name_of, norm_name
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from ..results.rows import config_hash, source_hash
 from .base import part
-from .display import difference_text, direction_text, draw_band, legend_below, mean_text, norms_of, over_seeds, seeds_text
+from .display import difference_text, direction_text, draw_band, effect_text, mean_text, norms_of, over_seeds, seeds_text
 from ..training.recipe import Recipe
 from ..training.loop import correct
 from ..training.state import described
 
 # %% ../../nbs/3_trade_off/18_feature_datasets.ipynb #f5b56784
-def with_recomputed_statistics(
-    model,
-    images,          # `Images`, two or more
-    batch_size=128,
-):
+def with_recomputed_statistics(model, images, batch_size=128): # images: `Images`, two or more
     "A copy of the network in eval mode whose BN statistics are averages over these images. Raises ValueError for fewer than two."
     if len(images) < 2: raise ValueError(f'{len(images)} image has no variance. Pass two or more.')
     copy, device = deepcopy(model), next(model.parameters()).device
     batches = [images[i:i + batch_size] for i in range(0, len(images), batch_size)]
     update_bn([b.pixels(device) for b in batches if len(b) > 1], copy)
     return copy.eval()
-
-def has_bn(model): return any(isinstance(m, _BatchNorm) for m in model.modules())
 
 # %% ../../nbs/3_trade_off/18_feature_datasets.ipynb #eaedf57c
 def save_set(made, path):
@@ -109,7 +101,7 @@ def clean_accuracy_rows(run, net, cell, metric, source, **fields):
     test = run.images('test')
     x = test.pixels(run.device)
     versions = {metric: net}
-    if has_bn(net): versions[f'{metric}_recomputed'] = with_recomputed_statistics(net, run.images('train'))
+    if cell.norm == 'bn': versions[f'{metric}_recomputed'] = with_recomputed_statistics(net, run.images('train'))
     for route, y in target_mappings(source, test.y, len(test.classes)).items():
         for name, version in versions.items():
             right = correct(version, x, y.to(run.device))
@@ -133,8 +125,8 @@ def share_predicted(run, net, made, labels): # labels: int64 [n]
 
 def set_rows(run, made, cell): # cell: of the normally trained network with the generator's normalisation
     "What the generator and the adversarially trained networks predict on a set, and the distance of its images from their starts."
-    source, common = made.how['source'], dict(source=made.how['source'], target=cell.norm, n=len(made))
-    own = replace(cell, regime=SETS[source].regime)
+    common = dict(source=made.how['source'], target=cell.norm, n=len(made))
+    own = replace(cell, regime=SETS[made.how['source']].regime)
     yield run.row('maker_accuracy', share_predicted(run, run.network(own), made, made.y), own, **common)
     yield run.row('moved', made.distance.mean().item(), own, **common)
     for evaluator in (c for c in run.cells('adversarial') if c.arch == cell.arch):
@@ -203,10 +195,7 @@ def table_groups(rows):
                 here = mine[mine.label_route.isna() if route is None else mine.label_route == route]
                 if len(here): yield source, generator, route, here
 
-def metric_text(rows, metric, **where):
-    "The mean of a metric in the rows with these values, as text."
-    for name, value in where.items(): rows = rows[rows[name] == value]
-    return mean_text(rows[rows.metric == metric].value, metric)
+def metric_text(rows, metric): return mean_text(rows[rows.metric == metric].value, metric)
 
 # %% ../../nbs/3_trade_off/18_feature_datasets.ipynb #29c41dfb
 def show_students(rows): # of the students, one architecture
@@ -215,11 +204,11 @@ def show_students(rows): # of the students, one architecture
     for source, generator, route, here in table_groups(rows[rows.metric.isin(metrics)]):
         norms, clean = norms_of(here), here[here.metric == 'clean_accuracy']
         line = {'Set': SET_NAMES[source], 'Generator': norm_name(generator), 'Prediction': MAPPING_NAMES[route]}
-        line |= {norm_name(n): metric_text(here, 'clean_accuracy', norm=n) for n in norms}
+        line |= {norm_name(n): metric_text(here[here.norm == n], 'clean_accuracy') for n in norms}
         line |= {'BN, recomputed statistics': metric_text(here, 'clean_accuracy_recomputed')}
         line |= {'BN − None': difference_text(paired_effect(clean)) if {'none', 'bn'} <= set(norms) else ''}
-        line |= {f'{norm_name(n)} robust': metric_text(here, 'robust_accuracy', norm=n) for n in norms}
-        line |= {f'{norm_name(n)} LIGS': metric_text(here, 'ligs', norm=n) for n in norms}
+        line |= {f'{norm_name(n)} robust': metric_text(here[here.norm == n], 'robust_accuracy') for n in norms}
+        line |= {f'{norm_name(n)} LIGS': metric_text(here[here.norm == n], 'ligs') for n in norms}
         paper = PAPER_VALUES.get((source, route))
         lines.append(line | {'Paper None / BN': f'{100 * paper[0]:.1f} / {100 * paper[1]:.1f}' if paper else ''})
     return pd.DataFrame(lines).fillna('')
@@ -235,7 +224,7 @@ def show_sets(rows): # of the sets, one architecture
                 'Distance, ℓ2': '' if pd.isna(distance) else f'{distance:.3f}', 'Generator: label': metric_text(here, 'maker_accuracy'),
                 'Evaluator: label': metric_text(others, 'judged_label_accuracy'),
                 'Evaluator: start': metric_text(others, 'judged_start_accuracy')}
-        lines.append(line | {f'{norm_name(n)}, on the set': metric_text(fitted, 'train_accuracy', norm=n) for n in norms_of(fitted)})
+        lines.append(line | {f'{norm_name(n)}, on the set': metric_text(fitted[fitted.norm == n], 'train_accuracy') for n in norms_of(fitted)})
     return pd.DataFrame(lines).fillna('')
 
 # %% ../../nbs/3_trade_off/18_feature_datasets.ipynb #713682e9
@@ -244,9 +233,7 @@ def rand_readings(rows): # of one architecture
     rows = rows[rows.source == 'd_rand']
     clean = rows[rows.metric == 'clean_accuracy']
     if not {'none', 'bn'} <= set(clean.norm): return
-    def against(rows):
-        effect = paired_effect(rows)
-        return f'{difference_text(effect, unit=" points")} ({direction_text(effect, "BN learns more", "BN learns less")})'
+    def against(rows): return effect_text(paired_effect(rows), 'BN learns more', 'BN learns less')
     plain = clean[clean.norm == 'none']
     yield (f'D_rand, all generators: BN − None {against(clean)}. Without normalisation {mean_text(plain.value)} %; '
            f'paper {100 * PAPER_VALUES["d_rand", None][0]:.1f} %.')
@@ -283,7 +270,7 @@ def draw_swept(ax, rows, by):
 def draw_rates(rows): # swept rows of D_rand, one architecture
     "Clean accuracy after training on D_rand against the learning rate, a panel for each generator."
     generators = [n for n in LOOKS if (rows.target == n).any()]
-    fig = Figure(figsize=(3.6 * len(generators), 3), dpi=110, layout='constrained')
+    fig = Figure(figsize=(3.6 * len(generators), 3), layout='constrained')
     for ax, generator in zip(fig.subplots(1, len(generators), squeeze=False, sharey=True)[0], generators):
         ax.set(title=f'generator: {norm_name(generator)}', xlabel='learning rate', ylim=(0, 100), xscale='log')
         draw_swept(ax, rows[rows.target == generator], 'lr')
@@ -296,7 +283,7 @@ def draw_rates(rows): # swept rows of D_rand, one architecture
 def draw_radii(rows): # swept rows of conflicting data, one architecture
     "Predictions that follow RF and NRF against the radius, a row for each generator."
     generators = [n for n in LOOKS if (rows.target == n).any()]
-    fig = Figure(figsize=(7.2, 2.6 * len(generators) + .5), dpi=110, layout='constrained')
+    fig = Figure(figsize=(7.2, 2.6 * len(generators) + .5), layout='constrained')
     for axes, generator in zip(fig.subplots(len(generators), 2, squeeze=False, sharey=True), generators):
         for ax, route in zip(axes, ('rf', 'nrf')):
             ax.set(title=f'generator {norm_name(generator)}: follows the {route.upper()}', xlabel='eps of the perturbation', ylim=(-2, 100))

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
 from ..training.evaluation import check_classifier, evaluate
-from ..experiment.profile import PARTS, NetworkId
+from ..experiment.profile import PARTS
+from ..data import STATS
+from ..models import Standardize
 from ..results.intervals import wilson
 from ..results.rows import PACKAGE, config_hash
 from .base import part
@@ -46,7 +50,6 @@ def class_index(folder): # the name of a class folder
 # %% ../../nbs/5_how_it_works/61_imagenet.ipynb #6906329b
 def labelled_by_output(images): # `Images` of class folders
     "The same images, labelled by the outputs of a network. Raises ValueError for an unknown class, or two folders of one class."
-    import torch
     places = [class_index(folder) for folder in images.classes]
     if len(set(places)) < len(places):
         raise ValueError(f'two class folders have one class: {", ".join(images.classes)[:200]}. Put their images into one folder.')
@@ -72,9 +75,6 @@ def pretrained(arch, norm,
 
     Raises `ValueError` where torchvision has no such network, and `FileNotFoundError` where its weights are missing.
     """
-    from torch import nn
-    from nrf_repro.data import STATS
-    from nrf_repro.models import Standardize
     if (arch, norm) not in TORCHVISION:
         raise ValueError(f'{arch} with norm {norm!r}: torchvision has no such weights; it has {", ".join(map(" ".join, TORCHVISION))}.')
     name, by_name = TORCHVISION[arch, norm], re.fullmatch(r'[A-Z0-9_]+', weights)
@@ -86,9 +86,7 @@ _BATCH = 64  # images at once: affects memory, not the result
 
 def _networks(run): # `Run`
     "The networks of a study for which torchvision has weights, as cells."
-    s = run.settings
-    return [NetworkId(run.dataset, arch, float(width), norm, 'standard', run.seed) for arch, width in s['archs'].items()
-            for norm in s['norms'] if (arch, norm) in TORCHVISION]
+    return [cell for cell in run.cells() if (cell.arch, cell.norm) in TORCHVISION]
 
 # %% ../../nbs/5_how_it_works/61_imagenet.ipynb #b95d0943
 def _stated_accuracy(name, weights):

@@ -16,14 +16,13 @@ from matplotlib.lines import Line2D
 
 from ..data import Synthetic, reliance, testbed
 from ..experiment.plan import network_of
-from ..experiment.profile import NetworkId
-from ..report.figures import INK, LOOKS, band, styled
+from ..report.figures import INK, LOOKS, band, legend_below, styled
 from ..report.text import name_of, norm_name, number
 from ..report.tables import summary
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
-from .display import difference_text, direction_text, legend_below, norms_of, seeds_text
+from .display import effect_text, norms_of, seeds_text
 from ..training.loop import Monitor
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #97061646
@@ -100,9 +99,7 @@ def measure_testbed(run): # a `Run`
     "The rows of every curriculum and network of the settings. Raises ValueError for an unknown curriculum."
     for source in run.settings['sources']:
         if source not in CURRICULA: raise ValueError(f'Unknown source {source!r} in study testbed: choose among {", ".join(CURRICULA)}.')
-        for arch, width in run.settings['archs'].items():
-            for norm in run.settings['norms']:
-                yield from curriculum_rows(run, NetworkId(run.dataset, arch, float(width), norm, 'standard', run.seed), source)
+        for cell in run.cells(): yield from curriculum_rows(run, cell, source)
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #243278db
 CURRICULUM_NAMES = dict(both='both features', rf_only='RF alone', nrf_only='NRF alone', warm_rf='RF alone, then both',
@@ -120,7 +117,7 @@ def draw_trend(ax, rows, title): # rows: of one quantity and one curriculum
 @styled
 def draw_order(rows): # of one architecture
     "Reliance, accuracy and LIGS while training on both features, and LIGS while training on the RF alone."
-    fig = Figure(figsize=(8, 4.8), dpi=110, layout='constrained')
+    fig = Figure(figsize=(8, 4.8), layout='constrained')
     axes, both = fig.subplots(2, 3).flat, rows[rows.source == 'both']
     for ax, (metric, title) in zip(axes, TRENDS.items()): draw_trend(ax, both[both.metric == metric], title)
     draw_trend(fig.axes[5], rows[(rows.source == 'rf_only') & (rows.metric == 'ligs')], 'LIGS, images without NRF')
@@ -134,7 +131,7 @@ STARTS = dict(both=dict(linestyle='-', marker='o'), warm_rf=dict(linestyle='--',
 def draw_starts(rows): # of one architecture: nrf_reliance
     "Reliance on the NRF after three starts, a panel for each normalisation."
     norms = norms_of(rows)
-    fig = Figure(figsize=(1 + 3.3 * len(norms), 3), dpi=110, layout='constrained')
+    fig = Figure(figsize=(1 + 3.3 * len(norms), 3), layout='constrained')
     for ax, norm in zip(fig.subplots(1, len(norms), sharey=True, squeeze=False)[0], norms):
         color = LOOKS[norm]['color']
         for source, look in STARTS.items():
@@ -150,10 +147,7 @@ def draw_starts(rows): # of one architecture: nrf_reliance
     return fig
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #f742c12e
-def change_text(iv, metric=''): # iv: an Interval
-    "A change with its interval and its direction."
-    unit = '' if metric == 'ligs' else ' points'
-    return f'{difference_text(iv, metric, unit)} ({direction_text(iv, "rises", "falls", "no clear change")})'
+def change_text(iv, metric=''): return effect_text(iv, 'rises', 'falls', 'no clear change', metric)
 
 def trend_text(rows, metric): # rows: of one network and curriculum, all seeds
     "First value, last value and the change, paired by seed; an empty string without rows."

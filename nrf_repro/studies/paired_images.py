@@ -15,17 +15,15 @@ from ..report.text import COLUMNS, arch_name, eps_text, norm_name, number
 from ..results.rules import load_claims
 from ..results.intervals import Interval, paired_interval, t_interval, wilson
 from ..results.outcomes import unpack_outcomes
+from ..results.paired import select
 from .base import part
 from .corruptions import CORRUPTIONS, LABELS
 from .display import difference_text, draw_band, mean_text
 from .paired_measurement import measure_paired_images   # the registry looks it up here
 
 # %% ../../nbs/3_trade_off/14_full_width.ipynb #0e562555
-def paired_effects(
-    rows,   # of this study
-    metric, # 'robust_accuracy', 'corruption_accuracy' or 'transfer_success'
-):          # a frame: a line per network with a norm and setting, with `effect`, `low`, `high`: treatment minus none
-    "The paired differences of two networks on the same images, with intervals over images."
+def paired_effects(rows, metric): # metric: robust_accuracy, corruption_accuracy or transfer_success
+    "A line per network with a norm and setting: `effect`, norm minus none on the same images; `low` and `high`, its interval over images."
     by = ['arch', 'width', 'norm', 'source', 'severity', 'target', 'attack', 'eps', 'seed', 'n']
     gained, lost = (rows.loc[rows.metric == f'{metric}_{side}', [*by, 'value']] for side in ('gained', 'lost'))
     both = gained.merge(lost, on=by, suffixes=('_gained', '_lost'))
@@ -35,8 +33,7 @@ def paired_effects(
 def _interval(line): return Interval(line.effect, line.low, line.high, int(line.n))   # of `paired_effects`
 
 def _difference(effects, **where): # -> the `Interval` of the one line with these values
-    for field, value in where.items(): effects = effects[effects[field] == value]
-    line, = effects.itertuples()
+    line, = select(effects, where).itertuples()
     return _interval(line)
 
 def _share(row): return wilson(round(row.value * row.n), int(row.n))   # a row of an accuracy -> `Interval`
@@ -131,7 +128,7 @@ def _sigma_points(rows, metric='ligs'): # -> a frame with arch, norm, x, mean, l
 def _draw_curves(points, xlabel, ylabel, scale=100):
     "A quantity against eps or sigma: a panel for each architecture, a line for each norm, intervals as bands."
     archs = _archs(points)
-    fig = Figure(figsize=(3.6 * len(archs), 3), layout='constrained', dpi=110)
+    fig = Figure(figsize=(3.6 * len(archs), 3), layout='constrained')
     for ax, arch in zip(fig.subplots(1, len(archs), sharey=True, squeeze=False)[0], archs):
         for norm, line in points[points.arch == arch].groupby('norm'):
             draw_band(ax, line.sort_values('x'), norm_name(norm), LOOKS[norm], scale, limits=(-scale, scale))

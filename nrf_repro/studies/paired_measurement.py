@@ -7,49 +7,40 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #f2ea756e
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
 
-import torch
-
 from ..attacks import frozen, optimised_inference, robust_correct
-from ..data import balanced
 from ..experiment.store import read_json, write_json
 from ..features import ligs
-from ..results.outcomes import outcome_fields
+from ..results.schema import Natural, Place, Settings, parse
 from .attack_strength import after_each, gradient_attacks, square_attack
 from .corruptions import CORRUPTIONS, corrupted
+from .transfer import jointly_correct
+from ..training.evaluation import attack_row_fields
 from ..training.loop import correct
 
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #9eb78377
-@dataclass(frozen=True)
-class SampleSizes:
+class SampleSizes(Settings):
     "Test images for each part of the study, balanced by class."
-    table: int = 0          # Table 1 and LIGS, with the outcome of each image; 0: left out
-    strength: int = 200     # the sequence of attacks
-    eps: int = 200          # robust accuracy against eps
-    sigma: int = 200        # LIGS against sigma
-    corruptions: int = 200
-    transfer: int = 200     # before those are dropped that a network misclassifies
+    table: Natural = 0        # Table 1 and LIGS, with the outcome of each image; 0: left out
+    strength: Natural = 200   # the sequence of attacks
+    eps: Natural = 200        # robust accuracy against eps
+    sigma: Natural = 200      # LIGS against sigma
+    corruptions: Natural = 200
+    transfer: Natural = 200   # before those are dropped that a network misclassifies
 
-@dataclass(frozen=True)
-class AttackLimits:
+class AttackLimits(Settings):
     "Steps and queries of the sequence of attacks; 0 leaves an attack out."
-    steps: int = 50     # of PGD, with a random start
-    apgd: int = 30      # steps of APGD (AutoAttack: 100)
-    targets: int = 3    # most likely wrong classes for the targeted attacks (AutoAttack: 9)
-    fab: int = 5        # steps of FAB (AutoAttack: 100)
-    queries: int = 50   # of Square (AutoAttack: 5000)
+    steps: Natural = 50     # of PGD, with a random start
+    apgd: Natural = 30      # steps of APGD (AutoAttack: 100)
+    targets: Natural = 3    # most likely wrong classes for the targeted attacks (AutoAttack: 9)
+    fab: Natural = 5        # steps of FAB (AutoAttack: 100)
+    queries: Natural = 50   # of Square (AutoAttack: 5000)
 
-def _parsed(given, kind, name):
-    "The settings as an object of their kind. Raises ValueError for an unknown setting."
-    known = [f.name for f in fields(kind)]
-    if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f'study paired_images, {name}: unknown setting {unknown[0]!r}. Choose from {", ".join(known)}.')
-    return kind(**given)
+_PLACE = Place('study paired_images')
 
-def _sizes(run): return _parsed(run.settings['images'], SampleSizes, 'images')
+def _sizes(run): return parse(SampleSizes, run.settings['images'], _PLACE / 'images')
 
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #dfa7d972
 def _pgd_attacks(attack, limits): # an `Attack` with the cross-entropy; `AttackLimits`
@@ -60,14 +51,8 @@ def _pgd_attacks(attack, limits): # an `Attack` with the cross-entropy; `AttackL
     yield f'PGD, {limits.steps} steps', longer
     yield f'margin loss, {limits.steps} steps', replace(longer, loss='cw')
 
-def attack_sequence(
-    model,    # images in [0, 1] -> logits
-    x, y,     # n c h w and n labels
-    attack,   # `Attack` with the cross-entropy
-    classes,  # number of classes
-    limits,   # `AttackLimits`
-):            # yields (name, bool[n]): correct under this attack and all before it
-    "Robust accuracy under one attack after the other, each on the images that the others left."
+def attack_sequence(model, x, y, attack, classes, limits): # an `Attack` with the cross-entropy; number of classes; `AttackLimits`
+    "Yields (name, bool[n]): the images that are correct under this attack and all before it."
     robust = correct(model, x, y)
     yield 'clean', robust
     for name, a in _pgd_attacks(attack, limits):
@@ -89,30 +74,16 @@ def _paired_rows(run, metric, outcomes, **common): # outcomes: cell -> bool[n], 
             yield row(f'{metric}_lost', control & ~ok)
             yield row(f'{metric}_gained', ~control & ok)
 
-def _some_images(run, n, split='test'):
-    "n images of a split, balanced by class."
-    images = run.images(split)
-    return images[balanced(images.y, n)]
-
-def _pixels(run, images): return images.pixels(run.device), images.y.to(run.device)
-
 def _nets(run, arch): return {cell: run.network(cell) for cell in run.cells() if cell.arch == arch}
 
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #307da0b0
 def _table_rows(run, cell):
-    "Yields Table 1 and LIGS of one network, with the outcome of each image."
-    images, net = _some_images(run, _sizes(run).table), run.network(cell)
-    x, y = _pixels(run, images)
-    def row(metric, values, **more):
-        kept = outcome_fields(values, images.fingerprint)
-        return run.row(metric, values.double().nanmean().item(), cell, source='table 1', **kept, **more)
-    yield row('clean_accuracy', correct(net, x, y))
-    for name in run.data.attacks: yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
-    yield row('ligs', ligs(net, x, y, sigma=run.data.sigma), sigma=run.data.sigma, draws=1)
+    "The rows of Table 1 and LIGS of one network, with the outcome of each image."
+    return run.measured(run.network(cell), run.test_images(_sizes(run).table), run.data.attacks, cell, source='table 1')
 
 def _strength_rows(run, arch, name): # name: of an attack of the profile
-    attack, (x, y) = run.attack(name), _pixels(run, _some_images(run, _sizes(run).strength))
-    limits = _parsed(run.settings['strength'][name], AttackLimits, f'strength of {name}')
+    attack, (x, y) = run.attack(name), run.pixels(run.test_images(_sizes(run).strength))
+    limits = parse(AttackLimits, run.settings['strength'][name], _PLACE / 'strength' / name)
     classes, stages = len(run.images('test').classes), {}
     for cell, net in _nets(run, arch).items():
         for stage, ok in attack_sequence(net, x, y, attack, classes, limits): stages.setdefault(stage, {})[cell] = ok
@@ -120,17 +91,16 @@ def _strength_rows(run, arch, name): # name: of an attack of the profile
         yield from _paired_rows(run, 'robust_accuracy', outcomes, source=f'{i} {stage}', **run.attacked(name))
 
 def _eps_rows(run, arch):
-    name, (x, y) = run.settings['eps']['attack'], _pixels(run, _some_images(run, _sizes(run).eps))
+    name, (x, y) = run.settings['eps']['attack'], run.pixels(run.test_images(_sizes(run).eps))
     attack, nets = run.attack(name), _nets(run, arch)
     for k in run.settings['eps']['times']:
         a = replace(attack, eps=k * attack.eps, step_size=k * attack.step_size)
         outcomes = {cell: robust_correct(net, x, y, a) for cell, net in nets.items()}
-        yield from _paired_rows(run, 'robust_accuracy', outcomes, source='eps', attack=name, eps=a.eps, steps=a.steps,
-                                step_size=a.step_size, reading='any')
+        yield from _paired_rows(run, 'robust_accuracy', outcomes, source='eps', **attack_row_fields(name, a))
 
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #139e5e79
 def _sigma_rows(run, arch):
-    (x, y), nets = _pixels(run, _some_images(run, _sizes(run).sigma)), _nets(run, arch)
+    (x, y), nets = run.pixels(run.test_images(_sizes(run).sigma)), _nets(run, arch)
     for sigma in run.settings['sigma']:
         values = {cell: ligs(net, x, y, sigma=sigma) for cell, net in nets.items()}
         yield from _ligs_rows(run, values, sigma)
@@ -148,22 +118,23 @@ def _ligs_rows(run, values, sigma): # values: cell -> float64[n]
         if cell.norm != 'none' and control is not None: yield from rows(cell, 'ligs_difference', v - control)
 
 def _corruption_rows(run, arch):
-    images, nets, s = _some_images(run, _sizes(run).corruptions), _nets(run, arch), run.settings
+    images, nets, s = run.test_images(_sizes(run).corruptions), _nets(run, arch), run.settings
     for source, severity in [(c, v) for c in CORRUPTIONS for v in s['severities']]:
-        x, y = _pixels(run, corrupted(images, source, severity, s['levels'], run.seed))
+        x, y = run.pixels(corrupted(images, source, severity, s['levels'], run.seed))
         outcomes = {cell: correct(net, x, y) for cell, net in nets.items()}
         yield from _paired_rows(run, 'corruption_accuracy', outcomes, source=source, severity=severity)
 
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #c8d69698
 def _transfer_rows(run):
-    x, y = _pixels(run, _some_images(run, _sizes(run).transfer))
+    x, y = run.pixels(run.test_images(_sizes(run).transfer))
     eps, nets = run.settings['transfer_eps'], {cell: run.network(cell) for cell in run.cells()}
     name = next(name for name in run.settings['strength'] if run.attack(name).ball == 'linf')
-    attack = replace(run.attack(name), eps=eps, step_size=run.attack(name).step_size * eps / run.attack(name).eps)
-    ok = torch.stack([correct(net, x, y) for net in nets.values()]).all(0)
+    attack = run.attack(name)
+    attack = replace(attack, eps=eps, step_size=attack.step_size * eps / attack.eps)
+    ok = jointly_correct(nets.values(), x, y)
     x, y = x[ok], y[ok]
     adversarial = {cell: attack(net, x, y) for cell, net in nets.items()}
-    common = dict(source='same images', attack=name, eps=eps, steps=attack.steps, step_size=attack.step_size, reading='last')
+    common = attack_row_fields(name, attack) | dict(source='same images', reading='last')
     for target, net in nets.items():
         for arch in dict.fromkeys(cell.arch for cell in nets):
             fooled = {cell: ~correct(net, adversarial[cell], y) for cell in nets if cell.arch == arch and cell != target}
@@ -171,51 +142,39 @@ def _transfer_rows(run):
 
 def _eight_bit_rows(run, arch):
     "Yields clean accuracy, PGD and LIGS of the stored weights on the monitored images; the float32 values are in the history."
-    (x, y), watch = _pixels(run, run.images('watch')), run.data.watch
     for cell, net in _nets(run, arch).items():
-        def row(metric, value, **more): return run.row(metric, value, cell, source='stored weights', n=len(y), **more)
-        yield row('clean_accuracy', correct(net, x, y).double().mean().item())
-        yield row('robust_accuracy', robust_correct(net, x, y, run.attack(watch.attack)).double().mean().item(),
-                  **run.attacked(watch.attack))
-        yield row('ligs', ligs(net, x, y, sigma=run.data.sigma).nanmean().item(), sigma=run.data.sigma, draws=1)
+        yield from run.measured(net, run.images('watch'), [run.data.watch.attack], cell, outcomes=False, source='stored weights')
 
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #c9ef8db7
-@dataclass(frozen=True)
-class _Task:
-    "One part of the study."
-    part: str       # its name
-    what: str       # which networks and attack
-    rows: Callable  # () -> rows
-    needs: tuple    # settings on which the rows depend, beside the number of images
-
-def _rows_of_task(run, task):
+def _part_rows(run, part, what, measure, needs):
     "The rows of a part: those of an earlier call with the same settings and weights, else measured now."
-    path = run.place / 'parts' / f'{task.part}-{task.what}.json'
-    images = getattr(_sizes(run), task.part, None)
-    key = run.hash_with({name: run.settings[name] for name in task.needs} | dict(images=images))
+    path = run.place / 'parts' / f'{part}-{what}.json'
+    key = run.hash_with({name: run.settings[name] for name in needs} | dict(images=getattr(_sizes(run), part, None)))
     stored = read_json(path)
     if stored.get('key') == key: return stored['rows']
-    start, rows = time.perf_counter(), list(task.rows())
-    rows.append(run.row('seconds', time.perf_counter() - start, source=task.part, target=task.what))
+    start, rows = time.perf_counter(), list(measure())
+    rows.append(run.row('seconds', time.perf_counter() - start, source=part, target=what))
     write_json(path, dict(key=key, rows=rows))
     return rows
 
-def _tasks(run):
-    "All parts, the most important first."
+def _parts(run):
+    """All parts, the most important first: (part, its networks and attack, function that measures it, settings on which it depends).
+
+    Each part depends on its number of images as well.
+    """
     archs = dict.fromkeys(cell.arch for cell in run.cells())
-    def each(name, rows, *needs): return [_Task(name, arch, partial(rows, run, arch), needs) for arch in archs]
-    strength = [_Task('strength', f'{arch}-{a}', partial(_strength_rows, run, arch, a), ('strength',))
-                for a in run.settings['strength'] for arch in archs]
-    table = [_Task('table', f'{c.arch}-{c.norm}', partial(_table_rows, run, c), ()) for c in run.cells() if _sizes(run).table]
+    def each(part, rows, *needs): return [(part, arch, partial(rows, run, arch), needs) for arch in archs]
+    strength = [('strength', f'{arch}-{a}', partial(_strength_rows, run, arch, a), ('strength',)) for a in run.settings['strength'] for arch in archs]
+    table = [('table', f'{c.arch}-{c.norm}', partial(_table_rows, run, c), ()) for c in run.cells() if _sizes(run).table]
     return [*table, *strength, *each('stored-weights', _eight_bit_rows), *each('sigma', _sigma_rows, 'sigma'),
-            *each('eps', _eps_rows, 'eps'), _Task('transfer', 'all', partial(_transfer_rows, run), ('strength', 'transfer_eps')),
+            *each('eps', _eps_rows, 'eps'), ('transfer', 'all', partial(_transfer_rows, run), ('strength', 'transfer_eps')),
             *each('corruptions', _corruption_rows, 'levels', 'severities')]
 
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #cf56fe58
 def measure_paired_images(run): # `Run` of `studies.base`
     "Yields the rows of every part. Raises ValueError for unknown settings."
-    tasks, start = _tasks(run), time.perf_counter()
-    for i, task in enumerate(tasks, 1):
-        yield from _rows_of_task(run, task)
+    parts, start = _parts(run), time.perf_counter()
+    for i, (part, what, measure, needs) in enumerate(parts, 1):
+        yield from _part_rows(run, part, what, measure, needs)
         passed = time.perf_counter() - start
-        print(f'{i}/{len(tasks)}  {task.part} {task.what}  {passed:.0f} s, about {passed / i * (len(tasks) - i):.0f} s to go', flush=True)
+        print(f'{i}/{len(parts)}  {part} {what}  {passed:.0f} s, about {passed / i * (len(parts) - i):.0f} s to go', flush=True)

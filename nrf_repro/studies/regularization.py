@@ -18,16 +18,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..attacks import ce_gradient, gradient_underflows, image_keys, image_noise, l2_norm, robust_correct
-from ..experiment.run import OUTCOMES
 from ..features import ligs, normalise_gradients
-from ..report.figures import LOOKS, styled
+from ..report.figures import LOOKS, legend_below, styled
 from ..report.text import NETWORK, name_of, norm_name, several
 from ..results.intervals import t_interval
-from ..results.outcomes import outcome_fields
 from ..results.paired import paired_effect
-from .attack_strength import attack_budget, autoattack
+from ..results.schema import Place, parse
+from .attack_strength import AttackBudget, autoattack, square_attack
 from .base import part
-from .display import difference_text, direction_text, legend_below, mean_text, norms_of, seeds_text
+from .display import difference_text, direction_text, mean_text, norms_of, seeds_text
 from ..training.loop import correct
 from ..training.recipe import cross_entropy
 
@@ -38,19 +37,13 @@ class ContiguousInput(nn.Module):
     def forward(self, x): return self.net(x.reshape(len(x), -1).view(x.shape))
 
 # %% ../../nbs/3_trade_off/19_regularization.ipynb #e39d7da7
-def torchattacks_robust_correct(
-    net, x, y,    # network, [n, c, h, w] in [0, 1], int64 [n]
-    attack,       # an `Attack`: perturbation set, eps, step size and steps are used
-    queries=None, # None: PGD | a number: Square, which needs predictions and no gradient
-):                # bool[n]
-    "Which images are correct after torchattacks' attack, at its last step."
+def torchattacks_robust_correct(net, x, y, attack, queries=None): # queries: None: PGD | a number: Square, which needs no gradient
+    "Which images are correct after torchattacks' attack with the settings of an `Attack`, at its last step: bool[n]."
     import torchattacks
-    net, eps, l2 = ContiguousInput(net), attack.eps, attack.ball == 'l2'
+    net, pgd = ContiguousInput(net), torchattacks.PGDL2 if attack.ball == 'l2' else torchattacks.PGD
     with torch.random.fork_rng():   # Square seeds the global generator
-        if queries: library = torchattacks.Square(net, norm='L2' if l2 else 'Linf', eps=eps, n_queries=queries, seed=attack.seed)
-        else:
-            pgd = torchattacks.PGDL2 if l2 else torchattacks.PGD
-            library = pgd(net, eps=eps, alpha=attack.step_size, steps=attack.steps, random_start=False)
+        if queries: library = square_attack(net, attack.ball, attack.eps, queries, attack.seed)
+        else: library = pgd(net, eps=attack.eps, alpha=attack.step_size, steps=attack.steps, random_start=False)
         return correct(net, library(x, y), y)
 
 # %% ../../nbs/3_trade_off/19_regularization.ipynb #30a2a31b
@@ -130,27 +123,22 @@ def regularized_network(run, cell, lam):
 def network_rows(run, net, cell, lam): # lam: None for a network without the term in its training
     "Clean accuracy, robust accuracy by two losses, LIGS, and the share of images without a float32 gradient."
     images, sigma = run.images('test'), run.data.sigma
-    x, y = images.pixels(run.device), images.y.to(run.device)
-    def row(metric, values, **more):
-        kept = outcome_fields(values, images.fingerprint) if metric in OUTCOMES else dict(n=len(y))
-        return run.row(metric, values.double().nanmean().item(), cell, lam=lam, **kept, **more)
-    yield row('clean_accuracy', correct(net, x, y))
-    for name in (run.settings['attack'], run.settings['margin']):
-        yield row('robust_accuracy', robust_correct(net, x, y, run.attack(name)), **run.attacked(name))
-    for stable, metric in ((True, 'ligs'), (False, 'ligs_plain')):
-        yield row(metric, ligs(net, x, y, sigma=sigma, stable=stable), sigma=sigma, draws=1)
-    yield row('vanished', gradient_underflows(net, x, y))
+    yield from run.measured(net, images, [run.settings['attack'], run.settings['margin']], cell, lam=lam)
+    x, y = run.pixels(images)
+    plain = ligs(net, x, y, sigma=sigma, stable=False).nanmean().item()
+    yield run.row('ligs_plain', plain, cell, lam=lam, n=len(y), sigma=sigma, draws=1)
+    yield run.row('vanished', gradient_underflows(net, x, y).double().mean().item(), cell, lam=lam, n=len(y))
 
 # %% ../../nbs/3_trade_off/19_regularization.ipynb #b5fdfd51
 def attack_check_rows(run, net, cell, lam):
     "On a few images: PGD with our gradient and with torchattacks', Square, and AutoAttack."
     check, name = run.settings['checks'], run.settings['attack']
     few, attack, how = run.images('test')[:check['images']], run.attack(name), run.attacked(name, 'last')
-    x, y = few.pixels(run.device), few.y.to(run.device)
+    x, y = run.pixels(few)
     def row(right, **more): return run.row('robust_accuracy', right.double().mean().item(), cell, lam=lam, n=len(y), **how | more)
     yield row(robust_correct(net, x, y, attack, criterion='last_step'))
     yield row(torchattacks_robust_correct(net, x, y, attack), attack=f'{name}_library')
-    budget = attack_budget({k: v for k, v in check.items() if k != 'images'}, 'regularization')
+    budget = parse(AttackBudget, {k: v for k, v in check.items() if k != 'images'}, Place('study regularization') / 'checks')
     robust = torchattacks_robust_correct(net, x, y, attack, budget.queries)
     yield row(robust, attack=f'square_{attack.ball}', steps=budget.queries, step_size=None)
     robust = autoattack(net, x, y, attack.ball, attack.eps, len(few.classes), budget, robust)
@@ -196,7 +184,7 @@ def draw_figure_4(rows): # of one architecture
     rows = rows.assign(tick=[f'{lam:g}' if pd.notna(lam) else 'adv.' for lam in rows.lam])
     ticks = [f'{lam:g}' for lam in sorted(rows.lam.dropna().unique())] + ['adv.'] * int((rows.tick == 'adv.').any())
     norms = norms_of(rows)
-    fig = Figure(figsize=(8, 2.8), dpi=110, layout='constrained')
+    fig = Figure(figsize=(8, 2.8), layout='constrained')
     for ax, (kind, title) in zip(fig.subplots(1, 3), PANELS.items()):
         for i, norm in enumerate(norms):
             mine = kind_rows(rows[rows.norm == norm], kind)

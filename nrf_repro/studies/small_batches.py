@@ -13,35 +13,25 @@ import torch
 from matplotlib.figure import Figure
 
 from ..attacks import robust_correct
-from ..data import balanced
-from ..experiment.profile import NetworkId
 from ..features import ligs
-from ..report.figures import LOOKS, styled
+from ..report.figures import LOOKS, legend_below, styled
 from ..report.text import NETWORK, name_of, norm_name
 from ..results.paired import paired_effect, pairs
 from .base import part
-from .corruptions import BATCH_LOOK, CORRUPTIONS, LABELS, _effect_text, corrupted
-from .display import difference_text, legend_below, mean_text, norms_of, over_seeds, seeds_text
+from .corruptions import BATCH_LOOK, CORRUPTIONS, LABELS, corrupted
+from .display import difference_text, effect_text, mean_text, norms_of, over_seeds, seeds_text
 from .feature_datasets import with_recomputed_statistics
 from ..training.loop import correct
 
 # %% ../../nbs/4_consequences/23_small_batches.ipynb #18e630ac
-def at_batch_size(
-    recipe,      # `Recipe`, made for its own batch size
-    batch_size,  # another one
-    images,      # number of training images
-    most=None,   # most steps, but at least one epoch; None: all epochs of the recipe
-):               # `Recipe`
+def at_batch_size(recipe, batch_size, images, most=None): # images: number of training images; most: steps, None: all
     "The recipe with its learning rate in proportion to the batch size, not above its own, and with as many epochs as `most` allows."
     epochs = recipe.epochs if most is None else max(1, min(recipe.epochs, most * batch_size // images))
     lr = recipe.lr * min(1, batch_size / recipe.batch_size)
     return replace(recipe, batch_size=batch_size, lr=lr, epochs=epochs)
 
 # %% ../../nbs/4_consequences/23_small_batches.ipynb #68ef1dc8
-def balanced_mean(
-    ok,  # bool[n]: correct or not
-    y,   # n labels
-):       # in [0, 1]
+def balanced_mean(ok, y): # bool[n]: correct or not; n labels
     "Balanced accuracy: the mean over the classes of the share that is correct."
     return torch.stack([ok[y == c].double().mean() for c in y.unique()]).mean().item()
 
@@ -51,8 +41,7 @@ def _planned(run):
     s = run.settings
     if lost := [n for n in s['norms'] if n not in s['batch_sizes']]:
         raise ValueError(f'study medical: batch_sizes has no batch size for {lost[0]!r}. Add one, or leave this norm out of norms.')
-    return [(NetworkId(run.dataset, arch, float(width), norm, 'standard', run.seed), b)
-            for arch, width in s['archs'].items() for norm in s['norms'] for b in s['batch_sizes'][norm]]
+    return [(cell, b) for cell in run.cells() for b in s['batch_sizes'][cell.norm]]
 
 def _trained_at(run, cell, batch_size):
     "(network, recipe, steps) at a batch size."
@@ -64,8 +53,7 @@ def _trained_at(run, cell, batch_size):
 # %% ../../nbs/4_consequences/23_small_batches.ipynb #d03fdd25
 def _clean_rows(row, run, net, norm): # row: makes a row of the network
     "Balanced accuracy on all test images; for BN also with recomputed statistics."
-    test = run.images('test')
-    x, y = test.pixels(run.device), test.y.to(run.device)
+    x, y = run.pixels(run.images('test'))
     yield row('balanced_accuracy', balanced_mean(correct(net, x, y), y), n=len(y))
     if norm != 'bn': return
     again = with_recomputed_statistics(net, run.images('train'))
@@ -73,7 +61,7 @@ def _clean_rows(row, run, net, norm): # row: makes a row of the network
 
 def _robust_rows(row, run, net, some):
     "Balanced accuracy under attack and LIGS, on some of the test images."
-    x, y, attack, sigma = some.pixels(run.device), some.y.to(run.device), run.settings['attack'], run.data.sigma
+    (x, y), attack, sigma = run.pixels(some), run.settings['attack'], run.data.sigma
     value = balanced_mean(robust_correct(net, x, y, run.attack(attack)), y)
     yield row('robust_balanced_accuracy', value, n=len(y), **run.attacked(attack))
     yield row('ligs', ligs(net, x, y, sigma=sigma).nanmean().item(), n=len(y), sigma=sigma, draws=1)
@@ -81,14 +69,13 @@ def _robust_rows(row, run, net, some):
 def _corruption_rows(row, run, net, corrupted_sets): # source -> images
     "Balanced accuracy under each corruption, at severity 3."
     for source, images in corrupted_sets.items():
-        x, y = images.pixels(run.device), images.y.to(run.device)
+        x, y = run.pixels(images)
         yield row('corruption_balanced_accuracy', balanced_mean(correct(net, x, y), y), n=len(y), source=source, severity=3)
 
 # %% ../../nbs/4_consequences/23_small_batches.ipynb #872e65e4
 def measure_medical(run):
     "Trains every network at its batch sizes and yields its rows. Raises ValueError for settings that do not fit."
-    train, test = run.images('train'), run.images('test')
-    some = test[balanced(test.y, run.settings['attacked'])]
+    train, some = run.images('train'), run.test_images(run.settings['attacked'])
     corrupted_sets = {source: corrupted(some, source, 3, 'natural', run.seed) for source in CORRUPTIONS}
     for name, count in zip(train.classes, torch.bincount(train.y, minlength=len(train.classes)).tolist()):
         yield run.row('train_images', count, source=name)
@@ -118,7 +105,7 @@ def _draw_over_batches(ax, rows, metric, scale=100):
 @styled
 def _draw_batch_sizes(rows): # of one network
     "Balanced accuracy, clean, attacked and corrupted, and LIGS, against the batch size."
-    fig = Figure(figsize=(9, 5.6), layout='constrained', dpi=110)
+    fig = Figure(figsize=(9, 5.6), layout='constrained')
     panels = dict(balanced_accuracy='Clean', robust_balanced_accuracy='Attacked', corruption_balanced_accuracy='Corrupted', ligs='LIGS')
     for ax, (metric, title) in zip(fig.subplots(2, 2).flat, panels.items()):
         _draw_over_batches(ax, rows, metric, 1 if metric == 'ligs' else 100)
@@ -153,7 +140,7 @@ def _three_effects(rows, *sides): # sides: of `paired_effect`
     "One comparison on clean, attacked and corrupted images."
     kinds = dict(clean='', attacked='robust_', corrupted='corruption_')
     effects = {kind: paired_effect(rows[rows.metric == f'{m}balanced_accuracy'], *sides) for kind, m in kinds.items()}
-    return ', '.join(f'{kind} {_effect_text(iv)}' for kind, iv in effects.items())
+    return ', '.join(f'{kind} {effect_text(iv)}' for kind, iv in effects.items())
 
 def _medical_findings(rows): # of one network
     "Yields sentences on BN at large and at small batches, on the batch size, and on the other norms."
@@ -176,17 +163,17 @@ def _worst_corruption(rows): # under corruption
     worst = min(by, key=lambda source: by[source].mean)
     both = pairs(rows[rows.source == worst], 'norm', 'bn', 'none')
     bn, none = (mean_text(both[side]) for side in ('value', 'value_control'))
-    return f'Worst corruption for BN against None: {LABELS[worst].lower()}, {bn} against {none} %, {_effect_text(by[worst])}.'
+    return f'Worst corruption for BN against None: {LABELS[worst].lower()}, {bn} against {none} %, {effect_text(by[worst])}.'
 
 def _batch_findings(bn, least, most): # rows of BN; batch sizes
     "Yields sentences on BN's smallest batch against its largest, and on recomputed statistics."
     clean = bn[bn.metric == 'balanced_accuracy'].assign(epoch=pd.NA)
     if least != most:
-        yield f'BN at batches of {least} minus BN at {most}, clean: {_effect_text(paired_effect(clean, "batch_size", least, most))}.'
+        yield f'BN at batches of {least} minus BN at {most}, clean: {effect_text(paired_effect(clean, "batch_size", least, most))}.'
     again = bn[bn.metric == 'balanced_accuracy_recomputed'].assign(metric='balanced_accuracy', epoch=pd.NA)
     both = pd.concat([again.assign(reading='recomputed'), clean.assign(reading='stored')])
     gain = paired_effect(both[both.batch_size == least], 'reading', 'recomputed', 'stored')
-    yield f'Statistics recomputed over all training images change BN at batches of {least} by {_effect_text(gain)}.'
+    yield f'Statistics recomputed over all training images change BN at batches of {least} by {effect_text(gain)}.'
 
 # %% ../../nbs/4_consequences/23_small_batches.ipynb #a903e098
 def _medical_caption(rows, train): # of one network; rows of `train_images`

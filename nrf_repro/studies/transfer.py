@@ -19,12 +19,11 @@ from ..attacks import input_gradient
 from ..experiment.profile import next_seed
 from ..features import normalise_gradients
 from ..report.figures import INK, LOOKS, styled
-from ..report.text import several
-from ..report.text import arch_name, norm_name
+from ..report.text import arch_name, norm_name, several
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
-from .display import difference_text, direction_text, norms_of
+from .display import difference_text, effect_text, norms_of
 from ..training.loop import correct
 
 # %% ../../nbs/3_trade_off/20_transfer.ipynb #996845eb
@@ -37,13 +36,8 @@ def _error_rate(net, adv, y):
     return 1 - correct(net, adv, y).double().mean().item() if len(y) else None
 
 # %% ../../nbs/3_trade_off/20_transfer.ipynb #70320036
-def transfer_matrix(
-    sources,  # name -> network that the examples are made on
-    targets,  # name -> network that classifies them
-    x, y,     # images that all of them classify correctly
-    attack,   # (network, x, y) -> adversarial images
-):            # sources x targets; NaN where a network would attack itself
-    "Transfer success of each pair: the share of images that the target misclassifies."
+def transfer_matrix(sources, targets, x, y, attack): # networks by name; images that all of them classify correctly
+    "The share of adversarial images that the target misclassifies: a frame, sources x targets; NaN where a network would attack itself."
     adversarial = {name: attack(net, x, y) for name, net in sources.items()}
     return pd.DataFrame({t: {s: np.nan if sources[s] is net else _error_rate(net, adversarial[s], y) for s in sources}
                          for t, net in targets.items()}, dtype=float)
@@ -62,10 +56,8 @@ def draw_matrix(ax, table): # of `transfer_matrix`
     ax.grid(False)
 
 # %% ../../nbs/3_trade_off/20_transfer.ipynb #2111f084
-def _alignment(
-    a, b,  # n d: each image's gradients in two networks, of `_unit_gradients`
-):         # in [-1, 1]; None if there are no images
-    "Mean cosine between the input gradients of two networks."
+def _alignment(a, b): # n d each: the gradients in two networks, of `_unit_gradients`
+    "Mean cosine between the input gradients of two networks, in [-1, 1]; None if there are no images."
     return (a * b).sum(1).nanmean().item() if len(a) else None
 
 def _unit_gradients(net, x, y, batch_size=256):
@@ -74,10 +66,8 @@ def _unit_gradients(net, x, y, batch_size=256):
     return torch.cat([normalise_gradients(input_gradient(net, *b)) for b in zip(x.split(batch_size), y.split(batch_size))])
 
 # %% ../../nbs/3_trade_off/20_transfer.ipynb #c6a414cd
-def momentum(
-    attack,  # `Attack` in the linf perturbation set: eps, steps and step size are taken from it
-):           # (network, x, y) -> adversarial images
-    "MI-FGSM by torchattacks, its gradient in float64. Raises ValueError for another perturbation set."
+def momentum(attack): # -> a function (network, x, y) -> adversarial images
+    "MI-FGSM by torchattacks, its gradient in float64, with the settings of an l-infinity `Attack`. Raises ValueError for another set."
     if attack.ball != 'linf': raise ValueError(f'MI-FGSM has the perturbation set linf, not {attack.ball}. Choose such an attack.')
     def adversarial(net, x, y):
         import torchattacks
@@ -103,7 +93,7 @@ def source_networks(run):
     early = run.settings['early']
     found = {'final': {c: run.network(c) for c in run.cells()}, 'early': {c: run.network(c, early) for c in run.cells()}}
     for epoch in sorted(set(run.data.watch.keep) - {early}):
-        found[f'epoch {epoch}'] = {c: run.network(c, epoch) for c in run.cells(norms=('none', 'bn'))}
+        found[f'epoch {epoch}'] = {c: run.network(c, epoch) for c in run.cells() if c.norm in ('none', 'bn')}
     return found
 
 def target_networks(run):
@@ -114,8 +104,7 @@ def target_networks(run):
 # %% ../../nbs/3_trade_off/20_transfer.ipynb #c9ae951d
 def _shared_images(run, nets):
     "Pixels and labels of the images that all networks classify correctly, at most as many as the study's setting."
-    images = run.images('test')
-    x, y = images.pixels(run.device), images.y.to(run.device)
+    x, y = run.pixels(run.images('test'))
     ok = jointly_correct(nets, x, y).nonzero()[:run.settings['images'], 0]
     return x[ok], y[ok]
 
@@ -138,8 +127,7 @@ def _alignment_rows(run, finals, targets, x, y):
 
 def _accuracy_rows(run, sources):
     "Yields the clean accuracy of each source, and its epoch."
-    images = run.images('test')
-    x, y = images.pixels(run.device), images.y.to(run.device)
+    x, y = run.pixels(run.images('test'))
     for name, nets in sources.items():
         for cell, net in nets.items():
             epoch = {'final': run.recipe(cell).epochs, 'early': run.settings['early']}.get(name) or int(name.split()[-1])
@@ -171,7 +159,7 @@ def _mean_matrix(rows): # transfer_success of one source
 @styled
 def _draw_mean_matrix(rows): # transfer_success of the fully trained sources
     table = _mean_matrix(rows)
-    fig = Figure(figsize=(2.4 + .5 * table.shape[1], 1.6 + .42 * len(table)), layout='constrained', dpi=110)
+    fig = Figure(figsize=(2.4 + .5 * table.shape[1], 1.6 + .42 * len(table)), layout='constrained')
     ax = fig.subplots()
     draw_matrix(ax, table)
     ax.set_title('Transfer success, %')
@@ -180,10 +168,8 @@ def _draw_mean_matrix(rows): # transfer_success of the fully trained sources
 # %% ../../nbs/3_trade_off/20_transfer.ipynb #218eeb20
 def _comparable(rows): # of one metric
     "The rows of none and BN whose target is attacked by both of the row's architecture."
-    keys = ['arch', 'target']
-    attackers = rows[rows.norm.isin(['none', 'bn'])].groupby(keys).norm.nunique()
-    both = attackers[attackers == 2].index
-    return rows[pd.MultiIndex.from_frame(rows[keys]).isin(both) & rows.norm.isin(['none', 'bn'])]
+    rows = rows[rows.norm.isin(['none', 'bn'])]
+    return rows[rows.groupby(['arch', 'target']).norm.transform('nunique') == 2]
 
 def _per_seed(rows): return rows.groupby('seed').value.mean()   # of one source and attack: seed -> success
 
@@ -214,7 +200,7 @@ def _draw_alignment(ax, rows): # of one architecture: alignment and transfer_suc
 
 @styled
 def _draw_panels(rows): # of one architecture
-    fig = Figure(figsize=(8, 3), layout='constrained', dpi=110)
+    fig = Figure(figsize=(8, 3), layout='constrained')
     left, right = fig.subplots(1, 2)
     _draw_epochs(left, _comparable(rows[rows.metric == 'transfer_success']), _epochs(rows))
     _draw_alignment(right, rows[rows.metric.isin(['alignment', 'transfer_success'])])
@@ -241,13 +227,13 @@ def _transfer_findings(rows): # of one architecture
     final = _comparable(success[success.source == 'final'])
     if len(final):
         iv = paired_effect(final, 'norm', 'none', 'bn')
-        yield f'None − BN as the source, over {final.target.nunique()} targets that both attack: {difference_text(iv, unit=" points")} ({direction_text(iv, "None transfers better", "BN transfers better")}).'
+        yield f'None − BN as the source, over {final.target.nunique()} targets that both attack: {effect_text(iv, "None transfers better", "BN transfers better")}.'
     for norm in ('none', 'bn'):
         of = success[(success.norm == norm) & success.source.isin(['early', 'final'])]
         if not len(of): continue
         iv, when = paired_effect(of, 'source', 'early', 'final'), _epochs(rows)
-        yield (f'{norm_name(norm)}, stopped after epoch {when["early"]} of {when["final"]}, minus complete training: {difference_text(iv, unit=" points")} '
-               f'({direction_text(iv, "early stopping helps", "early stopping harms")}).')
+        yield (f'{norm_name(norm)}, stopped after epoch {when["early"]} of {when["final"]}, minus complete training: '
+               f'{effect_text(iv, "early stopping helps", "early stopping harms")}.')
     both = rows[rows.source == 'final'].pivot_table(index=['seed', 'norm', 'target'], columns='metric', values='value').dropna(subset=['alignment', 'transfer_success'])
     ranks = [spearmanr(of.alignment, of.transfer_success).statistic for _, of in both.groupby('seed') if of.nunique().min() > 1]
     if ranks: yield f'Rank correlation of alignment and success over the pairs, mean over seeds: {np.mean(ranks):.2f}.'.replace('-', '−')
