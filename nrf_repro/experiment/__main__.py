@@ -2,5 +2,6 @@
 import sys
 
 from nrf_repro.experiment.distributed import run_worker
+from nrf_repro.experiment.run import train_run
 
-if __name__ == '__main__': run_worker(*sys.argv[1:])
+if __name__ == '__main__': run_worker(train_run, *sys.argv[1:])

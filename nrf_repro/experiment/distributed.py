@@ -20,7 +20,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .plan import RunSpec, resolve_device
-from .run import train_run
 from .store import write_json
 
 # %% ../../nbs/4_consequences/24_data_parallel.ipynb #c15f1b4c
@@ -92,6 +91,7 @@ def failure_summary(log, processes): # path of the log; how many processes wrote
 
 # %% ../../nbs/4_consequences/24_data_parallel.ipynb #31505fbf
 def run_worker(
+    train,    # `train_run` of `run`, which imports this module
     settings, # a JSON file with the `RunSpec`
     run,      # the network's own folder
 ):
@@ -102,7 +102,7 @@ def run_worker(
     device = resolve_device(spec)
     dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
     if device == 'cuda': torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    try: train_run(spec, Path(run), progress=False, team=ProcessGroup(needs_sync_bn(spec)))
+    try: train(spec, Path(run), progress=False, team=ProcessGroup(needs_sync_bn(spec)))
     except (ValueError, OSError, FloatingPointError) as e: sys.exit(f'nrf_repro.experiment: {e}')
     except RuntimeError as e:
         sys.exit(f'nrf_repro.experiment: process {dist.get_rank()} lost the connection to the others ({" ".join(str(e).split())[:200]}).')

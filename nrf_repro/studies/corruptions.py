@@ -22,7 +22,7 @@ from ..report.text import NETWORK, name_of, norm_name, number
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
-from .display import difference_text, draw_band, effect_text, mean_text, norms_of, over_seeds, seeds_text
+from .display import difference_text, draw_band, directed_text, mean_text, norms_of, over_seeds, seeds_text
 from ..training.loop import correct
 
 # %% ../../nbs/4_consequences/22_corruptions.ipynb #0ad1ba2a
@@ -198,15 +198,15 @@ def _corruption_findings(rows): # of one network
     "Yields sentences on BN against None, on batch statistics and on the attack, as far as there are rows."
     corrupt, clean = rows[rows.metric == 'corruption_accuracy'], rows[rows.metric == 'clean_accuracy']
     if not {'none', 'bn'} <= set(rows.norm): return
-    on_corrupted, on_clean = (effect_text(_minus_none(r, 'bn', 'stored')) for r in (corrupt, clean))
+    on_corrupted, on_clean = (directed_text(_minus_none(r, 'bn', 'stored')) for r in (corrupt, clean))
     yield f'BN − None on corrupted images, over all corruptions and severities: {on_corrupted}; on clean images: {on_clean}.'
     by = {s: _minus_none(of, 'bn', 'stored') for s, of in corrupt.groupby('source')}
     low, high = (f(by, key=lambda s: by[s].mean) for f in (min, max))
-    yield (f'Worst for BN against None: {LABELS[low].lower()}, {effect_text(by[low])}; '
-           f'best: {LABELS[high].lower()}, {effect_text(by[high])}.')
-    yield (f'Statistics of the test batch change BN on corrupted images by {effect_text(_batch_minus_stored(corrupt))}, '
-           f'on clean images by {effect_text(_batch_minus_stored(clean))}; '
-           f'then BN − None is {effect_text(_minus_none(corrupt, "bn", "batch"))}.')
+    yield (f'Worst for BN against None: {LABELS[low].lower()}, {directed_text(by[low])}; '
+           f'best: {LABELS[high].lower()}, {directed_text(by[high])}.')
+    yield (f'Statistics of the test batch change BN on corrupted images by {directed_text(_batch_minus_stored(corrupt))}, '
+           f'on clean images by {directed_text(_batch_minus_stored(clean))}; '
+           f'then BN − None is {directed_text(_minus_none(corrupt, "bn", "batch"))}.')
     yield from _attack_findings(rows[rows.metric == 'robust_accuracy'])
 
 def _attack_findings(rows): # robust accuracy
@@ -214,7 +214,7 @@ def _attack_findings(rows): # robust accuracy
     if not set(_WAYS) <= set(rows[rows.norm == 'bn'].source): return
     bn, stored = rows[rows.norm == 'bn'].assign(batch_size=pd.NA), rows[rows.source == 'stored']
     bn_has, none_has = (mean_text(stored[stored.norm == norm].value) for norm in ('bn', 'none'))
-    unaware, aware = (effect_text(paired_effect(bn, 'source', way, 'stored')) for way in ('unaware', 'aware'))
+    unaware, aware = (directed_text(paired_effect(bn, 'source', way, 'stored')) for way in ('unaware', 'aware'))
     yield (f'Robust accuracy is {bn_has} % with BN and {none_has} % for None. Batch statistics change that of BN by {unaware} '
            f'under an unaware attack, by {aware} under an aware one.')
 

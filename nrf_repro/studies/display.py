@@ -35,8 +35,8 @@ def direction_text(iv, up, down, neither='no clear difference'): # texts for an 
     if math.isnan(iv.low): return 'one seed, no interval'
     return up if iv.low > 0 else down if iv.high < 0 else neither
 
-def effect_text(iv, up='better', down='worse', neither='no clear difference', metric=''):
-    "A difference with its unit, its interval and its direction, for a sentence."
+def directed_text(iv, up='better', down='worse', neither='no clear difference', metric=''):
+    "A difference with its unit, its interval and its direction in words."
     unit = '' if metric == 'ligs' else ' points'
     return f'{difference_text(iv, metric, unit)} ({direction_text(iv, up, down, neither)})'
 

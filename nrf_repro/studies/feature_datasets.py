@@ -27,7 +27,7 @@ from ..results.intervals import t_interval
 from ..results.outcomes import outcome_fields
 from ..results.rows import config_hash, source_hash
 from .base import part
-from .display import difference_text, direction_text, draw_band, effect_text, mean_text, norms_of, over_seeds, seeds_text
+from .display import difference_text, direction_text, draw_band, directed_text, mean_text, norms_of, over_seeds, seeds_text
 from ..training.recipe import Recipe
 from ..training.loop import correct
 from ..training.state import described
@@ -233,7 +233,7 @@ def rand_readings(rows): # of one architecture
     rows = rows[rows.source == 'd_rand']
     clean = rows[rows.metric == 'clean_accuracy']
     if not {'none', 'bn'} <= set(clean.norm): return
-    def against(rows): return effect_text(paired_effect(rows), 'BN learns more', 'BN learns less')
+    def against(rows): return directed_text(paired_effect(rows), 'BN learns more', 'BN learns less')
     plain = clean[clean.norm == 'none']
     yield (f'D_rand, all generators: BN − None {against(clean)}. Without normalisation {mean_text(plain.value)} %; '
            f'paper {100 * PAPER_VALUES["d_rand", None][0]:.1f} %.')

@@ -22,7 +22,7 @@ from ..report.tables import summary
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
-from .display import effect_text, norms_of, seeds_text
+from .display import directed_text, norms_of, seeds_text
 from ..training.loop import Monitor
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #97061646
@@ -147,7 +147,7 @@ def draw_starts(rows): # of one architecture: nrf_reliance
     return fig
 
 # %% ../../nbs/3_trade_off/16_order_of_features.ipynb #f742c12e
-def change_text(iv, metric=''): return effect_text(iv, 'rises', 'falls', 'no clear change', metric)
+def change_text(iv, metric=''): return directed_text(iv, 'rises', 'falls', 'no clear change', metric)
 
 def trend_text(rows, metric): # rows: of one network and curriculum, all seeds
     "First value, last value and the change, paired by seed; an empty string without rows."

@@ -19,7 +19,7 @@ from ..report.text import NETWORK, name_of, norm_name
 from ..results.paired import paired_effect, pairs
 from .base import part
 from .corruptions import BATCH_LOOK, CORRUPTIONS, LABELS, corrupted
-from .display import difference_text, effect_text, mean_text, norms_of, over_seeds, seeds_text
+from .display import difference_text, directed_text, mean_text, norms_of, over_seeds, seeds_text
 from .feature_datasets import with_recomputed_statistics
 from ..training.loop import correct
 
@@ -140,7 +140,7 @@ def _three_effects(rows, *sides): # sides: of `paired_effect`
     "One comparison on clean, attacked and corrupted images."
     kinds = dict(clean='', attacked='robust_', corrupted='corruption_')
     effects = {kind: paired_effect(rows[rows.metric == f'{m}balanced_accuracy'], *sides) for kind, m in kinds.items()}
-    return ', '.join(f'{kind} {effect_text(iv)}' for kind, iv in effects.items())
+    return ', '.join(f'{kind} {directed_text(iv)}' for kind, iv in effects.items())
 
 def _medical_findings(rows): # of one network
     "Yields sentences on BN at large and at small batches, on the batch size, and on the other norms."
@@ -163,17 +163,17 @@ def _worst_corruption(rows): # under corruption
     worst = min(by, key=lambda source: by[source].mean)
     both = pairs(rows[rows.source == worst], 'norm', 'bn', 'none')
     bn, none = (mean_text(both[side]) for side in ('value', 'value_control'))
-    return f'Worst corruption for BN against None: {LABELS[worst].lower()}, {bn} against {none} %, {effect_text(by[worst])}.'
+    return f'Worst corruption for BN against None: {LABELS[worst].lower()}, {bn} against {none} %, {directed_text(by[worst])}.'
 
 def _batch_findings(bn, least, most): # rows of BN; batch sizes
     "Yields sentences on BN's smallest batch against its largest, and on recomputed statistics."
     clean = bn[bn.metric == 'balanced_accuracy'].assign(epoch=pd.NA)
     if least != most:
-        yield f'BN at batches of {least} minus BN at {most}, clean: {effect_text(paired_effect(clean, "batch_size", least, most))}.'
+        yield f'BN at batches of {least} minus BN at {most}, clean: {directed_text(paired_effect(clean, "batch_size", least, most))}.'
     again = bn[bn.metric == 'balanced_accuracy_recomputed'].assign(metric='balanced_accuracy', epoch=pd.NA)
     both = pd.concat([again.assign(reading='recomputed'), clean.assign(reading='stored')])
     gain = paired_effect(both[both.batch_size == least], 'reading', 'recomputed', 'stored')
-    yield f'Statistics recomputed over all training images change BN at batches of {least} by {effect_text(gain)}.'
+    yield f'Statistics recomputed over all training images change BN at batches of {least} by {directed_text(gain)}.'
 
 # %% ../../nbs/4_consequences/23_small_batches.ipynb #a903e098
 def _medical_caption(rows, train): # of one network; rows of `train_images`

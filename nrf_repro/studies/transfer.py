@@ -23,7 +23,7 @@ from ..report.text import arch_name, norm_name, several
 from ..results.paired import paired_effect
 from ..results.intervals import t_interval
 from .base import part
-from .display import difference_text, effect_text, norms_of
+from .display import difference_text, directed_text, norms_of
 from ..training.loop import correct
 
 # %% ../../nbs/3_trade_off/20_transfer.ipynb #996845eb
@@ -227,13 +227,13 @@ def _transfer_findings(rows): # of one architecture
     final = _comparable(success[success.source == 'final'])
     if len(final):
         iv = paired_effect(final, 'norm', 'none', 'bn')
-        yield f'None − BN as the source, over {final.target.nunique()} targets that both attack: {effect_text(iv, "None transfers better", "BN transfers better")}.'
+        yield f'None − BN as the source, over {final.target.nunique()} targets that both attack: {directed_text(iv, "None transfers better", "BN transfers better")}.'
     for norm in ('none', 'bn'):
         of = success[(success.norm == norm) & success.source.isin(['early', 'final'])]
         if not len(of): continue
         iv, when = paired_effect(of, 'source', 'early', 'final'), _epochs(rows)
         yield (f'{norm_name(norm)}, stopped after epoch {when["early"]} of {when["final"]}, minus complete training: '
-               f'{effect_text(iv, "early stopping helps", "early stopping harms")}.')
+               f'{directed_text(iv, "early stopping helps", "early stopping harms")}.')
     both = rows[rows.source == 'final'].pivot_table(index=['seed', 'norm', 'target'], columns='metric', values='value').dropna(subset=['alignment', 'transfer_success'])
     ranks = [spearmanr(of.alignment, of.transfer_success).statistic for _, of in both.groupby('seed') if of.nunique().min() > 1]
     if ranks: yield f'Rank correlation of alignment and success over the pairs, mean over seeds: {np.mean(ranks):.2f}.'.replace('-', '−')
