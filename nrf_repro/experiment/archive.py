@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -63,7 +63,8 @@ def _atomic_zip(out):
         os.replace(draft, out)
     except OSError as e:
         raise OSError(f'{out} cannot be written ({e.strerror or e}): make room, or name another file. Nothing was changed.') from None
-    finally: draft.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): draft.unlink()     # it is not there, or cannot be reached
 
 # %% ../../nbs/5_how_it_works/55_archive.ipynb #1f3597ca
 class Packed(NamedTuple):
