@@ -218,6 +218,10 @@ def test_killed_at_a_random_moment_the_archive_is_complete_and_a_second_call_goe
     assert len(copied.copied) == len(copied.networks) == 4
     assert len(read_rows(tmp_path / 'second/runs')) == len(read_rows(build / 'runs'))
 
+    lost = plan(profile)[0]
+    (build / 'runs' / lost.id / 'final.jsonl').unlink()
+    assert not is_done(lost, build) and all(is_done(s, build) for s in plan(profile)[1:])     # it is measured again and not packed as it is
+
 
 def test_a_tiny_budget_starts_what_has_a_place_and_leaves_no_process(tmp_path, capsys):
     start = time.monotonic()

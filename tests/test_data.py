@@ -24,6 +24,7 @@ from nrf_repro.data import Images, balanced, channel_stats, class_images, decodi
 from nrf_repro.data.decoding import cache_folder, cached
 from nrf_repro.data.loading import _class_names, _decode_file
 from nrf_repro.data.images import CLASSES, STATS
+from nrf_repro.data import decoding
 from nrf_repro.data.decoding import NumpyUnpickler
 
 testbed.__test__ = False  # a function of the package, not a test
@@ -314,6 +315,12 @@ def test_names_outside_the_list_are_refused_before_import(module, name):
     raw = b'\x80\x04' + b''.join(b'\x8c' + bytes([len(s)]) + s.encode() for s in (module, name)) + b'\x93.'
     with pytest.raises(pickle.UnpicklingError, match='which no data file needs'): NumpyUnpickler(io.BytesIO(raw)).load()
     assert 'antigravity' not in sys.modules
+
+
+def test_a_pickle_changes_no_function_of_the_reader():
+    raw = b'\x80\x04cnumpy.core.numeric\n_frombuffer\n}\x8c\x05extraK\x01sb.'      # sets an attribute of what the name stands for
+    found = NumpyUnpickler(io.BytesIO(raw)).load()
+    assert found.extra == 1 and not hasattr(decoding._from_buffer, 'extra')
 
 
 @pytest.mark.parametrize('raw, says', [

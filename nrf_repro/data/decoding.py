@@ -240,8 +240,9 @@ for _core in ('numpy.core', 'numpy._core'):   # NumPy 1 and 2
 class NumpyUnpickler(pickle._Unpickler):
     "Unpickles arrays (as stand-ins), numbers, strings and containers. Raises `pickle.UnpicklingError` for any other name."
     def find_class(self, module, name):
-        if (module, name) in _STAND_INS: return _STAND_INS[module, name]
-        raise pickle.UnpicklingError(f'it names {module}.{name}, which no data file needs')
+        if (module, name) not in _STAND_INS: raise pickle.UnpicklingError(f'it names {module}.{name}, which no data file needs')
+        found = _STAND_INS[module, name]
+        return found if isinstance(found, str) else lambda *args: found(*args)   # a new one each time: a pickle may set its attributes
 
 # %% ../../nbs/5_how_it_works/28_decoding.ipynb #e124d34a
 def _pickle_file(file, split, classes):

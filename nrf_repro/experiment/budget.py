@@ -26,7 +26,7 @@ from .archive import write_archive
 from .plan import RunSpec, plan, resolve_device, run_spec
 from .profile import PARTS, build_folder
 from .run import measure_network, train_network
-from .store import directory_lock, read_json, write_json
+from .store import RUN_FILES, directory_lock, read_json, write_json
 from ..models import build_model
 from ..results.rows import config_hash
 
@@ -245,6 +245,7 @@ class Schedule:
 def is_done(spec, folder):
     "Whether a build folder holds this network, trained and measured with these settings."
     run = Path(folder, 'runs', spec.id)
+    if not all((run / name).is_file() for name in RUN_FILES): return False     # rows were deleted
     trained, measured = (read_json(run / name).get('hash') for name in ('config.json', 'attack.json'))
     return trained == config_hash(spec.train_config()) and measured == config_hash(spec.measure_config(trained))
 

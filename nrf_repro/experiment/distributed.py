@@ -24,11 +24,16 @@ from .store import write_json
 
 # %% ../../nbs/4_consequences/24_data_parallel.ipynb #c15f1b4c
 class ProcessGroup:
-    "The processes that train a network together; `torch.distributed` must be initialised."
+    """The processes that train a network together; `torch.distributed` must be initialised.
+
+    Raises ValueError for `sync_bn` on the CPU, where torch has no synchronised BN.
+    """
     def __init__(self, sync_bn=False): # share BN's means and variances over all processes
         self.rank, self.size, self.sync_bn = dist.get_rank(), dist.get_world_size(), sync_bn
         self.is_main = self.rank == 0  # the process that writes
         self.device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if dist.get_backend() == 'nccl' else 'cpu'
+        if sync_bn and self.device == 'cpu':
+            raise ValueError('sync_bn needs GPUs: torch has no synchronised batch norm on the CPU. Set it to false.')
 
     def wrap(self, model):
         "The model for the forward pass: the backward pass averages its gradients over the processes."
@@ -92,12 +97,12 @@ def failure_summary(log, processes): # path of the log; how many processes wrote
 # %% ../../nbs/4_consequences/24_data_parallel.ipynb #31505fbf
 def run_worker(
     train,    # `train_run` of `run`, which imports this module
-    settings, # a JSON file with the `RunSpec`
-    run,      # the network's own folder
+    settings=None, # a JSON file with the `RunSpec`
+    run=None, # the network's own folder
 ):
     "Train a network as one of the processes that `launch` starts; an error ends the process with one line."
-    if 'RANK' not in os.environ:
-        sys.exit('nrf_repro.experiment: start it by torchrun: python -m torch.distributed.run --nproc-per-node 2 -m nrf_repro.experiment ...')
+    if 'RANK' not in os.environ or run is None:
+        sys.exit('nrf_repro.experiment: start it by torchrun: python -m torch.distributed.run --nproc-per-node 2 -m nrf_repro.experiment SPEC FOLDER')
     spec = RunSpec.model_validate_json(Path(settings).read_text(encoding='utf-8'))
     device = resolve_device(spec)
     dist.init_process_group('nccl' if device == 'cuda' else 'gloo')

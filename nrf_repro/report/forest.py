@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #8976f67a
 import math
+from functools import cache
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -100,11 +101,15 @@ def control_effects(rows,       # a frame of `read_rows`, of one profile or seve
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #702eea0b
 DATA_NAMES = dict(cifar10='CIFAR-10', digits='Digits', svhn='SVHN', imagenet='ImageNet')
 
+@cache
+def _data_of(path, changed): # changed: time of the last change, so that a file that is written again is read again
+    return read_yaml(path)[0]['data']
+
 def training_images(profile, dataset):
     "How many images a profile trains on, in words; '' where its file, or the data set in it, is not at hand."
     try: path = resolve_repo_path('reports/profiles')/f'{profile}.yaml'
     except FileNotFoundError: return ''
-    settings = read_yaml(path)[0]['data'] if path.is_file() else {}
+    settings = _data_of(path, path.stat().st_mtime_ns) if path.is_file() else {}
     if dataset not in settings: return ''
     count = settings[dataset]['train']
     return 'all images' if count is None else f'{count:,} training images'

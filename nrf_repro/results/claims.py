@@ -139,6 +139,7 @@ def _printed_effect(part, paper, datasets):
     "The paper's effect and its source; NaN and '' where the paper prints none."
     if not part.paper: return math.nan, ''
     if 'effect' in part.paper: return float(part.paper['effect']), part.paper.get('source', '')
+    if paper.empty: return math.nan, ''
     rows = paper[(paper.table == part.paper['table']) & (paper.metric == part.metric)]
     rows = select(rows, {k: v for k, v in part.where.items() if k in ('dataset', 'arch', 'norm', 'attack')})
     here = rows[rows.dataset.isin(list(datasets))]
