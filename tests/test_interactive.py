@@ -127,8 +127,9 @@ def test_template_takes_its_parameters():
 @pytest.fixture(scope='module')
 def page_url(data, tmp_path_factory):
     path = tmp_path_factory.mktemp('pages') / 'pages.html'
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"     # as in a report
     path.write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-                    f'<title>Interactive figures</title></head><body class="nrf"><h1>Interactive figures</h1>{pages.interactive_html(data)}</body></html>', encoding='utf-8')
+                    f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>Interactive figures</title></head><body class="nrf"><h1>Interactive figures</h1>{pages.interactive_html(data)}</body></html>', encoding='utf-8')
     return path.as_uri()
 
 
