@@ -74,8 +74,9 @@ class InstanceNorm(nn.InstanceNorm2d):
     def __init__(self, channels): super().__init__(channels, affine=True)
 
     def forward(self, x):
-        if x.shape[-2:] != (1, 1): return super().forward(x)
-        return (x * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        if x.shape[-2:] == (1, 1): return (x * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        out, channels_last = super().forward(x), x.is_contiguous(memory_format=torch.channels_last)
+        return out.contiguous(memory_format=torch.channels_last) if channels_last else out   # torch forgets the layout; the next layers are faster with it
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #e6cc7377
 def make_norm(

@@ -43,9 +43,10 @@ def _values_of(evidence, fields): # of `_evidence_of` -> the values that a part 
 
 def _narrowed(e, fields, value, alone): # an `_Evidence`
     "The evidence with one value of the fields alone, or without it. A part that sees no other value stays as it is."
-    found = set(_keys(e.counted(), fields))
-    if value not in found or len(found) == 1: return e
-    def keep(frame): return frame[np.array([(k == value) == alone for k in _keys(frame, fields)], dtype=bool)]
+    def has(frame): return np.logical_and.reduce([(frame[f] == v).fillna(False).to_numpy(dtype=bool) for f, v in zip(fields, value)])
+    here = has(e.counted())
+    if here.all() or not here.any(): return e
+    def keep(frame): return frame[has(frame) == alone]
     return _Evidence(e.part, keep(e.rows), keep(e.pairs), keep(e.left_out))
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #12376a41

@@ -238,11 +238,13 @@ def interval_verdict(interval,        # with low and high, of treatment - contro
 def _cells(evidence, part, claim):
     "Yield a dict for each cell: means of both sides, interval, room and agreement."
     low, high = part.room or (-math.inf, math.inf)
-    for _, cell in evidence.groupby('cell'):
+    compared = evidence[[name for name in ('cell', 'group', 'seed', 'difference', *_OF_OUTCOMES) if name in evidence]]
+    for first in evidence.drop_duplicates('cell').to_dict('records'):
+        cell = compared[compared.cell == first['cell']]
         e = effect_of(cell, part, level_of(claim, part))
         treatment, control = cell.value.mean(), cell.value_control.mean()
         middle = (treatment + control) / 2   # it does not depend on their difference
-        yield cell.iloc[0].to_dict() | dict(
+        yield first | dict(
             treatment=treatment, control=control, middle=middle, effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
             interval=e.how, room=bool(low <= middle <= high), agrees=_agrees(e, part), alone=_alone(e, part))
 
