@@ -7,6 +7,7 @@ __all__ = ['effects']
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #74000003
 import math
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -162,7 +163,9 @@ def _evidence(claim, part, rows):
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a006
 _OF_OUTCOMES = ('value', 'n', 'images', 'outcomes', 'value_control', 'n_control', 'images_control', 'outcomes_control')
 
-def _outcomes_of(pair, part): # pair: one line of `_compare`
+_Pair = namedtuple('_Pair', _OF_OUTCOMES)
+
+def _outcomes_of(pair, part): # a `_Pair`
     "The hash of the images, and the difference of each image; None where outcomes are missing or the images differ."
     if not isinstance(pair.outcomes, str): return None
     values = _unpacked(pair.outcomes, pair.n, pair.value)
@@ -180,8 +183,8 @@ def _unpacked(text, n, value):
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #4000a007
 def _over_both(pairs, part, level):
     "The two-way interval as a `Combined`, or a text: the reason why there is none."
-    needed = [name for name in _OF_OUTCOMES if name in pairs]
-    found = [_outcomes_of(pair, part) for pair in pairs[needed].itertuples()] if 'outcomes' in pairs else [None]
+    columns = [pairs[name].tolist() if name in pairs else len(pairs) * [None] for name in _OF_OUTCOMES]   # `itertuples` makes a class at each call
+    found = [_outcomes_of(_Pair(*values), part) for values in zip(*columns)]
     if any(f is None for f in found): return 'no outcomes of single images are stored'
     names, group = np.array([images for images, _ in found]), pairs.group.to_numpy()
     shared = [set(names[group == g]) for g in np.unique(group)]
