@@ -19,7 +19,7 @@ from common import EPS, first, held_out, markdown, options, parser, publish, rat
 from nrf_repro.attacks import Attack
 from nrf_repro.models import build_model
 from nrf_repro.training.loop import Monitor, correct, fit
-from nrf_repro.training.recipe import lr_at, sgd
+from nrf_repro.training.recipe import lr_at
 
 FULL = dict(archs=['vgg11', 'resnet18'], train_images=10000, epochs=5, images=2000)
 
@@ -35,6 +35,9 @@ class Pictures(Dataset):
 
     def __len__(self): return len(self.data)
     def __getitem__(self, i): return self.transform(Image.fromarray(self.data[i])), self.targets[i]
+
+
+def sgd(model, r): return torch.optim.SGD(model.parameters(), r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov)
 
 
 def step(model, opt, x, y, r, epoch):

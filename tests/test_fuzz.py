@@ -41,7 +41,7 @@ from nrf_repro.results.rules import load_claims
 from nrf_repro.results.intervals import t_interval, two_way, wilson
 from nrf_repro.results.rows import FIELDS, REAL, SPARSE, WHOLE, make_row, read_rows, write_rows
 from nrf_repro.training.loop import fit
-from nrf_repro.training.recipe import RECIPES, Recipe, sgd
+from nrf_repro.training.recipe import RECIPES, SGD, Recipe
 from nrf_repro.training.state import load_state, save_state
 from nrf_repro.models.weights import read_weights
 
@@ -171,14 +171,14 @@ def weights(folder):
 
 def state(folder):
     file, model = folder / 'state.safetensors', build_model('vgg11', 'bn', in_channels=1, width=1/32, seed=0)
-    opt = sgd(model, Recipe())
+    opt = SGD(model, Recipe())
     model(torch.rand(2, 1, 32, 32)).sum().backward()
-    opt.step()
+    opt.step(.1)
     save_state(file, model, opt, [dict(epoch=1, loss=1., seconds=1.)], 'key')
     def read():
         load_state(file, model, opt, 'key')
         model.train()(torch.rand(2, 1, 32, 32)).sum().backward()
-        opt.step()
+        opt.step(.1)
     return file, read
 
 

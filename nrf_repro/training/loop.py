@@ -22,7 +22,7 @@ from ..attacks import Attack, robust_correct
 from ..data import Images
 from ..features import ligs
 from ..results.outcomes import pack_outcomes
-from .recipe import Recipe, batches, check_recipe, cross_entropy, lr_at, sgd, wrong_classes
+from .recipe import SGD, Recipe, batches, check_recipe, cross_entropy, lr_at, wrong_classes
 from .state import load_state, run_key, save_state
 
 # %% ../../nbs/5_how_it_works/37_training.ipynb #c1d04b31
@@ -81,7 +81,7 @@ NO_GRADIENT = 'Train a model of float layers whose forward uses neither no_grad,
 
 # %% ../../nbs/5_how_it_works/37_training.ipynb #ce57d004
 def train_epoch(model,   # trained in place
-                opt,     # of `sgd`
+                opt,     # `SGD`
                 train,   # `Images`
                 recipe,  # `Recipe`
                 epoch,   # from 0
@@ -93,13 +93,12 @@ def train_epoch(model,   # trained in place
     device, total, steps = model_device(model), 0., len(train) // min(recipe.batch_size, len(train))
     for step, (x, y, target) in enumerate(batches(train, recipe, epoch, device, team.rank, team.size)):
         if recipe.attack: x = recipe.attack(model, x, y if target is None else target)
-        for group in opt.param_groups: group['lr'] = lr_at(recipe, epoch + (step + .5) / steps)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp): value = loss(forward, x, y)
         if not value.requires_grad: raise ValueError(f'the loss has no gradient. {NO_GRADIENT}')
-        opt.zero_grad(set_to_none=True)
+        opt.zero_grad()
         value.backward()
         if recipe.clip: torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        opt.step()
+        opt.step(lr_at(recipe, epoch + (step + .5) / steps))
         total += value.detach()
         bar.update()
     return float(team.mean(total)) / steps
@@ -196,7 +195,7 @@ def fit(
     check_recipe(recipe)
     if cuda_graph and team.size > 1: raise ValueError(f'cuda_graph=True is for one process, not for {team.size}. Leave it out.')
     _check_task(model, train, loss, bool(recipe.attack and recipe.attack.targeted))
-    opt, state = sgd(model, recipe), Path(folder, 'state.safetensors') if folder else None
+    opt, state = SGD(model, recipe), Path(folder, 'state.safetensors') if folder else None
     key = run_key(model, train, recipe, monitor, loss, team) if state else None
     recipe = _with_safe_layout(recipe, model)
     model.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)

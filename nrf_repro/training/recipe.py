@@ -12,6 +12,7 @@ from numbers import Integral
 
 import torch
 import torch.nn.functional as F
+from torch.optim.sgd import sgd
 
 from ..attacks import Attack
 
@@ -68,9 +69,22 @@ def lr_at(recipe, epoch) -> float:  # 0 <= epoch <= recipe.epochs, with a fracti
     if t < recipe.warmup: return recipe.lr * max(t / recipe.warmup, .04)
     return recipe.lr * .5 * (1 + math.cos(math.pi * (t - recipe.warmup) / (1 - recipe.warmup)))
 
-def sgd(model, recipe):
-    "The recipe's optimiser, a `torch.optim.SGD`. Its learning rate is set before every step."
-    return torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+# %% ../../nbs/5_how_it_works/36_recipes.ipynb #0b8d3a52
+class SGD:
+    "The recipe's optimiser: the numbers of `torch.optim.SGD`, without its imports."
+    def __init__(self, model, recipe):
+        self.params, self.recipe, self.momentum = list(model.parameters()), recipe, {}   # momentum: number of the parameter -> tensor
+
+    def zero_grad(self):
+        for p in self.params: p.grad = None
+
+    @torch.no_grad()
+    def step(self, lr): # lr: the learning rate of this step
+        r, used = self.recipe, [i for i, p in enumerate(self.params) if p.grad is not None]
+        params, buffers = [self.params[i] for i in used], [self.momentum.get(i) for i in used]
+        sgd(params, [p.grad for p in params], buffers, lr=lr, momentum=r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov,
+            dampening=0., maximize=False)
+        self.momentum |= {i: b for i, b in zip(used, buffers) if b is not None}
 
 # %% ../../nbs/5_how_it_works/36_recipes.ipynb #da8cbeeb
 PAD = 4   # pixels of black on every side, before an image is cropped

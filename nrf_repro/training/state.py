@@ -130,7 +130,7 @@ def key_difference(there, here): # two of `run_key`
 
 # %% ../../nbs/5_how_it_works/38_training_state.ipynb #c1d04a15
 def save_state(path,    # of the safetensors file
-               model, opt,
+               model, opt, # `SGD`
                history, # a list of dicts
                key):    # of `run_key`
     "Write weights, momentum, history and key atomically. Raises `TypeError` for a model whose state is not only tensors."
@@ -138,7 +138,7 @@ def save_state(path,    # of the safetensors file
     if odd := [k for k, v in state.items() if not torch.is_tensor(v)]:
         raise TypeError(f'{odd[0].removeprefix("model.")} is a {type(state[odd[0]]).__name__} in the state of the model, and the file '
                         'holds tensors alone. Leave out folder=, or get_extra_state.')
-    state |= {f'momentum.{i}': s['momentum_buffer'] for i, s in opt.state_dict()['state'].items() if s.get('momentum_buffer') is not None}
+    state |= {f'momentum.{i}': v for i, v in opt.momentum.items()}
     copies = {k: v.detach().cpu().clone() for k, v in state.items()}  # tied weights share memory, which safetensors refuses
     save_tensors(path, copies, key=json.dumps(key), history=json.dumps(history))
 
@@ -184,5 +184,5 @@ def _restore(meta, tensors, model, opt): # weights into the model, momentum into
         raise ValueError('its momentum is of another network')
     if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in have.items()}: raise ValueError('its weights are of another network')
     model.load_state_dict(weights)
-    opt.load_state_dict(opt.state_dict() | dict(state={i: dict(momentum_buffer=v) for i, v in momentum.items()}))
+    opt.momentum = {i: v.to(opt.params[i].device) for i, v in momentum.items()}
     return history
