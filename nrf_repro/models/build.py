@@ -112,7 +112,7 @@ def resnet_body(arch, norm, in_channels, width, stem):
 def init_he(model):
     "The model, with He's initialisation of convolutions and linear layers, and with zero biases."
     for m in model.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)):
+        if isinstance(m, (nn.Conv2d, nn.Linear)) and not m.weight.is_meta:  # there its kernels import SymPy and torch._dynamo: a second
             nn.init.kaiming_normal_(m.weight, mode='fan_in', nonlinearity='relu')
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
@@ -121,7 +121,7 @@ def init_he(model):
 # %% ../../nbs/2_robustness/06_models.ipynb #e15e9dc4
 def scale_residual_branches(model):
     "The model, with the last convolution of each of its L residual branches divided by sqrt(L)."
-    branches = [m.branch for m in model.modules() if isinstance(m, Residual)]
+    branches = [m.branch for m in model.modules() if isinstance(m, Residual) and not m.branch[-1][0].weight.is_meta]
     for branch in branches:
         branch[-1][0].weight.data /= math.sqrt(len(branches))
     return model
