@@ -27,7 +27,7 @@ def _mix(z):
 
 # %% ../../nbs/5_how_it_works/32_noise.ipynb #fc6597fd
 def image_keys(x):  # n ... pixels in [0, 1] -> int64[n]
-    "The key of each image: a 64-bit hash of its pixels after rounding to 16 bits; the same on every device and in every precision."
+    "The key of each image: a 64-bit hash of its pixels after rounding to 16 bits; the same on every device, in float32 and float64."
     pixels = (x.detach().flatten(1).double() * 65535).round().long()
     position = torch.arange(1, pixels.shape[1] + 1, device=x.device)
     multipliers = _mix(position * _signed(0x9E3779B97F4A7C15)) | 1
@@ -98,7 +98,7 @@ def image_noise(
     draw=0,     # number of the draw; each draw gives other noise
     keys=None,  # int64[n]; None: `image_keys(x)`
 ):              # as x
-    """Standard normal noise that depends on each image alone, not on its batch, device, layout or precision.
+    """Standard normal noise that depends on each image alone, not on its batch, device or layout; the same in float32 and float64.
 
     Raises ValueError for a seed or a draw out of range.
     """
