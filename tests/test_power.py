@@ -15,7 +15,7 @@ C2, C6 = CLAIMS['C2'].parts[0], CLAIMS['C6'].parts[0]
 
 
 def design(part=C2, **fields):
-    return P.Design(**dict(part=part, level=.95, seeds=(3, 3), weights=(1, 1), sd=(.02, .05), control=.5, images=400, shared=True) | fields)
+    return P.Design(**dict(part=part, level=.95, seeds=(3, 3), weights=(1, 1), sd=(.02, .05), control=.5, images=400, shared=True, two_way=True) | fields)
 
 
 def rows_of(seeds=(3, 2), step=.02): # of C2 on two architectures
@@ -27,7 +27,7 @@ def rows_of(seeds=(3, 2), step=.02): # of C2 on two architectures
 
 def test_the_design_is_that_of_the_rows():
     got = P.design_of(CLAIMS['C2'], C2, rows_of())
-    assert (got.seeds, got.weights, got.images, got.shared) == ((3, 2), (1, 1), 300, True) and got.control == pytest.approx(.6)
+    assert (got.seeds, got.weights, got.images, got.shared, got.two_way) == ((3, 2), (1, 1), 300, True, False) and got.control == pytest.approx(.6)
     assert got.sd == pytest.approx((.02, np.std([0, .02], ddof=1)))
     assert P.design_of(CLAIMS['C2'], C2, rows_of((3, 1))).sd == pytest.approx((.02, .02))          # one seed takes the others' spread
     assert P.design_of(CLAIMS['C2'], C2, rows_of((1, 1))) is None and P.design_of(CLAIMS['C5'], CLAIMS['C5'].parts[0], rows_of()) is None
@@ -40,6 +40,32 @@ def test_simulated_outcomes_have_the_effect_and_the_spread(part, effect):
     assert np.mean(means) == pytest.approx(effect, abs=.03)
     wide = design(part, seeds=(400,), sd=(.10,), weights=(1,), images=2000)
     assert P.simulate(wide, effect / 2, P._Normals(np.random.default_rng(0)))[0].mean(1).std() == pytest.approx(.10, rel=.25)
+
+
+@pytest.mark.parametrize('part', [C2, C6])
+def test_the_noise_of_the_images_is_not_counted_twice(part):
+    noisy = design(part, seeds=(4000,), weights=(1,), sd=(.03,), images=300)
+    assert 0 < P._image_noise(noisy, -.03) < .03**2
+    spread = [P.simulate(noisy, -.03, P._Normals(np.random.default_rng(s)))[0].mean(1).std() for s in range(3)]
+    assert np.mean(spread) == pytest.approx(.03, rel=.1)
+    noise = P._image_noise(noisy, -.03)**.5      # a design with less spread than the noise has networks that do not differ
+    assert P.simulate(noisy._replace(sd=(.001,)), -.03, P._Normals(np.random.default_rng(0)))[0].mean(1).std() == pytest.approx(noise, rel=.1)
+
+
+def test_seeds_of_the_study_of_transfer_have_images_of_their_own():
+    alike = design(images=20_000, seeds=(2,), weights=(1,), sd=(0.,))
+    shared, own = (P.simulate(alike._replace(shared=s), 0., P._Normals(np.random.default_rng(0)))[0] for s in (True, False))
+    assert np.corrcoef(shared)[0, 1] > .3 and abs(np.corrcoef(own)[0, 1]) < .05
+
+
+def test_the_interval_is_that_of_the_published_verdict(monkeypatch):
+    asked = []
+    monkeypatch.setattr(P, 'two_way', lambda *a, **k: asked.append('seeds and images') or P.t_over_cells([v.mean(axis=1) for v in a[0]]))
+    for both in (True, False):
+        d = design(two_way=both)
+        P.decide_simulated(d, P.simulate(d, -.5, P._Normals(np.random.default_rng(0))), CLAIMS['C2'])
+        assert bool(asked) == both
+        asked.clear()
 
 
 def test_parts_of_one_metric_are_related_and_others_are_not():
@@ -89,10 +115,11 @@ def test_error_rates_add_up_and_repeat():
 def test_the_table_that_is_committed_is_of_the_published_profiles():
     rates, found = P.read_error_rates(), R.read_published()
     assert set(rates.profile) == set(found) and rates.groupby(['profile', 'id', 'rule']).size().max() == 1
-    assert (rates.false_reproduced <= .08).all() and (rates.false_reproduced_zero <= rates.false_reproduced + .05).all()
+    assert (rates.false_reproduced <= np.where(rates.interval == 'seeds', .12, .05)).all() and (rates.false_reproduced_zero <= rates.false_reproduced + .05).all()
     for r in rates.itertuples():      # the table is made from the rows that are published
         designs = [P.design_of(CLAIMS[r.id], p, found[r.profile]) for p in CLAIMS[r.id].parts]
         assert (len(designs), _seeds_text([s for d in designs for s in d.seeds]), min(d.images for d in designs)) == (r.parts, r.seeds, r.images)
+        assert r.interval == ('seeds and images' if all(d.two_way for d in designs) else 'seeds')
 
 
 def test_the_table_is_written_and_read(tmp_path, monkeypatch):

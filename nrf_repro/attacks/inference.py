@@ -123,7 +123,7 @@ def lean_relus(model):
 
 # %% ../../nbs/5_how_it_works/34_inference.ipynb #b6d4850a
 def _candidates(model, x):
-    "Copies of the model, the fastest first; none where the graph is not known."
+    "Copies of the model, in the order in which they are tried; none where the graph is not known."
     if x.ndim != 4 or not any(isinstance(m, nn.Conv2d) for m in model.modules()): return
     names, on_cpu = _foldable(model), x.device.type == 'cpu'
     if names is None: return

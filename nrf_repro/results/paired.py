@@ -246,7 +246,7 @@ def _cells(evidence, part, claim):
         cell = compared[compared.cell == first['cell']]
         e = effect_of(cell, part, level_of(claim, part))
         treatment, control = cell.value.mean(), cell.value_control.mean()
-        middle = (treatment + control) / 2   # it does not depend on their difference
+        middle = (treatment + control) / 2   # uncorrelated with their difference if both vary equally over seeds
         yield first | dict(
             treatment=treatment, control=control, middle=middle, effect=e.mean, low=e.low, high=e.high, n_seeds=e.seeds[0],
             interval=e.how, room=bool(low <= middle <= high), agrees=_agrees(e, part), alone=_alone(e, part))
