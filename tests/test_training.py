@@ -260,6 +260,27 @@ def test_first_step_is_torchs_sgd(train):
     for a, b in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_training_and_reading_a_checkpoint_import_neither_dynamo_nor_sympy(tmp_path):
+    "Each takes more than a second in each process. scikit-learn, which has the digits, imports neither."
+    code = f"""
+import sys
+from dataclasses import replace
+from nrf_repro.attacks import Attack, robust_correct
+from nrf_repro.data import load
+from nrf_repro.models import build_model, load_model, save_model
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES
+train = load('digits', 'train', limit=64)
+for arch in ('vgg11', 'resnet18'):
+    net = build_model(arch, 'bn', in_channels=1, width=1/32, seed=0)
+    fit(net, train, replace(RECIPES['digits'], epochs=1), progress=False)
+    save_model(net, r'{tmp_path}/net.safetensors')
+    robust_correct(load_model(r'{tmp_path}/net.safetensors'), train.pixels()[:8], train.y[:8], Attack('l2', .5, 'ce', steps=1, step_size=.5))
+print(sorted({{'torch._dynamo', 'sympy'}} & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
+
+
 def test_a_custom_loss_is_used(train):
     calls = []
 

@@ -112,7 +112,7 @@ def resnet_body(arch, norm, in_channels, width, stem):
 def init_he(model):
     "The model, with He's initialisation of convolutions and linear layers, and with zero biases."
     for m in model.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)) and not m.weight.is_meta:  # there its kernels import SymPy and torch._dynamo: a second
+        if isinstance(m, (nn.Conv2d, nn.Linear)) and not m.weight.is_meta:  # without values; initialising it would import SymPy and torch._dynamo
             nn.init.kaiming_normal_(m.weight, mode='fan_in', nonlinearity='relu')
             if m.bias is not None:
                 nn.init.zeros_(m.bias)

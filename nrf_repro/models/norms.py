@@ -76,7 +76,7 @@ class InstanceNorm(nn.InstanceNorm2d):
     def forward(self, x):
         if x.shape[-2:] == (1, 1): return (x * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
         out, channels_last = super().forward(x), x.is_contiguous(memory_format=torch.channels_last)
-        return out.contiguous(memory_format=torch.channels_last) if channels_last else out   # torch forgets the layout; the next layers are faster with it
+        return out.contiguous(memory_format=torch.channels_last) if channels_last else out   # torch returns channels first, which slows the next layers
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #e6cc7377
 def make_norm(

@@ -112,8 +112,8 @@ def _image_noise(design, effect, seeds=400, images=1000):
 def simulate(design,  # a `Design`
              effect,  # expected, treatment minus control (or minus the threshold)
              normals, # a `_Normals`
-             noise=None): # of `_image_noise`
-    "The same, with the spread over seeds of the design as far as the noise of the images allows."
+             noise=None): # of `_image_noise`; computed when not given
+    "Differences of the outcomes of single images, as of `_simulated`; the spread over seeds is that of the design, or that of `noise` where it is larger."
     noise = _image_noise(design, effect) if noise is None else noise
     return _simulated(design, effect, normals, [math.sqrt(max(sd**2 - noise, 0.)) for sd in design.sd])
 
