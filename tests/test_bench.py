@@ -131,18 +131,25 @@ def test_the_gpu_benchmark_measures_each_part_beside_its_goal(bench, tmp_path, m
             self.printed = capsys.readouterr().out
         def communicate(self): return self.printed, None
 
+    written, table = [], gpu.table
+    monkeypatch.setattr(gpu, 'table', lambda rows: written.extend(rows) or table(rows))
     monkeypatch.setattr(gpu.subprocess, 'Popen', InThisProcess)
     monkeypatch.setattr(common.sys, 'argv', GPU_WORDS + ['--page', str(tmp_path / 'page.md')])
     gpu.main()
     page = (tmp_path / 'page.md').read_text()
-    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in page.splitlines() if '| vgg11 bn |' in line]
-    assert [row[0] for row in rows] == ['attack, all steps', 'attack, early stopping', 'LIGS', 'training']
-    for what, _, mine, _, theirs, ratio, goal, reached in rows:
-        want = float(mine) / float(theirs) if what == 'LIGS' else float(theirs) / float(mine)
-        assert float(ratio) == pytest.approx(want, rel=.2)
-        limit = float(goal.split()[-1])
-        assert reached == ('yes' if (float(ratio) <= limit if 'most' in goal else float(ratio) >= limit) else 'no')
+    assert [row[:2] for row in written] == [(what, 'vgg11 bn') for what in ('attack, all steps', 'attack, early stopping', 'LIGS', 'training')]
+    assert table(written) in page
+    for what, _, [mine], _, [theirs], [ratio] in written:
+        assert mine > 0 and theirs > 0 and ratio == pytest.approx(mine / theirs if what == 'LIGS' else theirs / mine)
     assert len(started) == 4 and '2 processes' in page and 'times the throughput' in page
+
+
+def test_a_ratio_reaches_its_goal_from_the_right_side_and_before_it_is_rounded(bench):
+    gpu = bench('gpu')
+    def reached(what, ratio): return gpu.table([(what, 'vgg11 bn', [1.], 'other', [1.], ratio)]).splitlines()[-1].split('|')[-2].strip()
+    assert [reached('training', [r]) for r in (.8999, .9, .95)] == ['no', 'yes', 'yes']        # at least .9
+    assert [reached('LIGS', [r]) for r in (1.2, 1.3, 1.3001)] == ['yes', 'yes', 'no']          # at most 1.3
+    assert [reached('attack, all steps', runs) for runs in ([1., 1.6, 9.], [1., 1.4, 9.])] == ['yes', 'no']    # the median of the repeats
 
 
 def test_the_gpu_benchmark_says_that_there_is_no_gpu(bench, monkeypatch, capsys):
