@@ -194,13 +194,13 @@ def test_killed_at_a_random_moment_the_archive_is_complete_and_a_second_call_goe
     run = subprocess.Popen([sys.executable, '-m', 'nrf_repro', *words], stdout=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
     try:
         line = next(line for line in run.stdout if '  done in ' in line)
-        wait = time.monotonic() + 60
+        wait = time.monotonic() + 180
         while not alive(build): assert time.monotonic() < wait, 'no other network is started'
         while not archive.exists() and time.monotonic() < wait: time.sleep(.05)
         time.sleep(random.uniform(0, 2))
     finally: run.kill()
     said = line + run.communicate()[0]
-    wait = time.monotonic() + 20
+    wait = time.monotonic() + 60
     while alive(build) and time.monotonic() < wait: time.sleep(.1)
     assert not alive(build), 'a process outlived its parent'
 
@@ -226,7 +226,7 @@ def test_killed_at_a_random_moment_the_archive_is_complete_and_a_second_call_goe
 def test_a_tiny_budget_starts_what_has_a_place_and_leaves_no_process(tmp_path, capsys):
     start = time.monotonic()
     spent = within(TINY, ('core',), tmp_path, time.monotonic() + 1, 1, tmp_path / 'archive.zip')
-    assert time.monotonic() - start < 30 and not alive(tmp_path)
+    assert time.monotonic() - start < 120 and not alive(tmp_path)
     assert (spent.done, spent.failed, spent.archive) == ([], {}, None) and not (tmp_path / 'archive.zip').exists()
     assert len(spent.stopped) <= 1 and len(spent.stopped) + len(spent.waiting) == 4      # one place, and it was not enough
 

@@ -507,7 +507,7 @@ def test_search_finds_words_and_names(site, page):
         page.keyboard.press('Control+k')
         page.locator('#pst-search-dialog input[type=search]').fill(words)
         page.keyboard.press('Enter')
-        page.wait_for_selector('#search-results li a', timeout=10_000)
+        page.wait_for_selector('#search-results li a', timeout=60_000)
         found = page.eval_on_selector_all('#search-results li a', 'links => links.map(a => a.href)')
         assert any(target in f for f in found), found
 
@@ -553,7 +553,7 @@ DEFINED = {'LIGS': '11_ligs', 'local input gradient similarity': '11_ligs', 'PGD
 def test_search_gives_the_chapter_that_defines_a_term_first(served, visitor):
     for words, chapter in DEFINED.items():
         visitor.goto(f'{served}/search.html?q={words}')
-        visitor.wait_for_selector('#search-results li p.context', timeout=20_000)
+        visitor.wait_for_selector('#search-results li p.context', timeout=60_000)
         links = visitor.eval_on_selector_all('#search-results li a', 'links => links.map(a => a.href)')
         assert f'/{chapter}.html' in links[0], (words, links[:3])
         said = visitor.eval_on_selector_all('#search-results li p.context', 'all => all.map(p => p.textContent)')
