@@ -16,21 +16,21 @@ from ..attacks.search import Evaluation, _report_gradients, _search
 # %% ../../nbs/2_robustness/10_usefulness.ipynb #8c0b0547
 def unit_variance(
     f,  # n values of a feature, or n k values of k features
-):      # as f
+):      # as f; float32 for whole numbers
     """The feature shifted to mean 0 and scaled to variance 1 over the data, feature by feature.
 
     Raises ValueError for a feature that has one value on all images.
     """
-    sd = f.std(0, correction=0)
-    if len(f) < 2 or (sd == 0).any():
+    if len(f) < 2 or (f == f[:1]).all(0).any():   # the standard deviation of equal values can be positive, by rounding
         raise ValueError('f has the same value on every image, so its variance cannot be 1. Leave this feature out.')
-    return (f - f.mean(0)) / sd
+    if not f.is_floating_point(): f = f.float()   # predictions of -1 and 1
+    return (f - f.mean(0)) / f.std(0, correction=0)
 
 # %% ../../nbs/2_robustness/10_usefulness.ipynb #5182c96d
 def _signs(y, f):
     "y, if it holds one label of -1 or 1 for each value. Raises ValueError otherwise."
     if y.shape != f.shape[:1]: raise ValueError(f'y has shape {tuple(y.shape)}. Pass one label for each of {len(f)} values.')
-    if not (y.abs() == 1).all(): raise ValueError('y holds values other than -1 and 1. For classes 0 and 1 pass 2 * y - 1.')
+    if y.dtype == torch.bool or not (y.abs() == 1).all(): raise ValueError('y holds values other than -1 and 1. For classes 0 and 1 pass 2 * y - 1.')
     return y
 
 # %% ../../nbs/2_robustness/10_usefulness.ipynb #19d57d00
@@ -42,7 +42,8 @@ def usefulness(
 
     Raises ValueError for other labels, and as `unit_variance`.
     """
-    return _signs(y, f).to(f.dtype) @ unit_variance(f) / len(f)
+    y, f = _signs(y, f), unit_variance(f)
+    return y.to(f.dtype) @ f / len(f)
 
 # %% ../../nbs/2_robustness/10_usefulness.ipynb #faa38fd6
 def _feature_values(f, points):
@@ -71,8 +72,9 @@ def worst_case(
     steps=20,   # of length eps / 4
 ):              # as x
     """Each image moved within the set to where y f is smallest, as far as gradient descent finds it; never larger than at the image.
+    Pixels may leave [0, 1].
 
-    Raises ValueError for a wrong input, or if f has no gradient. Warns of gradients that are not finite.
+    Raises ValueError for a wrong input, or if f has no gradient or the gradient 0 at every image. Warns of gradients that are not finite.
     """
     x, y, attack = x.detach(), _signs(y, x), Attack(ball, eps, 'ce', steps, step_size=eps / 4 or 1.)
     if not len(x): return x
@@ -80,6 +82,8 @@ def worst_case(
         points = points.detach().requires_grad_()
         value = _feature_values(f, points)
         g = None if step == attack.steps else _feature_gradient(points, value, -y)
+        if step == 0 and not g.any() and (value != value[:1]).any():
+            raise ValueError('f has the gradient 0 at every image, so the search cannot move them. Remove sign, round or argmax from it.')
         return Evaluation((-y * value).detach(), torch.zeros(len(x), dtype=torch.bool, device=x.device), g)
     with torch.inference_mode(False), torch.enable_grad():
         best = _search(attack, evaluate, x.clone(), len(x), stop=False, box=False)
@@ -94,7 +98,7 @@ def robust_usefulness(
 
     Raises ValueError and warns as `worst_case`.
     """
-    clean, attacked = f(x).detach(), f(worst_case(f, x, y, ball, eps, steps)).detach()
-    sd = clean.std(correction=0)
-    if len(clean) < 2 or sd == 0: unit_variance(clean)   # raises
-    return _signs(y, clean).to(clean.dtype) @ ((attacked - clean.mean()) / sd) / len(clean)
+    clean = _feature_values(f, x).detach()   # f gets a copy of the images, so it may change them in place
+    unit_variance(clean)                     # raises for a constant
+    attacked = _feature_values(f, worst_case(f, x, y, ball, eps, steps)).detach()
+    return _signs(y, clean).to(clean.dtype) @ ((attacked - clean.mean()) / clean.std(correction=0)) / len(clean)

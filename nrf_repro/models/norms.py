@@ -33,20 +33,22 @@ def _index_axes(norm, channels, groups=32):
 # %% ../../nbs/1_normalisation/03_norms.ipynb #28bad6f5
 def _group_channels(x, norm, groups=32):
     "The view `n G C//G hw` of `x`, and the axes to average over; raises ValueError for 'none' and as `_check_norm`."
+    if x.ndim != 4: raise ValueError(f'x has the shape {tuple(x.shape)}. Pass n c h w; for one image x[None].')
     _check_norm(norm, x.shape[1], groups)
     if norm == 'none': raise ValueError("norm='none' has no moments. Choose one of: bn, in, ln, gn")
     G, axes = _index_axes(norm, x.shape[1], groups)
-    return x.reshape(len(x), G, x.shape[1] // G, -1), axes
+    return x.reshape(len(x), G, x.shape[1] // G, x.shape[2] * x.shape[3]), axes
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #625ed868
 def moments(
-    x,          # n c h w, floats
+    x,          # n c h w, float32 or float64
     norm,       # one of `NORMS` except 'none'
     groups=32,  # number of groups, used by 'gn' only
 ):              # mu_i and sigma_i^2 (divided by m, without eps), both n c h w
     """The mean and variance over the index set S_i of each pixel i.
 
-    Raises ValueError if `norm` is unknown or 'none', or if `groups` does not divide the channels.
+    Raises ValueError if `norm` is unknown or 'none', or if `groups` does not divide the channels, and TypeError if
+    `groups` is not an int.
     """
     v, axes = _group_channels(x, norm, groups)
     mu = v.mean(axes, keepdim=True)
@@ -62,11 +64,13 @@ def normalize(
 ) -> torch.Tensor:     # x_hat, n c h w
     """`x` minus its mean over S_i, divided by its standard deviation over S_i.
 
-    Raises ValueError if `norm` is unknown or `groups` does not divide the channels.
+    Raises ValueError if `norm` is unknown or `groups` does not divide the channels, and TypeError if
+    `groups` is not an int.
     """
     if norm == 'none': return x
-    mu, var = moments(x, norm, groups)
-    return (x - mu) / (var + eps).sqrt()
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x   # squares overflow in half precision, and means are rounded
+    mu, var = moments(wide, norm, groups)
+    return ((wide - mu) / (var + eps).sqrt()).to(x.dtype)
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #822befad
 class InstanceNorm(nn.InstanceNorm2d):
@@ -74,7 +78,9 @@ class InstanceNorm(nn.InstanceNorm2d):
     def __init__(self, channels): super().__init__(channels, affine=True)
 
     def forward(self, x):
-        if x.shape[-2:] == (1, 1): return (x * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+        if x.shape[-2:] == (1, 1):
+            if x.shape[-3] != self.num_features: raise ValueError(f'x has {x.shape[-3]} channels. Pass {self.num_features}.')
+            return (x * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
         out, channels_last = super().forward(x), x.is_contiguous(memory_format=torch.channels_last)
         return out.contiguous(memory_format=torch.channels_last) if channels_last else out   # torch returns channels first, which slows the next layers
 
@@ -97,7 +103,8 @@ def make_norm(
 # %% ../../nbs/1_normalisation/03_norms.ipynb #1360739b
 def norm_of(module):
     "The name of the norm that a layer computes, or None for other layers; `GroupNorm(1, C)` is 'ln', `GroupNorm(C, C)` 'in'."
-    if isinstance(module, nn.modules.batchnorm._BatchNorm): return 'bn'
+    frozen = type(module).__name__.startswith('FrozenBatchNorm')   # torchvision's and detectron2's BN with fixed statistics share no base class
+    if frozen or isinstance(module, nn.modules.batchnorm._BatchNorm): return 'bn'
     if isinstance(module, nn.modules.instancenorm._InstanceNorm): return 'in'
     if isinstance(module, nn.LayerNorm): return 'ln'
     if not isinstance(module, nn.GroupNorm): return None
@@ -105,6 +112,6 @@ def norm_of(module):
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #8ebfbece
 def count_norms(model):
-    "The number of layers of each norm in a model, e.g. {'bn': 8}; {} for a network without normalisation."
+    "The number of layers of each norm in a model, e.g. {'bn': 8}; {} where none of these is found; others, such as `nn.RMSNorm`, are not counted."
     found = [norm_of(m) for m in model.modules()]
     return {norm: found.count(norm) for norm in NORMS if norm in found}
