@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import SIZES
-from .archive import write_archive
+from .archive import MEMBER, write_archive
 from .plan import RunSpec, plan, resolve_device, run_spec
 from .profile import PARTS, build_folder
 from .run import measure_network, train_network
@@ -86,15 +87,13 @@ def speed_of(spec, seconds=.5):
 # %% ../../nbs/5_how_it_works/54_budget.ipynb #76d7252c
 ROW, NOTEBOOK = 1000, 100_000   # bytes: of a row, which is stored with its network and in rows.jsonl; of an executed notebook
 
-def _grid_costs(profile, grid, arch, speed): # speed: None to measure it
+def _grid_costs(grid, arch, specs, speed): # specs: its networks; speed: None to measure it
     "The line of one architecture in one grid."
-    networks = [network for network in grid.networks() if network.arch == arch]
-    specs = [run_spec(profile, network, grid.attacks) for network in networks]
-    model, image = meta_network(networks[0])
+    model, image = meta_network(specs[0].network)
     speed = speed or speed_of(specs[0])
     work = sum(sum(passes(spec).values()) for spec in specs) * multiply_adds(model, image)
     epochs = sum(len(spec.watched_epochs()) for spec in specs)
-    rows = 3 * epochs + len(specs) * (4 + len(grid.attacks))
+    rows = 3 * epochs + sum(4 + len(spec.attacks) for spec in specs)
     weights = 4 * sum(p.numel() for p in model.parameters()) * (1 + len(specs[0].data.watch.keep))
     disk = len(specs) * (weights + NOTEBOOK) + 2 * ROW * rows
     return dict(part=grid.part, dataset=grid.dataset, arch=f'{arch} x{grid.archs[arch]:g}', regimes=' '.join(grid.regimes),
@@ -102,7 +101,13 @@ def _grid_costs(profile, grid, arch, speed): # speed: None to measure it
 
 def costs(profile, parts=PARTS, speed=None): # multiply-adds a second; None: measured for each kind of network
     "A frame with one line for each architecture of each grid: networks, work, hours on one device, rows, disk space."
-    return pd.DataFrame([_grid_costs(profile, grid, arch, speed) for grid in profile.grids if grid.part in parts for arch in grid.archs])
+    planned, lines = profile.networks(parts), []   # each network once, with all its attacks
+    for grid in profile.grids:
+        if grid.part not in parts: continue
+        for arch in grid.archs:
+            specs = [run_spec(profile, n, planned.pop(n)) for n in grid.networks() if n.arch == arch and n in planned]
+            if specs: lines.append(_grid_costs(grid, arch, specs, speed))
+    return pd.DataFrame(lines)
 
 def costs_text(profile, parts=PARTS, speed=None):
     "The table, its sum, and the assumptions: a text."
@@ -172,11 +177,12 @@ class Process:
     def status(self): return self.process.poll()   # None while it runs, then its exit status
 
     def last_line(self):
+        if (status := self.status() or 0) < 0: return f'it was killed (signal {-status}), perhaps because memory ran out'
         lines = self.log.read_text(errors='replace').strip().splitlines()
         return lines[-1][:300] if lines else f'it ended with status {self.status()} and printed nothing'
 
     def stop(self):
-        "End it and its children at once."
+        "End it and its children; processes that train the network together end within a second."
         with suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stdin.close()
@@ -185,7 +191,9 @@ class Process:
 def _kind(spec): return replace(spec.network, norm='', seed=0)
 
 class Schedule:
-    "Starts networks in their order, and none that would not finish in time."
+    """Starts networks in their order.
+
+    A network is left out if one of its kind (equal but for norm and seed) took longer than the time that is left."""
     def __init__(self,
         specs,      # in the order of their start
         parallel,   # networks at once
@@ -206,9 +214,10 @@ class Schedule:
             if (status := process.status()) is None: continue
             del self.running[spec]
             seconds = time.monotonic() - began
-            self.seconds[_kind(spec)] = max(seconds, self.seconds.get(_kind(spec), 0.))
             if status: self.failed[spec] = process.last_line()
-            else: new.append(spec)
+            else:
+                self.seconds[_kind(spec)] = max(seconds, self.seconds.get(_kind(spec), 0.))
+                new.append(spec)
             print(f'{spec.id}  {"failed: " + self.failed[spec] if status else f"done in {seconds:.0f} s"}; {self.left():.0f} s left', flush=True)
         self.done += new
         return new
@@ -285,6 +294,12 @@ def _print_result(spent): # a `Schedule`
     if packed: print(f'{packed.path}: {len(packed.runs)} runs, {len(packed.networks)} networks, {packed.size / 1e6:.1f} MB.', flush=True)
     else: print('Nothing is finished, so there is no archive.', flush=True)
 
+def _is_archive(path):
+    "Does a zip file hold only files of an archive?"
+    try:
+        with zipfile.ZipFile(path) as z: return all(MEMBER.fullmatch(name) for name in z.namelist())
+    except zipfile.BadZipFile: return False
+
 def report_within(a, profile, parts) -> int: # a: arguments of `nrf-repro report`; the exit status
     "Spend the budget and print the result: 0 if no network failed. Raises ValueError for a bad argument."
     end = time.monotonic() + seconds_of(a.budget)
@@ -292,6 +307,7 @@ def report_within(a, profile, parts) -> int: # a: arguments of `nrf-repro report
     folder, parallel = build_folder(profile, a.folder), a.parallel or default_parallel(profile)
     archive = Path(a.archive) if a.archive else folder / 'archive.zip'
     if archive.suffix != '.zip' or archive.is_dir(): raise ValueError(f'--archive {archive}: name a file that ends with .zip.')
+    if archive.is_file() and not _is_archive(archive): raise FileExistsError(f'--archive {archive} is a file that nrf_repro did not write: choose another name.')
     if a.archive and not archive.absolute().parent.is_dir(): raise FileNotFoundError(f'--archive {archive}: there is no folder {archive.parent}; make it first.')
     print(f'{parallel} networks at once; the archive is {archive}', flush=True)
     spent = within(profile, parts, folder, end, parallel, archive)

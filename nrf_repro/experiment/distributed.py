@@ -10,6 +10,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from inspect import signature
 from pathlib import Path
 
@@ -95,6 +97,14 @@ def failure_summary(log, processes): # path of the log; how many processes wrote
     return errors[0] if errors else f'the processes ended with an error ({text.strip().splitlines()[-1] if text.strip() else "no output"}).'
 
 # %% ../../nbs/4_consequences/24_data_parallel.ipynb #31505fbf
+def _end_with_launcher():
+    "End this process soon after the one that started it: torchrun starts each process in a session of its own, so no signal to a group reaches it."
+    launcher = os.getppid()
+    def wait():
+        while os.getppid() == launcher: time.sleep(.2)
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+
 def run_worker(
     train,    # `train_run` of `run`, which imports this module
     settings=None, # a JSON file with the `RunSpec`
@@ -103,6 +113,7 @@ def run_worker(
     "Train a network as one of the processes that `launch` starts; an error ends the process with one line."
     if 'RANK' not in os.environ or run is None:
         sys.exit('nrf_repro.experiment: start it by torchrun: python -m torch.distributed.run --nproc-per-node 2 -m nrf_repro.experiment SPEC FOLDER')
+    _end_with_launcher()
     spec = RunSpec.model_validate_json(Path(settings).read_text(encoding='utf-8'))
     device = resolve_device(spec)
     dist.init_process_group('nccl' if device == 'cuda' else 'gloo')

@@ -19,11 +19,16 @@ from ..results.rows import tf32_set
 from ..results.schema import Settings
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #ac10050a
+def _attack_settings(data, name):
+    "The settings of the attack with this name, as plain values. Raises ValueError for an unknown name."
+    if name not in data.attacks: raise ValueError(f'Unknown attack {name!r}: choose one of {", ".join(data.attacks)}.')
+    return data.attacks[name].as_dict()
+
 def attack_of(data, # `DataSettings`
               name):
     "The `Attack` with this name."
     from nrf_repro.attacks import Attack
-    return Attack(**data.attacks[name].as_dict())
+    return Attack(**_attack_settings(data, name))
 
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #319ab58a
 def recipe_of(data, network):
@@ -120,7 +125,7 @@ class RunSpec(Settings):
 
     def measure_config(self, weights): # the hash of the training's settings
         "All that decides the measurement of the trained network, as plain values."
-        attacks = {name: self.data.attacks[name].as_dict() for name in self.attacks}
+        attacks = {name: _attack_settings(self.data, name) for name in self.attacks}
         return dict(weights=weights, attacks=attacks, sigma=self.data.sigma, test=self.data.test, **precision_of(self))
 
     def fields(self, hash, device):
@@ -130,7 +135,7 @@ class RunSpec(Settings):
 # %% ../../nbs/5_how_it_works/49_plan.ipynb #eb5a3491
 def run_spec(profile, # `Profile`
              network, # `NetworkId`
-             attacks=()):
+             attacks=()): # names of the attacks on the test images; (): no robust accuracy is measured
     "The `RunSpec` of a network, in a grid or not."
     return RunSpec(network=network, data=profile.data[network.dataset], attacks=tuple(attacks), profile=profile.name,
                    threads=profile.threads, device=profile.device, tf32=profile.tf32)
@@ -222,7 +227,7 @@ def _line(profile, part, regimes, given, networks, times, attacks=''): # given: 
                 networks=networks, attacks=attacks, minutes=minutes)
 
 def plan_table(profile, parts=('core',)):
-    "What a profile runs: a frame with one line for each grid and each study."
+    "What a profile runs: a frame with one line for each grid and each study. A network in two grids is in both lines."
     lines = []
     for grid in profile.grids:
         count = len(grid.networks())

@@ -22,7 +22,7 @@ from .store import WEIGHTS, directory_lock, read_json, weights_file, write_json
 from ..features import ligs
 from ..models import load_model, save_model, save_tensors
 from ..results.outcomes import count_outcomes, outcome_fields
-from ..results.rows import config_hash, make_row, write_rows
+from ..results.rows import config_hash, make_row, source_hash, write_rows
 from ..training.loop import SINGLE_PROCESS, correct, fit
 
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #42e7d654
@@ -52,10 +52,17 @@ def train_run(spec,
     torch.set_num_threads(spec.threads)
     device, train, monitor = resolve_device(spec), spec.images('train'), spec.monitor()
     model = spec.untrained(train).to(device)
+    kept = {epoch: run / f'weights-{epoch}.safetensors' for epoch in spec.data.watch.keep if epoch <= spec.recipe.epochs}
+    if team.is_main and not (run / 'state.safetensors').is_file():
+        for path in kept.values(): path.unlink(missing_ok=True)     # of a training with other settings
     def keep(epoch, model, record):
-        if team.is_main and epoch in spec.data.watch.keep: save_model(model, run / f'weights-{epoch}.safetensors')
+        if team.is_main and epoch in kept: save_model(model, kept[epoch])
     history = fit(model, train, spec.recipe, monitor=monitor, folder=run, on_epoch=keep, progress=progress and team.is_main, team=team)
     if not team.is_main: return
+    if lost := [path.name for path in kept.values() if not path.is_file()]:
+        (run / 'state.safetensors').unlink()
+        raise FileNotFoundError(f'{spec.id} has no {lost[0]}: the training was interrupted before it was written. Run again to train from the start.')
+    for name in ('attack.json', 'config.json', 'final.jsonl', 'attack.safetensors'): (run / name).unlink(missing_ok=True)   # of other settings
     config = spec.train_config()
     write_rows(run / 'history.jsonl', history_rows(history, spec, monitor.images, config_hash(config), device))
     save_model(model, run / WEIGHTS)
@@ -134,17 +141,22 @@ def final_rows(model, images, spec, hash, device, kept, save): # kept, save: see
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #69a5ff61
 def measure_network(spec,     # `RunSpec`; its attacks are used
                     folder):  # the build folder
-    "Measure a trained network on the test images unless that was done; returns 'measured' or 'kept'. Raises FileNotFoundError if it is not trained."
+    """Measure a trained network on the test images unless that was done; returns 'measured' or 'kept'.
+
+    The file final.jsonl is replaced, so it then has only the attacks of this spec. Raises FileNotFoundError if the network is
+    not trained, ValueError if it was trained with other settings."""
     run = Path(folder, 'runs', spec.id)
     weights = read_json(run / 'config.json').get('hash')
     if not weights: raise FileNotFoundError(f'{spec.id} is not trained: run network.ipynb first.')
+    if weights != config_hash(spec.train_config()):
+        raise ValueError(f'{run} holds a network that was trained with other settings: train it with these first (train_network).')
     config = spec.measure_config(weights)
     hash, state = config_hash(config), run / 'attack.safetensors'
     with directory_lock(run):
         if read_json(run / 'attack.json').get('hash') == hash: return 'kept'
         torch.set_num_threads(spec.threads)
         device, images = resolve_device(spec), spec.images('test')
-        kept, save = kept_values(state, config_hash([hash, images.fingerprint]))
+        kept, save = kept_values(state, config_hash([hash, images.fingerprint, source_hash(), device]))
         model = load_model(weights_file(run) or run / WEIGHTS, device)
         with spec.precision(): write_rows(run / 'final.jsonl', final_rows(model, images, spec, hash, device, kept, save))
         write_json(run / 'attack.json', config | dict(hash=hash, data=images.fingerprint))
@@ -156,7 +168,7 @@ class Failed(str): "Why a network failed."
 
 def run_all(specs,
             do): # called with each `RunSpec`
-    "The result for each network: a dict of id -> what `do` returned, or `Failed`. Prints a line for each, with the time left."
+    "The result for each network: a dict of id -> what `do` returned, or `Failed`. Prints a line for each, with the time left, which is too short where finished networks were kept."
     done, start = {}, time.perf_counter()
     for i, spec in enumerate(specs, 1):
         try: done[spec.id] = result = do(spec)
