@@ -67,11 +67,12 @@ def pack_runs(
 def publish(profile, # `Profile`
             folder,  # the build folder
             to):     # folder of the published profiles
-    "Publish a finished run; returns its folder. Raises FileNotFoundError if there is no report. Nothing is changed by an error."
-    if not Path(folder, 'report.html').is_file():
-        raise FileNotFoundError(f'{folder} has no report.html: run `nrf-repro report --profile {profile.name}` first.')
+    "Publish a finished run; returns its folder. Raises FileNotFoundError without a report or rows. The published folder is not changed by an error."
+    if lost := [name for name in ('report.html', 'rows.jsonl') if not Path(folder, name).is_file()]:
+        raise FileNotFoundError(f'{folder} has no {lost[0]}: run `nrf-repro report --profile {profile.name}` first.')
     out = Path(to, profile.name)
     new, old = (out.with_name(f'.{out.name}.{suffix}') for suffix in ('new', 'old'))
+    if old.exists() and not out.exists(): old.rename(out)     # an earlier call was killed between the two renames
     for left in (new, old): shutil.rmtree(left, ignore_errors=True)
     (new / 'notebooks').mkdir(parents=True)
     for name in ('report.html', 'rows.jsonl'): shutil.copyfile(Path(folder, name), new / name)
@@ -124,21 +125,25 @@ def load_published(
     *,
     norm: str,                # one of `NORMS`
     arch: str | None = None,  # one of `ARCHS`; None if the profile has only one
+    dataset: str | None = None, # None if the profile has only one
     regime: str = 'standard', # of the training: standard | adversarial
     device: str | torch.device = 'cpu',
     folder: str | Path = 'reports/published',
 ) -> Classifier:              # a `Classifier` in eval mode
     """A published network that takes pixels in [0, 1].
 
-    Raises ValueError, with the list of networks, unless exactly one fits, and FileNotFoundError where it cannot be fetched.
+    Raises ValueError, with the list of networks, unless exactly one fits, and for a cached file with another SHA-256;
+    FileNotFoundError where it cannot be fetched.
     """
     found = published_networks(profile, folder)
     found['regime'] = found.name.str.split('-').str[-2]
     fits = found[(found.norm == norm) & (found.regime == regime)]
     if arch is not None:
         fits = fits[fits.arch == arch]
+    if dataset is not None:
+        fits = fits[fits.name.str.startswith(f'{dataset}-')]
     if len(fits) != 1:
-        fix = f'Pass arch=, one of {", ".join(sorted(set(fits.arch)))}' if len(fits) and arch is None else f'Choose one of: {", ".join(found.name)}'
+        fix = f'Pass arch= or dataset=; these fit: {", ".join(fits.name)}' if len(fits) else f'Choose one of: {", ".join(found.name)}'
         raise ValueError(f'{len(fits)} published networks fit norm={norm!r}, arch={arch!r}, regime={regime!r}. {fix}.')
     file = fits.path.iloc[0]
     if file.parent == _cache(profile): _fetch(file, **read_json(resolve_repo_path(folder) / profile / 'networks' / REGISTRY)[file.stem])
@@ -152,8 +157,11 @@ def leaderboard(
     """Published networks by robust accuracy, with clean accuracy, LIGS and the number of seeds.
 
     `robust low, %` and `robust high, %` are its 95 % t interval over seeds, cut at 0 and 100 %; NaN for one seed.
+    Raises ValueError for an attack without final rows.
     """
     final = rows[(rows.experiment == 'final') & rows.metric.isin(['clean_accuracy', 'robust_accuracy', 'ligs'])]
+    if attack not in (known := sorted(final.attack.dropna().unique())) and known:
+        raise ValueError(f'attack {attack!r} has no final rows: choose one of {", ".join(known)}.')
     final = final[final.attack.isna() | (final.attack == attack)]
     lines = final.pivot_table(index=['profile', *KIND], columns='metric', values='value', aggfunc='mean', dropna=False).dropna(how='all')
     robust = final[final.metric == 'robust_accuracy'].groupby(['profile', *KIND], dropna=False).value.agg(t_interval).reindex(lines.index)
@@ -172,34 +180,52 @@ def published_rows(folder: str | Path = 'reports/published') -> pd.DataFrame:
     return pd.concat(read_published(folder).values(), ignore_index=True)
 
 # %% ../../nbs/5_how_it_works/56_published.ipynb #e9e9839a
+def _check_rows(specs, rows, profile): # rows: of networks
+    "Raises ValueError if rows are of a network, or of settings, that the profile does not have."
+    hashes = {spec.network: config_hash(spec.train_config()) for spec in specs}
+    for network in networks_in(rows):
+        own = rows_of_network(rows, network)
+        if network not in hashes or set(own.config_hash[own.experiment == 'history']) - {hashes[network]}:
+            raise ValueError(f'{network.id}: profile {profile.name} has no such network, or other settings than its rows. '
+                             'Check out the commit of the rows, or publish again.')
+
 def _restore_run(spec, rows, networks, origin, folder): # rows: of networks
-    "Write the rows of a network, and its weights where they are published."
+    "Write the rows of a network, and its weights where they are published. Without weights the network counts as not trained."
     own, run = rows_of_network(rows, spec.network), folder / 'runs' / spec.id
     if own.empty: return
     for name, part in own.groupby('experiment'): write_rows(run / f'{name}.jsonl', part)
-    config = spec.train_config()
-    beside = dict(data=', '.join(origin['data'].get(spec.network.dataset, ())), machine='; '.join(origin['processors']))
-    write_json(run / 'config.json', config | beside | dict(hash=config_hash(config)))
-    weights = networks / f'{spec.id}.safetensors'
-    if weights.is_file():
-        bits = read_json(networks / 'networks.json')[spec.id]['bits']
-        shutil.copyfile(weights, run / (WEIGHTS if bits == 32 else WEIGHTS_8BIT))
+    config, weights = spec.train_config(), networks / f'{spec.id}.safetensors'
+    beside = dict(data=', '.join(origin.get('data', {}).get(spec.network.dataset, ())), machine='; '.join(origin.get('processors', ())))
+    write_json(run / 'config.json', config | beside | (dict(hash=config_hash(config)) if weights.is_file() else {}))
+    if not weights.is_file(): return
+    bits = read_json(networks / 'networks.json')[spec.id]['bits']
+    shutil.copyfile(weights, run / (WEIGHTS if bits == 32 else WEIGHTS_8BIT))
+    final, measured = own[own.experiment == 'final'], spec.measure_config(config_hash(config))
+    if set(final.config_hash) == {config_hash(measured)}:   # else the network is measured again
+        write_json(run / 'attack.json', measured | dict(hash=config_hash(measured), data=next(iter(final.images.dropna()), None)))
+
 
 # %% ../../nbs/5_how_it_works/56_published.ipynb #5a1d2844
 def restore(profile,   # `Profile`
             published, # folder of the published profile: rows.jsonl, origin.json, networks/
-            folder):   # the build folder; it must not hold runs yet
+            folder):   # the build folder; it must not hold runs or studies yet
     """Write the published rows and networks into the folders of their runs and studies; returns the number of rows.
 
-    Raises FileExistsError if the folder holds runs, FileNotFoundError if nothing is published, ValueError for rows of another profile."""
+    Raises FileExistsError if the folder holds runs or studies, FileNotFoundError if nothing is published, and ValueError
+    for rows of another profile, or of networks or settings that the profile does not have."""
     published, folder = Path(published), Path(folder)
-    if any(folder.glob('runs/*')): raise FileExistsError(f'{folder} holds runs already: move it away, or render what is there by nrf-repro report --render.')
+    if any(path for part in ('runs', 'studies') for path in folder.glob(f'{part}/*')):
+        raise FileExistsError(f'{folder} holds runs or studies already: move it away, or render what is there by '
+                              f'nrf-repro report --profile {profile.name} --all --render.')
     rows, origin = read_rows(published / 'rows.jsonl'), read_json(published / 'origin.json')
     if set(rows.profile) != {profile.name}:
         raise ValueError(f'{published} holds rows of {", ".join(sorted(map(str, set(rows.profile))))}, not of {profile.name}. Name its own profile.')
-    networks = rows.experiment.isin(['final', 'history'])
-    for spec in plan(profile, PARTS): _restore_run(spec, rows[networks], published / 'networks', origin, folder)
-    for (study, seed), part in rows[~networks].groupby(['experiment', 'seed']):
+    final, specs = rows.experiment.isin(['final', 'history']), plan(profile, PARTS)
+    networks = final & rows.source.isna()    # the study of published weights (imagenet) has final rows, too: these name their source
+    _check_rows(specs, rows[networks], profile)
+    for spec in specs: _restore_run(spec, rows[networks], published / 'networks', origin, folder)
+    studies = rows[~networks]
+    for (study, seed), part in studies.groupby([studies.experiment.mask(final, 'imagenet'), 'seed']):
         write_rows(folder / 'studies' / f'{study}-s{int(seed)}' / 'rows.jsonl', part)
     (folder / 'notebooks').mkdir(exist_ok=True)
     for notebook in (published / 'notebooks').glob('*.ipynb'): shutil.copyfile(notebook, folder / 'notebooks' / notebook.name)

@@ -18,7 +18,7 @@ from .profile import PARTS, like_profile, load_profile, parse_profile
 from .provenance import machine, processor
 from .published import rows_of_network, networks_in
 from .run import measure_network, train_network
-from .store import read_json
+from .store import read_json, write_json
 from ..results.rows import IDENTITY, config_hash, holds_rows, resolve_repo_path, read_rows, source_hash, torch_version
 from ..results.schema import Place
 
@@ -37,7 +37,7 @@ def published(folder): # or the name of a profile
     names = sorted(rows.profile.fillna('no profile').unique())
     if len(names) != 1 or rows.profile.isna().any():
         raise ValueError(f'{folder}/rows.jsonl is of {len(names)} profiles ({", ".join(names)}); rows of one profile are needed to run it again.')
-    networks = rows.experiment.isin(['final', 'history'])
+    networks = rows.experiment.isin(['final', 'history']) & rows.source.isna()   # final rows with a source are those of published weights (study imagenet)
     if not networks.any(): raise ValueError(f'{folder}/rows.jsonl has no rows of networks: there is nothing to train again.')
     own = dict(origin.get('profile') or {})
     profile = parse_profile(own, own.pop('name', names[0]), Place(folder / 'origin.json')) if own else load_profile(names[0])
@@ -51,11 +51,13 @@ def sample_of(networks, count=2, seed=0): # None: all
 
 def _check_settings(spec, rows, origin): # rows: of this network
     "Raises ValueError if the settings, or the images at hand, are not those of the rows."
-    now, then = config_hash(spec.train_config()), set(rows[rows.experiment == 'history'].config_hash)
-    if then - {now}:
-        commit = ', '.join(c[:12] for c in sorted(rows.git_commit.dropna().unique())) or 'unknown'
-        raise ValueError(f'{spec.id}: its rows have the settings {", ".join(sorted(then))} (commit {commit}), profile {spec.profile} has {now}: '
-                         'it has changed since; check out that commit, or publish again.')
+    trained = config_hash(spec.train_config())
+    for experiment, now in (('history', trained), ('final', config_hash(spec.measure_config(trained)))):
+        then = set(rows[rows.experiment == experiment].config_hash)
+        if then - {now}:
+            commit = ', '.join(c[:12] for c in sorted(rows.git_commit.dropna().unique())) or 'unknown'
+            raise ValueError(f'{spec.id}: its {experiment} rows have the settings {", ".join(sorted(map(str, then)))} (commit {commit}), '
+                             f'profile {spec.profile} has {now}: it has changed since; check out that commit, or publish again.')
     dataset = spec.network.dataset
     known, here = origin.get('data', {}).get(dataset), spec.images('train').fingerprint
     if known and here not in known:
@@ -83,7 +85,8 @@ def machine_differences(rows, origin, device):
     "What differs between the published run and this machine: a list of texts; empty if rows must be equal."
     compared = dict(code=(rows.source_hash.dropna().unique(), source_hash()), torch=(rows.torch.dropna().unique(), torch_version()),
                     device=(rows.device.dropna().unique(), device), processor=(origin.get('processors', []), processor(machine())))
-    return [f'{what} {", ".join(map(str, then)) or "unknown"} then, {now} here' for what, (then, now) in compared.items() if list(then) != [now]]
+    found = [f'{what} {", ".join(map(str, then)) or "unknown"} then, {now} here' for what, (then, now) in compared.items() if list(then) != [now]]
+    return found + ['sums on a GPU have no fixed order'] * str(device).startswith('cuda')
 
 # %% ../../nbs/5_how_it_works/57_verify.ipynb #a130dd69
 GOOD = ('equal', 'within')
@@ -108,19 +111,29 @@ def summary_lines(network, found): # of `compare_rows`
                    here=worst.value_here, gap=worst.gap, limit=worst.limit, verdict=', '.join(bad) or worst.verdict)
 
 # %% ../../nbs/5_how_it_works/57_verify.ipynb #ed6a49c7
+_MARK = 'verify.json'   # in a folder of --build
+
+def _own_build(build):
+    "The folder. Raises FileExistsError if it holds runs that `verify` did not train: they would be compared with themselves."
+    place = Path(build)
+    if any(place.glob('runs/*')) and not (place / _MARK).is_file():
+        raise FileExistsError(f'--build {build} holds runs that verify did not train: name a new folder.')
+    write_json(place / _MARK, dict(made_by='nrf-repro verify'))
+    return place
+
 def verify(
     folder,      # of reports/published, or the name of a profile
     sample=2,    # networks to train again; None: all
     seed=0,      # of the sample
     build=None,  # folder that keeps what is trained; None: nothing is kept
 ):
-    "Train published networks again and compare all their rows; returns a frame with one line for each network, metric and attack."
+    "Train published networks again and compare all their rows; returns a frame with one line for each network, metric and attack. Raises FileExistsError if `build` holds other runs."
     rows, _, profile, origin = published(folder)
     chosen = {network: rows_of_network(rows, network) for network in sample_of(networks_in(rows), sample, seed)}
     specs = [spec_of(profile, network, own, origin) for network, own in chosen.items()]
     lines = []
     with tempfile.TemporaryDirectory() as unkept:
-        place = Path(build or unkept)
+        place = _own_build(build or unkept)
         for i, spec in enumerate(specs, 1):
             train_network(spec, place, progress=False)
             if spec.attacks: measure_network(spec, place)

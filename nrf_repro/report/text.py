@@ -71,7 +71,7 @@ def direction(cell): # a difference with `value`, `low` and `high`
 
 # %% ../../nbs/5_how_it_works/62_text.ipynb #1d503d7e
 def eps_text(eps): # in pixels of [0, 1]
-    "8/255 for a whole number of grey levels, else a decimal number."
+    "8/255 for a whole number of grey levels below 0.2, else a decimal number."
     levels = 255 * eps
     return f'{levels:.0f}/255' if eps < .2 and round(levels) and abs(levels - round(levels)) < 1e-3 else f'{eps:g}'
 
@@ -87,12 +87,13 @@ def duration(seconds):
 
 # %% ../../nbs/5_how_it_works/62_text.ipynb #ff4c7de0
 def is_share(metric):
-    "Whether a metric is a count of images divided by n."
-    return bool(set(metric.split('_')) & {'accuracy', 'success', 'vanished'})
+    "Whether a metric is, by its name, a number of images divided by n. A balanced accuracy is a mean over classes, and not one."
+    words = set(metric.split('_'))
+    return 'balanced' not in words and bool(words & {'accuracy', 'success', 'vanished'})
 
 def in_points(metric):
     "Whether a difference of the metric is given in percentage points."
-    return is_share(metric) or 'reliance' in metric
+    return is_share(metric) or bool({'balanced', 'reliance'} & set(metric.split('_')))
 
 def column_of(metric):
     "What `number` needs for the metric: 'clean' for a difference in points, else 'ligs'."

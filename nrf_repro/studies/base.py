@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/5_how_it_works/58_studies.ipynb #56686ccc
+import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -50,7 +52,7 @@ class Run:
     def place(self): return Path(self.folder, 'studies', f'{self.study}-s{self.seed}')
 
     def images(self, split): return images_of(self.dataset, self.data, split)     # train | test | watch
-    def attack(self, name): return attack_of(self.data, name)       # of the profile
+    def attack(self, name): return attack_of(self.data, name)   # of the profile; raises ValueError for an unknown name
     def attacked(self, name, reading='any'): return attack_fields(self.data, name, reading)   # the fields of a row about it
     def recipe(self, cell): return recipe_of(self.data, cell)
     def untrained(self, cell): return network_of(cell, self.images('train')).to(self.device)
@@ -70,10 +72,10 @@ class Run:
 def network(run:Run, cell, epoch=None): # epoch: one that the profile keeps; None: the last
     "The trained network of a cell, in eval mode on the run's device. Raises FileNotFoundError if it was not trained."
     folder = Path(run.folder, 'runs', cell.id)
-    path = folder / f'weights-{epoch}.safetensors' if epoch else weights_file(folder) or folder / WEIGHTS
+    path = folder / f'weights-{epoch}.safetensors' if epoch is not None else weights_file(folder) or folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f'{cell.id} has no {path.name}. Train it first'
-                                + (f', with epoch {epoch} in watch.keep of the profile.' if epoch else '.'))
+                                + (f', with epoch {epoch} in watch.keep of the profile.' if epoch is not None else '.'))
     return load_model(path, run.device).eval()
 
 # %% ../../nbs/5_how_it_works/58_studies.ipynb #3b8c3131
@@ -91,10 +93,16 @@ def hash_with(run:Run, settings): # plain values: those settings of the study on
     return config_hash(dict(study=run.study, seed=run.seed, settings=settings, data=run.data.as_dict(), weights=weights,
                             threads=run.profile.threads, device=run.profile.device, **precision_of(run.profile)))
 
+@cache
+def _file_hash(path, size, changed): # size, changed: of the file now, so that another file is read again
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:12]
+
 def _weights_key(folder):
-    "The hash of a network's settings, and whether its weights are stored in eight bits."
-    key, stored = read_json(folder / 'config.json').get('hash'), weights_file(folder)
-    return f'{key}, eight bits' if stored and stored.name != WEIGHTS else key
+    "The hash of a network's settings, and that of its file of weights; None for a network that is not trained."
+    stored = weights_file(folder)
+    if not stored: return None
+    at = stored.stat()
+    return f'{read_json(folder / "config.json").get("hash")}, {_file_hash(stored, at.st_size, at.st_mtime_ns)}'
 
 # %% ../../nbs/5_how_it_works/58_studies.ipynb #aa49623f
 @patch

@@ -50,7 +50,7 @@ def seeds_text(rows, marks='brackets'): # marks: what shows the interval
 # %% ../../nbs/5_how_it_works/59_display.ipynb #7300000c
 def over_seeds(rows, by): # rows of one curve: several rows of a seed are averaged first
     "A frame with x, mean, low, high and n for each value of the field `by`."
-    per_seed = rows.groupby([by, 'seed']).value.mean()
+    per_seed = rows.groupby([by, 'seed']).value.mean().dropna()
     return pd.DataFrame([dict(x=float(x), **t_interval(v)._asdict()) for x, v in per_seed.groupby(level=0)])
 
 def draw_band(ax, points, name, look, scale=100, limits=(0, 100)): # points: of `over_seeds`; limits: of the band

@@ -13,7 +13,7 @@ from functools import partial
 from ..attacks import frozen, optimised_inference, robust_correct
 from ..experiment.store import read_json, write_json
 from ..features import ligs
-from ..results.schema import Natural, Place, Settings, parse
+from ..results.schema import Count, Natural, Place, Settings, parse
 from .attack_strength import after_each, gradient_attacks, square_attack
 from .corruptions import CORRUPTIONS, corrupted
 from .transfer import jointly_correct
@@ -24,11 +24,11 @@ from ..training.loop import correct
 class SampleSizes(Settings):
     "Test images for each part of the study, balanced by class."
     table: Natural = 0        # Table 1 and LIGS, with the outcome of each image; 0: left out
-    strength: Natural = 200   # the sequence of attacks
-    eps: Natural = 200        # robust accuracy against eps
-    sigma: Natural = 200      # LIGS against sigma
-    corruptions: Natural = 200
-    transfer: Natural = 200   # before those are dropped that a network misclassifies
+    strength: Count = 200   # the sequence of attacks
+    eps: Count = 200        # robust accuracy against eps
+    sigma: Count = 200      # LIGS against sigma
+    corruptions: Count = 200
+    transfer: Count = 200   # before those are dropped that a network misclassifies
 
 class AttackLimits(Settings):
     "Steps and queries of the sequence of attacks; 0 leaves an attack out."
@@ -45,9 +45,10 @@ def _sizes(run): return parse(SampleSizes, run.settings['images'], _PLACE / 'ima
 # %% ../../nbs/5_how_it_works/60_full_width_study.ipynb #dfa7d972
 def _pgd_attacks(attack, limits): # an `Attack` with the cross-entropy; `AttackLimits`
     "Yields (name, `Attack`): our own attacks, the weakest first."
-    longer = replace(attack, steps=limits.steps, step_size=2.5 * attack.eps / limits.steps, random_start=True)
     yield 'PGD', attack
     yield 'margin loss', replace(attack, loss='cw')
+    if not limits.steps: return
+    longer = replace(attack, steps=limits.steps, step_size=2.5 * attack.eps / limits.steps, random_start=True)
     yield f'PGD, {limits.steps} steps', longer
     yield f'margin loss, {limits.steps} steps', replace(longer, loss='cw')
 
@@ -59,7 +60,8 @@ def attack_sequence(model, x, y, attack, classes, limits): # an `Attack` with th
         if robust.any(): robust = robust.index_put((robust.nonzero()[:, 0],), robust_correct(model, x[robust], y[robust], a))
         yield name, robust
     with frozen(model), optimised_inference(model, x) as net:
-        later = [*gradient_attacks(net, x, attack.ball, attack.eps, classes, limits.apgd, limits.fab, limits.targets, original=False)]
+        found = gradient_attacks(net, x, attack.ball, attack.eps, classes, limits.apgd, limits.fab, limits.targets, original=False)
+        later = [(name, a) for name, a in found if limits.apgd or not name.startswith('APGD')]
         if limits.queries: later.append(('Square', square_attack(net, attack.ball, attack.eps, limits.queries)))
         yield from after_each(net, x, y, later, attack.ball, attack.eps, robust)
 
@@ -128,7 +130,8 @@ def _corruption_rows(run, arch):
 def _transfer_rows(run):
     x, y = run.pixels(run.test_images(_sizes(run).transfer))
     eps, nets = run.settings['transfer_eps'], {cell: run.network(cell) for cell in run.cells()}
-    name = next(name for name in run.settings['strength'] if run.attack(name).ball == 'linf')
+    name = next((name for name in run.settings['strength'] if run.attack(name).ball == 'linf'), None)
+    if name is None: raise ValueError('study paired_images, strength: transfer needs an attack with ball: linf. Add one, such as pgd_linf.')
     attack = run.attack(name)
     attack = replace(attack, eps=eps, step_size=attack.step_size * eps / attack.eps)
     ok = jointly_correct(nets.values(), x, y)
