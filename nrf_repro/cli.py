@@ -82,13 +82,14 @@ def with_extra(message):
     return f'{message}: {_install([lost[1]])}' if lost and lost[1] in EXTRAS else message
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #dfb4b95e
-GENERATOR, FIRST_FIELD = b'<meta name="generator" content="nrf_repro">', b'{"experiment": '
+GENERATOR = b'<meta name="generator" content="nrf_repro">'
+FIRST_FIELDS = re.compile(rb'\{"experiment": "[^"]*", "metric": "[^"]*", "dataset": ')
 
 def check_own(option, path): # of the command line
     "Raises FileExistsError for a file with contents that this package did not write."
     if is_special(path) or not Path(path).is_file(): return     # a stream is written into, also where it leads to a file
     with open(path, 'rb') as f: start = f.read(4096).strip()
-    if start and GENERATOR not in start and not start.startswith(FIRST_FIELD):
+    if start and GENERATOR not in start and not FIRST_FIELDS.match(start):
         raise FileExistsError(f'{option} {path} is a file that nrf_repro did not write: choose another name, or pass --force to overwrite it.')
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #2903e473
@@ -140,7 +141,7 @@ def snakemake(profile, parts, folder, pattern, target, *more, pass_fds=()): # pa
              '--config', f'profile={profile}', f'parts={",".join(parts)}', f'jobs={pattern}', '--scheduler', 'greedy',
              '--nolock', '--rerun-incomplete', '--keep-going', '--quiet', 'progress', 'rules', 'host', 'reason', *more]
     env = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ.get("PATH", "")}')   # jobs use this Python
-    if data := os.environ.get('NRF_DATA'): env['NRF_DATA'] = str(Path(data).resolve())
+    env['NRF_DATA'] = str(Path(os.environ.get('NRF_DATA') or 'data').expanduser().resolve())   # jobs run in the build folder
     return _run_printed([str(w) for w in words], env=env, pass_fds=pass_fds)
 
 def _check_packages(profile, parts):
@@ -231,7 +232,7 @@ def _check_report_arguments(a):
     if a.render and len(given) > 1: raise ValueError(f'--render runs nothing, so it does not go with --{given[0]}: leave one of them out.')
     if a.data: os.environ['NRF_DATA'] = a.data
     data = os.environ.get('NRF_DATA')
-    if data and not Path(data).is_dir(): raise FileNotFoundError(f'The data folder {data} is not there: correct NRF_DATA or --data, or leave it out.')
+    if data and not Path(data).expanduser().is_dir(): raise FileNotFoundError(f'The data folder {data} is not there: correct NRF_DATA or --data, or leave it out.')
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #2e82a0c4
 def build_parser(command=None): # the command that is given, if known; 'all': every one
@@ -371,7 +372,7 @@ def keep_freed_memory():
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #b8c5bd42
 def main(argv=None):
-    "Entry point of `nrf-repro`; returns the exit status: 0, 2 for an error, 130 if it is interrupted."
+    "Entry point of `nrf-repro`; returns the exit status: that of the command (0 or None; 1 for a flagged check with --strict; Snakemake's for failed jobs), 2 for an error, 130 if it is interrupted."
     words = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
     with _safe_printing():

@@ -21,8 +21,8 @@ class Images:
     x: torch.Tensor   # uint8, [n, c, h, w]: pixels from 0 to 255
     y: torch.Tensor   # int64, [n]: indices into `classes`
     classes: tuple    # class names
-    mean: tuple       # mean of each channel over the training split, pixels in [0, 1]
-    std: tuple        # standard deviation of each channel over the training split
+    mean: tuple       # of each channel, for the standardising layer, pixels in [0, 1]: published, or measured on training images
+    std: tuple        # likewise; not always the standard deviation of the training pixels
     name: str         # of the data set
     split: str        # train | test
     lossless: torch.Tensor | None = None  # bool, [n]: False for images that were stored as JPEG; None: unknown
@@ -41,7 +41,7 @@ class Images:
 
     def __getitem__(self, idx) -> 'Images':  # int, slice, list or tensor of indices, or bool mask
         "Return the images at `idx` with their labels; a single index gives a set of one image."
-        if isinstance(idx, (int, np.integer)): idx = [idx]
+        if isinstance(idx, (int, np.integer)) or torch.is_tensor(idx) and idx.ndim == 0: idx = [int(idx)]
         lossless = None if self.lossless is None else self.lossless[idx]
         return replace(self, x=self.x[idx], y=self.y[idx], lossless=lossless)
 
@@ -60,6 +60,9 @@ class Images:
 # %% ../../nbs/5_how_it_works/27_images.ipynb #b8ecad8a
 def _check_images(images):
     "Raise `TypeError` or `ValueError` for fields that do not fit together."
+    for name in ('x', 'y', 'lossless'):
+        value = getattr(images, name)
+        if isinstance(value, (np.ndarray, list, tuple)): raise TypeError(f'{name} is a {type(value).__name__}. Pass a tensor: torch.as_tensor({name}).')
     x, y, classes = images.x, images.y, images.classes
     if x.dtype != torch.uint8 or x.ndim != 4:
         raise TypeError(f'x is {x.dtype} with shape {tuple(x.shape)}. Pass uint8 with shape n c h w.')
@@ -69,11 +72,14 @@ def _check_images(images):
         raise ValueError(f'y has labels from {int(y.min())} to {int(y.max())}. Pass labels in 0..{len(classes) - 1}.')
     if not len(images.mean) == len(images.std) == x.shape[1]:
         raise ValueError(f'mean and std have {len(images.mean)} and {len(images.std)} values. Pass one for each of the {x.shape[1]} channels.')
+    marks = images.lossless
+    if marks is not None and (marks.dtype != torch.bool or marks.shape != y.shape):
+        raise TypeError(f'lossless is {marks.dtype} with shape {tuple(marks.shape)}. Pass bool with one mark for each of the {len(y)} images.')
 
 # %% ../../nbs/5_how_it_works/27_images.ipynb #144cf497
 def channel_stats(x):  # uint8, [n, c, h, w]
     "Return mean and standard deviation of each channel over all images, in pixels of [0, 1]: two tuples of c floats."
-    counts = torch.stack([torch.bincount(c.flatten().int(), minlength=256) for c in x.unbind(1)]).double()
+    counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in x.unbind(1)]).double()
     share, level = counts / counts.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64) / 255
     mean = share @ level
     var = (share * (level - mean[:, None])**2).sum(1)
@@ -114,8 +120,9 @@ def balanced(
     n: int,                            # number of indices to return
     *, seed: int = 0,                  # of the order within each class
     first: torch.Tensor | None = None, # bool, [n]: images to prefer
-) -> torch.Tensor:                     # [n] indices
-    "Return the indices of `n` images, one of each class in turn, in a seeded order."
+) -> np.ndarray:                       # [n] indices; all of them if there are fewer than n
+    "Return the indices of `n` images, one of each class in turn, in a seeded order. Raises ValueError for a negative `n`."
+    if n < 0: raise ValueError(f'n must be at least 0, not {n}.')
     y = np.asarray(y)
     order = np.random.RandomState(seed).permutation(len(y))  # NumPy guarantees that this stream does not change
     if first is not None: order = order[np.argsort(~np.asarray(first)[order], kind='stable')]

@@ -35,8 +35,10 @@ class Check:
 _LIMITS = {'more steps': .03, 'two losses': .05, 'large ball': .05, 'zero gradient': .01, 'underflow': .1, 'input scale': .05,
            'noise': .5, 'too few': .02, 'deterministic': 1e-4, 'batch': 1e-3, 'class order': .05}
 _MEANINGS = {  # passed | flagged | open
-    'classes': ('The model has one output for each class.', 'A label may mean another class to the model than to the images.'),
-    'logits': ('The outputs are logits.', 'Remove the softmax: it saturates, and the gradient vanishes.'),
+    'classes': ('The model has one output for each class.', 'A label may mean another class to the model than to the images.',
+                'The images do not say how many classes there are, so this cannot be decided.'),
+    'logits': ('The outputs are no probabilities.', 'Remove the softmax: it saturates, and the gradient vanishes.',
+               'All outputs lie in [0, 1]. If a sigmoid computes them, remove it: it saturates, and the gradient vanishes.'),
     'above chance': ('The model has learned these classes.', 'The model has not learned these classes, or numbers them differently.'),
     'input scale': ('The model expects pixels in [0, 1].', 'Put the scaling that the model expects in front of it, as its first layer.'),
     'batch': ('A prediction depends on its image alone.',
@@ -45,14 +47,15 @@ _MEANINGS = {  # passed | flagged | open
     'class order': ('The classes are numbered in the order of the folders.',
                     'The model sorts the folders as text (10 before 2), as torchvision does. Rename them 00, 01, ...'),
     'deterministic': ('The model is deterministic.', 'The model is random. Average its gradient over many evaluations.'),
-    'zero gradient': ('Every attack has a gradient to follow.', 'Gradient attacks cannot change these images, whether or not the model is robust.'),
+    'zero gradient': ('The cross-entropy has a gradient at nearly every image.', 'Gradient attacks cannot change these images, whether or not the model is robust.'),
     'underflow': ('The usual cross-entropy would give the same result.',
-                  'The usual cross-entropy gradient underflows on these images, ours does not. Other libraries report a higher robust accuracy.'),
+                  'The usual cross-entropy gradient underflows on these images. Where ours does not (see "zero gradient"), other libraries may report a higher robust accuracy.'),
     'noise': ('The attack fools more images than noise does.', 'Noise fools nearly as many images: the attack gains nothing from the gradient.',
               'Both fool too few images to compare. Try a larger eps.'),
     'more steps': ('The attack has converged.', 'The attack has not converged. Use more steps.'),
-    'large ball': ('With a large eps the attack fools all images.',
-                   'With this eps every image can become grey, and the attack does not find it: the gradient is masked.'),
+    'large ball': ('With a large eps the attack fools nearly all images that it must be able to fool.',
+                   'With this eps each of these images can become a grey one that is misclassified. The attack does not find it: '
+                   'the gradient is masked, or useless far from the image.'),
     'two losses': ('Both losses agree.', 'Report the lower accuracy, and find what masks the gradient of the other loss.')}
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #3bc4852f
@@ -91,28 +94,36 @@ def _accuracy(p, x): return (_logits(p.model, x, p.batch_size).argmax(1) == p.y)
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #278fc613
 def _check_outputs(p):
     z, classes = _logits(p.model, p.x[:64]), p.data.classes
-    yield _check('classes', f'{z.shape[1]} outputs, {classes} classes', 'equal numbers', z.shape[1] != classes)
+    unknown = not p.data.names and z.shape[1] == classes   # of arrays: then `measure` takes the number of outputs
+    found = f'{z.shape[1]} outputs' + ('' if unknown else f', {classes} classes')
+    yield _check('classes', found, 'equal numbers', z.shape[1] != classes, open=unknown)
     probabilities = bool((z >= 0).all() and (z.double().sum(1) - 1).abs().max() < 1e-3)
     found = "each image's outputs sum to 1" if probabilities else f'from {z.min():.3g} to {z.max():.3g}'.replace('-', '−')
-    yield _check('logits', found, 'no probabilities', probabilities)
+    if (inside := bool((z >= 0).all() and (z <= 1).all())) and not probabilities: found = f'all from {z.min():.3g} to {z.max():.3g}'
+    yield _check('logits', found, 'no probabilities', probabilities, open=inside and not probabilities)
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #a4dbdaee
+def _change(a, b):
+    "The largest difference between two logits, as a share of the largest finite logit of a. Classes that both exclude by -inf are equal."
+    apart = torch.where(a == b, 0., (a - b).abs()).max().item()
+    return apart / a[a.isfinite()].abs().max().item() if apart else 0.
+
 def _check_repeats(p):
     "Equal answers to equal images; and to an image alone and in a batch."
     once, twice = (_logits(p.model, p.x[:64]) for _ in range(2))
-    size = once.abs().max()
-    change = ((once - twice).abs().max() / size).item()
+    change = _change(once, twice)
     is_random = change > _LIMITS['deterministic']
     yield _check('deterministic', f'logits differ by {_percent(change)}', _percent(0), is_random)
     few = p.x[:8]
     batch = torch.cat([few, 1 - p.x[:64]])   # with other images, also where all of p are alike
-    apart = ((_logits(p.model, few, 1) - _logits(p.model, batch, len(batch))[:len(few)]).abs().max() / size).item()
+    apart = _change(_logits(p.model, few, 1), _logits(p.model, batch, len(batch))[:len(few)])
     yield _check('batch', f'logits alone and in a batch differ by {_percent(apart)}', _percent(0), apart > _LIMITS['batch'], open=is_random)
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #15e46bb5
 def _check_learned(p):
     "Clean accuracy against chance, by the lower end of its interval; and whether it is higher with the classes sorted as text."
-    ok, chance = p.correct['clean'], 1 / p.data.classes
+    ok = p.correct['clean']
+    chance = max(1 / p.data.classes, p.y.bincount().max().item() / len(ok))   # of a guess, and of the most frequent class
     yield _check('above chance', _percent(ok.mean()), f'above {_percent(chance)}', wilson(int(ok.sum()), len(ok)).low <= chance)
     order = sorted(p.data.names)
     if order == list(p.data.names): return
@@ -127,7 +138,10 @@ def _check_scale(p):
     scales = {'standardised': (p.data.mean, tuple(max(s, 1e-6) for s in p.data.std)), 'in [−1, 1]': ((.5,), (.5,)), 'in [0, 255]': ((0.,), (1 / 255,))}
     if p.data.x.shape[1] == 3: scales['standardised as ImageNet'] = STATS['imagenet']
     def channels(values): return p.x.new_tensor(values).view(1, -1, 1, 1)
-    others = {name: _accuracy(p, (p.x - channels(mean)) / channels(std)) for name, (mean, std) in scales.items()}
+    others = {}
+    for name, (mean, std) in scales.items():
+        try: others[name] = _accuracy(p, (p.x - channels(mean)) / channels(std))
+        except Exception: others[name] = 0.     # the model refuses pixels outside [0, 1]
     best, clean = max(others, key=others.get), p.correct['clean'].mean()
     yield _check('input scale', f'{_percent(clean)}; {best} {_percent(others[best])}', 'no other scale is better', others[best] > clean + _LIMITS['input scale'])
 
@@ -174,7 +188,10 @@ def _check_large(p, name):
     eps = .5 if a.ball == 'linf' else .5 * p.x[0].numel() ** .5
     large = replace(a, eps=eps, step_size=eps / 10, steps=max(20, a.steps), random_start=False, restarts=1)
     ok = _under_attack(p, large)
-    yield _check('large ball', f'{_percent(ok.mean())} at eps {eps_text(eps)}', f'below {_percent(limit)}', ok.mean() > limit,
+    grey = _logits(p.model, torch.full_like(p.x[:1], .5)).argmax(1)
+    other = (p.y != grey).cpu().numpy()     # as a grey image, each of these is misclassified
+    left = float(ok[other].mean()) if other.any() else 0.
+    yield _check('large ball', f'{_percent(left)} at eps {eps_text(eps)}', f'below {_percent(limit)} of the images of other classes than the grey one', left > limit,
                  attack=_display_name(name), outcomes=ok, fields=attack_row_fields(name, large))
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #f73ec80b
@@ -183,11 +200,11 @@ def _check_losses(p):
     pairs = {}
     for name, a in p.attacks.items(): pairs.setdefault(replace(a, loss='ce'), {})[a.loss] = name
     for a, names in pairs.items():
-        if len(names) < 2: continue
+        if not {'ce', 'cw'} <= set(names): continue   # a loss of the user's has no partner
         ce, cw = (p.correct[names[loss]].mean() for loss in ('ce', 'cw'))
         limit = _LIMITS['two losses']
         yield _check('two losses', f'cross-entropy {_percent(ce)}, margin {_percent(cw)}', f'within {_percent(limit)}',
-                     abs(ce - cw) > limit, attack=dict(l2='ℓ2', linf='ℓ∞')[a.ball])
+                     abs(ce - cw) > limit, attack=dict(l2='ℓ2', linf='ℓ∞').get(a.ball) if isinstance(a.ball, str) else ', '.join(names.values()))
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #aca4acc0
 def run_checks(p): # `Probe`
@@ -196,5 +213,6 @@ def run_checks(p): # `Probe`
     by_ball = {}     # one attack in each perturbation set, by cross-entropy where there is one
     for name in sorted(p.attacks, key=lambda name: p.attacks[name].loss != 'ce'): by_ball.setdefault(p.attacks[name].ball, name)
     for name in by_ball.values():
-        for check in (_check_noise, _check_steps, _check_large): yield from check(p, name)
+        known = isinstance(p.attacks[name].ball, str)   # noise and the large eps are defined for these sets alone
+        for check in (_check_noise, _check_steps, _check_large) if known else (_check_steps,): yield from check(p, name)
     yield from _check_losses(p)

@@ -54,7 +54,7 @@ def add_arguments(parser):
     add('--checks', type=int, default=200, help='images for the checks; 0: no checks')
     add('--name', help='of the model in the report')
     add('--device', help='cpu, cuda, cuda:1 or mps; default: a GPU if there is one')
-    add('--batch-size', type=int, default=256, help='images at once: speed and memory, not the answer')
+    add('--batch-size', type=int, default=256, help='images at once where gradients are computed: speed and memory, not the answer; a few passes without gradients take up to 72')
     add('--seed', type=int, default=0, help='of the noise')
     add('--tf32', action=BooleanOptionalAction, help="convolutions on a GPU in TF32, or with --no-tf32 in strict float32; default: PyTorch's setting")
     add('--out', help='write the report here, as HTML')
@@ -66,7 +66,7 @@ def add_arguments(parser):
     return parser
 
 # %% ../../nbs/5_how_it_works/80_measure_command.ipynb #8476b337
-_SUFFIXES = ('.pt', '.pth', '.ckpt', '.bin', '.safetensors')
+_SUFFIXES = ('.pt', '.pth', '.ckpt', '.bin', '.tar', '.safetensors')
 
 def _files_of(word):
     "The files of weights in a folder, in order; a word that names no folder alone. Raises `FileNotFoundError` for a folder without such files."
@@ -166,8 +166,8 @@ def _measure_each(a, models, images, progress, measured): # models: name -> mode
     for i, (name, given) in enumerate(models.items(), 1):
         if progress: print(f'{i} of {len(models)}: {name}', file=sys.stderr)
         try: measured[name] = _measure_one(a, images, progress, name, **given)
-        except (ValueError, TypeError, OSError, RuntimeError, ModuleNotFoundError) as e:
-            measured[name] = ' '.join(str(e).split())
+        except Exception as e:     # also one of the user's module, such as AssertionError: the others are kept
+            measured[name] = ' '.join((str(e) or type(e).__name__).split())
             print(f'nrf-repro: {name}: {measured[name]}', file=sys.stderr)
 
 # %% ../../nbs/5_how_it_works/80_measure_command.ipynb #a0712160
@@ -183,6 +183,8 @@ def run(a) -> int: # of `add_arguments`
     status is 2.
     """
     for option, path in {'--out': a.out, '--rows': a.rows}.items(): _check_writable(option, path)
+    if a.out and a.rows and not is_special(a.out) and os.path.realpath(a.out) == os.path.realpath(a.rows):
+        raise ValueError(f'--out and --rows name the same file, {a.out}: the page would replace the rows. Name two files.')
     models, images, several = _models_and_images(a)
     progress, measured, written, stopped = not a.quiet and sys.stderr.isatty(), {}, [], False
     _use_threads(a.threads, warn=not a.quiet)

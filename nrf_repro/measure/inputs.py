@@ -30,7 +30,7 @@ def _import_module(name):
     "A module of the user's. Raises `ValueError` where it is missing or cannot be imported."
     if (here := str(Path.cwd())) not in sys.path: sys.path.insert(0, here)
     try: return import_module(name)
-    except Exception as e:
+    except (Exception, SystemExit) as e:   # a script that parses its arguments ends the process
         if isinstance(e, ModuleNotFoundError) and e.name and (name == e.name or name.startswith(f'{e.name}.')):
             raise ValueError(f'{name!r} names no function ({e}). Write module:function, with module.py here.') from None
         raise ValueError(f'{name}.py is here and cannot be imported ({type(e).__name__}: {e}). Correct it, or install what it needs.') from None
@@ -91,9 +91,17 @@ def with_standardize(model,
         if standardize not in known: raise ValueError(f'standardize={standardize!r}: choose one of {", ".join(known)}, or give (mean, std).')
         stats = known[standardize]
     elif standardize is not None: stats = standardize
-    if not stats: return model
-    layer, p = Standardize(*stats), _first_tensor(model)
+    if stats is None: return model
+    layer, p = _standardize_layer(stats), _first_tensor(model)
     return nn.Sequential(layer if p is None else layer.to(p.device), model)
+
+def _standardize_layer(stats):
+    "The layer of a mean and a standard deviation. Raises `ValueError` for anything else."
+    try:
+        mean, std = (np.asarray(values, dtype=float).ravel().tolist() for values in stats)
+        if mean and len(mean) == len(std) and min(std) > 0: return Standardize(mean, std)
+    except (TypeError, ValueError): pass
+    raise ValueError(f'standardize={stats!r}: give (mean, std), both with one number for each channel, and std above 0.')
 
 def _first_tensor(model): return next(iter([*model.parameters(), *model.buffers()]), None)
 
@@ -103,7 +111,8 @@ def _on_device(model, device=None): # None: where the model is
     "Yields the model on the device, the device, and the precision of its images; moves the model back afterwards."
     p = _first_tensor(model)
     p = torch.zeros(0) if p is None else p
-    if p.dtype in (torch.float16, torch.bfloat16): raise ValueError(f'the model is {p.dtype}: attacks need model.float().')
+    low = {t.dtype for t in [*model.parameters(), *model.buffers()]} & {torch.float16, torch.bfloat16}
+    if low: raise ValueError(f'the model holds {low.pop()}: attacks need model.float().')
     before, device = p.device, torch.device(device or p.device)
     try: yield model.to(device) if device != before else model, device, torch.float64 if p.dtype == torch.float64 else torch.float32
     finally:
@@ -118,6 +127,8 @@ def _check_device(name): # None: of no choice
     count = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())).get(device.type, 1)
     if not count: raise ValueError(f'device {name!r}: torch finds none on this machine. Leave the device out, or choose cpu.')
     if (device.index or 0) >= max(count, 1): raise ValueError(f'device {name!r}: this machine has {count} of them, numbered from 0.')
+    try: torch.zeros(1, device=device).item()
+    except Exception: raise ValueError(f'device {name!r}: torch cannot use it on this machine. Leave the device out, or choose cpu.') from None
     return device
 
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #75e80d83
@@ -187,26 +198,28 @@ def _check_tensors(x, y):
 def _from_arrays(x, y):
     x, y = _as_tensor('x', x), _as_tensor('y', y)
     _check_tensors(x, y)
-    pixels = x.double() / (1 if x.is_floating_point() else 255)
+    y = y.long().cpu()   # indices are computed by NumPy
+    if not x.is_floating_point(): return EvalImages(x, y, 0, *channel_stats(x), 'tensors')
+    pixels = x.double()
     mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)
-    return EvalImages(x, y.long(), 0, tuple(mean.tolist()), tuple(std.tolist()), 'tensors')
+    return EvalImages(x, y, 0, tuple(mean.tolist()), tuple(std.tolist()), 'tensors')
 
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #3e013cb1
-def _class_folders(path, limit=None, size=None): # size: side of an image; None: short side 256, centre 224
+def _class_folders(path, limit=None, size=None, name=None): # size: side of an image; None: short side 256, centre 224
     names, files, y = class_images(path)
     keep = list(balanced(y, limit) if limit else range(len(y)))
     x = decode_all(lambda i: _decode_file(files[i], size or 256, size or 224), keep, str(path))
-    return Images(x, torch.tensor(y)[keep], tuple(names), *channel_stats(x), Path(path).name, 'test')
+    return Images(x, torch.tensor(y)[keep], tuple(names), *channel_stats(x), name or Path(path).resolve().name, 'test')
 
 def _named_images(name, limit, size):
     "The test images of a data set or a folder."
-    if str(name) in KNOWN: return load(str(name), 'test', limit=limit)
+    if str(name) in KNOWN and not (isinstance(name, Path) and name.is_dir()): return load(str(name), 'test', limit=limit, size=size)
     path, found = Path(name), {}
     if not path.is_dir(): raise FileNotFoundError(f'{name} is no folder, nor one of the data sets {", ".join(KNOWN)}. Correct the name.')
     for split in ('train', 'test'):
         with suppress(FileNotFoundError): found[split] = split_folder(path, split)
     if len(found) == 2: return load(path, 'test', limit=limit, size=size)
-    return _class_folders(found.get('test', path), limit, size)
+    return _class_folders(found.get('test', path), limit, size, path.resolve().name)
 
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #15f291e7
 def _with_fitting_channels(model, images): # `EvalImages`
@@ -222,12 +235,14 @@ def _with_fitting_channels(model, images): # `EvalImages`
 
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #7eb0c1d3
 _LEAST = dict(batch_size=1, checks=0, seed=0, limit=1, size=1)
+_MOST = dict(seed=2**32 - 1)   # the noise has seeds of 32 bits
 
 def _whole_number(name, value):
     "A whole number as an int, also where it comes as 4.0 or from NumPy; None for limit and size stays None. Raises `ValueError` otherwise."
     if value is None and name in ('limit', 'size'): return None
     whole = isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and value == value // 1
     if not whole or value < _LEAST[name]: raise ValueError(f'{name}={value!r}: pass a whole number from {_LEAST[name]} upwards.')
+    if value > _MOST.get(name, value): raise ValueError(f'{name}={value!r}: pass a whole number from {_LEAST[name]} to {_MOST[name]}.')
     return int(value)
 
 # %% ../../nbs/5_how_it_works/77_measure_inputs.ipynb #1dc1110b
@@ -237,10 +252,10 @@ def eval_images(images,     # `Images`, a pair (x, y) of arrays, the name of a d
                 ) -> EvalImages:
     "The images in one form. Raises `TypeError`, `ValueError` or `FileNotFoundError` where they cannot be read."
     limit, size = _whole_number('limit', limit), _whole_number('size', size)
-    if isinstance(images, EvalImages): return images if limit is None else images[balanced(images.y, limit)]
+    if isinstance(images, EvalImages): return images if limit is None or limit >= len(images) else images[balanced(images.y, limit)]   # those of a table are chosen already
     if isinstance(images, (str, Path)): images, limit = _named_images(images, limit, size), None
     if isinstance(images, Images):
-        found = EvalImages(images.x, images.y, len(images.classes), images.mean, images.std, images.name, tuple(images.classes))
+        found = EvalImages(images.x, images.y.cpu(), len(images.classes), images.mean, images.std, images.name, tuple(images.classes))
     elif isinstance(images, (tuple, list)) and len(images) == 2: found = _from_arrays(*images)
     else: raise TypeError(f'images is a {type(images).__name__}: pass Images, a pair (x, y), a data set by name, or a folder.')
     if not len(found): raise ValueError('there are no images to measure on.')

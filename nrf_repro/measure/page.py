@@ -55,14 +55,16 @@ def _checks_text(m):
 _OF_ALL = {'classes', 'input scale', 'class order', 'above chance', 'batch', 'deterministic'}   # a flagged check of these questions every number
 _OF_GRADIENTS = {'logits', 'zero gradient'}                                                     # of these: all that follow the gradient
 
+def _is_about(name, check, about): return name == about or check == 'two losses' and name.endswith(about)   # two losses: names the set
+
 def _marks(line, m): # of `_line`
     "The numbers of the flagged checks that question a value."
     for i, c in enumerate(m.checks.itertuples()):
         check, _, about = c.name.partition(', ')
-        if c.verdict == 'flagged' and (check in _OF_ALL or (check in _OF_GRADIENTS and line['name'] != 'Clean') or (about and line['name'].endswith(about))): yield i
+        if c.verdict == 'flagged' and (check in _OF_ALL or (check in _OF_GRADIENTS and line['name'] != 'Clean') or (about and _is_about(line['name'], check, about))): yield i
 
 def _yardstick(m):
-    "Published networks on the same data: a line each, with clean and robust accuracy and LIGS; none where no rows are at hand."
+    "Published networks on the data set of this name: a line each, with clean and robust accuracy and LIGS; none where no rows are at hand."
     try: board = leaderboard(published_rows())
     except FileNotFoundError: return []
     same = board[(board.dataset == m.frame.dataset.iloc[0]) & board.regime.eq('standard') & board['robust, %'].notna()]

@@ -23,7 +23,7 @@ def save_tensors(
     tensors,    # name -> tensor
     **metadata, # name -> text
 ):
-    "Write tensors and metadata as a safetensors file, atomically. Raises OSError, and then changes nothing."
+    "Write tensors and metadata as a safetensors file, atomically. Raises OSError, and then leaves the old file as it was."
     path = Path(path)
     draft = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')  # its own name for each process
     try:
@@ -59,9 +59,14 @@ def save_model(
 ) -> None:
     """Write a checkpoint, atomically: the weights, and the arguments of `build_model`.
 
-    Raises ValueError for another number of bits, OSError if the file cannot be written.
+    Raises TypeError for a wrapped network or one that is not in float32, ValueError for another number of bits, OSError if the
+    file cannot be written.
     """
     if bits not in (8, 32): raise ValueError(f'bits={bits!r} is not supported. Pass 8 or 32.')
+    if not isinstance(model, Classifier):
+        raise TypeError(f'model is a {type(model).__name__}, not a Classifier. Pass the network itself, not a wrapper such as DataParallel or torch.compile.')
+    if other := {w.dtype for w in model.parameters()} - {torch.float32}:
+        raise TypeError(f'model has weights of {other.pop()}, and a checkpoint holds float32. Call model.float() first.')
     tensors = model.state_dict()
     if bits == 8:
         for name in _matrix_names(model):
@@ -97,7 +102,9 @@ def model_config(path) -> dict:
     with _opened(path) as file:
         return _config(file)
 
-def _config(file): return json.loads((file.metadata() or {})['config'])
+def _config(file):
+    try: return json.loads((file.metadata() or {})['config'])
+    except KeyError: raise ValueError('it has no config, so save_model did not write it; load_weights reads the weights of other projects') from None
 
 @contextmanager
 def _opened(path):
@@ -108,7 +115,7 @@ def _opened(path):
             yield file
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as e:
         reason = ' '.join(str(e).split())[:300]
-        raise ValueError(f'{path} is not a valid checkpoint ({reason}): delete it and train again, or restore it from git.') from None
+        raise ValueError(f'{path} is not a valid checkpoint ({reason}). Check the path; restore the file from a copy or from git, or train the network again.') from None
 
 # %% ../../nbs/5_how_it_works/30_checkpoints.ipynb #7ee2c176
 def _dequantized(stored):
@@ -139,12 +146,12 @@ def _check_weights(weights, config):
 
 # %% ../../nbs/5_how_it_works/30_checkpoints.ipynb #b2518c12
 def _exact_standardize(weights, config):
-    "Mean and standard deviation of the standardising layer, from the config. Raises ValueError unless the weights agree up to rounding."
+    "Mean and standard deviation of the standardising layer, from the config. Raises ValueError unless the weights are these values, exact or rounded to eight bits."
     exact = {}
     for part in ('mean', 'std'):
         name = f'standardize.{part}'
         exact[name] = torch.tensor(config[part], dtype=torch.float32).view(1, -1, 1, 1)
-        close = (weights[name] - exact[name]).abs() <= exact[name].abs().max() / 127
-        if not close.all():
+        rounded = dequantize(*quantize(exact[name]))
+        if not (torch.equal(weights[name], exact[name]) or torch.allclose(weights[name], rounded, rtol=1e-6, atol=1e-9)):
             raise ValueError(f'its {name} is {weights[name].flatten().tolist()}, and its config has {exact[name].flatten().tolist()}')
     return exact

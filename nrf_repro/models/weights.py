@@ -40,6 +40,7 @@ def _load_pickle(path, most=50): # how many unknown classes a file may hold
             found = found or re.findall(r'GLOBAL ([\w.]+) was not', str(e))   # torch cannot list them for its format of before 2020
             if set(found) <= set(names): raise
             names += found
+    raise pickle.UnpicklingError(f'it holds objects of more than {most} classes that torch does not admit')
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #7f9d9716
 def _load_file(path):
@@ -47,8 +48,10 @@ def _load_file(path):
     if not Path(path).is_file(): raise FileNotFoundError(f'No weights at {path}. Give a .safetensors file, or a state dict that torch.save wrote.')
     try: return load_file(path) if Path(path).suffix == '.safetensors' else _load_pickle(path)
     except Exception as e:
-        reason = 'it is a TorchScript archive' if 'TorchScript' in str(e) else type(e).__name__
-        raise _no_weights(path, reason) from None
+        if 'TorchScript' in str(e): raise _no_weights(path, 'it is a TorchScript archive') from None
+        if Path(path).suffix != '.safetensors' and isinstance(e, pickle.UnpicklingError): raise _no_weights(path, type(e).__name__) from None
+        reason = ' '.join(str(e).split())[:150]
+        raise ValueError(f'{path} cannot be read ({type(e).__name__}: {reason}). If it is incomplete, copy or download it again.') from None
 
 def _no_weights(path, reason):
     return ValueError(f'{path} holds no weights that can be read without running its code ({reason}). Save model.state_dict(), not the model.')
@@ -56,9 +59,9 @@ def _no_weights(path, reason):
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #5102bfa7
 _USUAL_ENTRIES = ('state_dict', 'model_state_dict', 'model_state', 'model', 'net', 'network', 'params', 'weights', 'module', '')
 _AVERAGE = re.compile('(^|[^a-z])(ema|swa|shadow|averaged)([^a-z]|$)', re.I)
-_NO_WEIGHTS = re.compile('optim|sched|scaler|rng|callback|loop|hyper', re.I)
+_NO_WEIGHTS = re.compile('(^|[^a-z])(optim|sched|scaler|rng|callback|loop|hyper_?param)', re.I)
 
-def _size(tensors): return sum(v.numel() for v in tensors.values())
+def _size(tensors): return sum(v.numel() for v in tensors.values() if torch.is_tensor(v))
 
 def _entries(found, name='', depth=3): # found: of `_load_file`
     "Every dict of tensors in a file: its name, such as 'ema/module', -> the dict. '' is the whole file."
@@ -78,10 +81,9 @@ class Weights(dict):
     def __init__(self, tensors,
                  file='the file',  # where they were read
                  entry='',         # the name of the entry; '': the whole file
-                 others=None,      # name -> tensors, of the entries that were not chosen
-                 sure=True):       # False: the entry is one of several that are equally likely
+                 others=None):     # name -> tensors, of the entries that were not chosen
         super().__init__(tensors)
-        self.file, self.entry, self.others, self.sure = file, entry, others or {}, sure
+        self.file, self.entry, self.others = file, entry, others or {}
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #36018d42
 def _last_part(entry): return entry.rpartition('/')[2]
@@ -96,14 +98,18 @@ def _by_preference(names, usual):
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #0ce0c067
 def _named_entry(entries, entry, path):
-    "The tensors of the entry of this name, or the tensors whose names begin with it. Raises `ValueError` where there are none."
+    "The tensors of the entry of this name, or the tensors whose names begin with it. Raises `ValueError` where there are none, or several."
     fits = [name for name in entries if entry in (name, _last_part(name))]
     if entry in fits: return entries[entry]
     if len(fits) == 1: return entries[fits[0]]
-    start = f'{entry.rstrip(".")}.'
+    start, found = f'{entry.rstrip(".")}.', {}
     for name, tensors in entries.items():
         inner = _under(tensors, start.removeprefix(f'{name}/') if name else start)
-        if inner: return inner
+        if inner: found[name] = inner
+    if len(found) == 1: return found.popitem()[1]
+    if found or fits:
+        full = fits or [f'{name}/{entry}' if name else entry for name in found]
+        raise ValueError(f'{path} has several entries {entry!r}. Give one of these as entry: {", ".join(full)}.')
     heads = {k.partition('.')[0] for tensors in entries.values() for k in tensors}
     known = [name or 'the whole file' for name in entries] + sorted(heads)
     raise ValueError(f'{path} has no entry {entry!r}: it has {", ".join(known[:12])}. Give one of these as entry.')
@@ -124,8 +130,8 @@ def read_weights(path,       # .safetensors, or a state dict or a checkpoint tha
     entries = _entries(found)
     if not entries: raise _no_weights(path, f'{_contents(found)}; it is no state dict')
     if entry is not None: return Weights(_named_entry(entries, entry, path), str(path), entry)
-    names, sure = _by_preference(entries, _USUAL_ENTRIES)
-    return Weights(entries[names[0]], str(path), names[0], {name: entries[name] for name in names[1:]}, sure)
+    names, _ = _by_preference(entries, _USUAL_ENTRIES)
+    return Weights(entries[names[0]], str(path), names[0], {name: entries[name] for name in names[1:]})
 
 def _contents(found):
     "What a file without weights holds, in words."
@@ -194,22 +200,39 @@ def _mismatch(have, weights):
 def _fitting_entry(weights, have):
     "(entry, prefix, tensors, names left out) of the first entry that fits, else of the first one; and the names of the other entries."
     entries = [weights, *(Weights(tensors, weights.file, name) for name, tensors in weights.others.items())]
-    ways = [(entry, *_match(entry, have)) for entry in entries]
-    fits = [way for way in ways if _mismatch(have, way[2]) is None]
-    if len(fits) > 1 and not weights.sure:
-        raise ValueError(f'{weights.file} holds several entries that fit ({", ".join(way[0].entry for way in fits)}): choose one by entry= (--entry).')
+    ways, fits = [], []
+    for entry in entries:
+        try: way = (entry, *_match(entry, have))
+        except ValueError:
+            if not fits: raise   # two prefixes fit, and no preferred entry does
+            continue
+        ways.append(way)
+        if _mismatch(have, way[2]) is None: fits.append(way)
+    names = [way[0].entry for way in fits]
+    if names and not _by_preference(names, _USUAL_ENTRIES)[1]:
+        raise ValueError(f'{weights.file} holds several entries that fit ({", ".join(names)}): choose one by entry= (--entry).')
     best = (fits or ways)[0]
     return best, [entry.entry for entry in entries if entry is not best[0]]
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #8e8cdb9c
+def _as_weights(weights):
+    "`Weights` from a state dict. Raises `TypeError` for anything else."
+    if isinstance(weights, Weights): return weights
+    if not isinstance(weights, dict):
+        raise TypeError(f'weights is a {type(weights).__name__}, not a state dict. Read a file with read_weights(path) first.')
+    if odd := [k for k, v in weights.items() if not torch.is_tensor(v) and not str(k).endswith('_extra_state')]:
+        raise TypeError(f'weights[{odd[0]!r}] is a {type(weights[odd[0]]).__name__}, not a tensor. Pass the state dict itself, '
+                        'or read the file with read_weights(path), which chooses an entry.')
+    return Weights(weights)
+
 def load_weights(model,   # nn.Module; unchanged if an error is raised
                  weights, # of `read_weights`, or a state dict
                  ) -> str:
     """Load weights into the model; return in words which part of the file was used.
 
-    Raises `ValueError` for the weights of another network, and where several entries or prefixes fit equally well.
+    Raises `TypeError` for anything but a state dict, `ValueError` for the weights of another network, and where several entries or prefixes fit equally well.
     """
-    weights = weights if isinstance(weights, Weights) else Weights(weights)
+    weights = _as_weights(weights)
     (used, prefix, tensors, left), others = _fitting_entry(weights, model.state_dict())
     entry = f'entry {used.entry}' if used.entry else ''
     if why := _mismatch(model.state_dict(), tensors):
@@ -240,7 +263,10 @@ def _with_file(make, path, entry): # make: number of classes -> nn.Module
     "The architecture with as many classes as the weights of the file have, and these weights in it."
     weights = read_weights(path, entry)
     with torch.device('meta'): have = make(1000).state_dict()
-    model = make(_classes(_match(weights, have)[1], have))
+    entries = [weights, *(Weights(tensors, weights.file) for tensors in weights.others.values())]
+    found = [_match(one, have)[1] for one in entries]
+    whole = [tensors for tensors in found if _required(have) <= set(tensors)]   # all names fit; the number of classes may differ
+    model = make(_classes((whole or found)[0], have))
     return Loaded(model, note=load_weights(model, weights))
 
 # %% ../../nbs/5_how_it_works/31_weights.ipynb #e4a98e32
@@ -276,6 +302,8 @@ def _of_timm(name, weights, entry):
                                   'pip install timm, correct the name, or pass an nn.Module.') from None
     if not timm.is_model(name): raise ValueError(f'{name!r} is neither a classifier of torchvision nor of timm. Correct the name.')
     if Path(weights).is_file(): return _with_file(lambda classes: timm.create_model(name, num_classes=classes), weights, entry)
+    if weights != 'DEFAULT':
+        raise ValueError(f'{weights!r} is neither a file nor DEFAULT. timm names other weights by a tag of the network: give {name.partition(".")[0]}.TAG and DEFAULT.')
     try: model = timm.create_model(name, pretrained=True)
     except Exception as e: raise _offline(f'The weights of {name}', e, 'give a file of weights') from None
     config = timm.data.resolve_model_data_config(model)
