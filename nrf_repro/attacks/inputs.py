@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 # %% ../../nbs/5_how_it_works/33_attack_inputs.ipynb #72bb9712
-HOOKS = ('_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks')
+HOOKS = ('_forward_pre_hooks', '_forward_hooks', '_backward_pre_hooks', '_backward_hooks',
+         '_forward_pre_hooks_with_kwargs', '_forward_hooks_with_kwargs', '_forward_hooks_always_called')
 TABLES = ('_parameters', '_buffers', '_modules', *HOOKS)
 
 def _module_states(model):
@@ -31,6 +32,8 @@ def _tensor_states(model):
     tensors = [*model.parameters(), *model.buffers()]
     if any(isinstance(t, UninitializedTensorMixin) for t in tensors):
         raise ValueError('model has lazy layers without weights. Run it once on a batch of images first.')
+    if any(t.is_inference() for t in tensors):
+        raise ValueError('model has weights or buffers that were made in torch.inference_mode(), and has no gradient. Build or load it outside of this context.')
     return [(t, t.requires_grad, t.data, t.detach().clone()) for t in tensors]
 
 # %% ../../nbs/5_how_it_works/33_attack_inputs.ipynb #10eb22a1
@@ -72,7 +75,7 @@ def frozen(model):  # any nn.Module
     """A context in which the model is in eval mode, no parameter requires a gradient, and gradients are enabled; yields the model.
 
     Afterwards modes, flags, parameters, buffers and hooks are as they were, also after an error.
-    Raises ValueError for a lazy layer without weights.
+    Raises ValueError for a lazy layer without weights, and for weights that were made in inference mode.
     """
     modules, tensors = _module_states(model), _tensor_states(model)
     try:
@@ -86,9 +89,10 @@ def frozen(model):  # any nn.Module
 # %% ../../nbs/5_how_it_works/33_attack_inputs.ipynb #4998c014
 def _as_labels(y):  # tensor, array or list of n class indices
     "The labels as a copy in int64. Raises ValueError if they are no integers."
-    try: y = torch.as_tensor(y)
+    kind = type(y).__name__
+    try: y = torch.as_tensor(list(y) if hasattr(y, 'to_numpy') else y)   # a Series would be read by its index
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f'y cannot be read as numbers (it is a {type(y).__name__}). Pass class indices as integers.') from None
+        raise ValueError(f'y cannot be read as numbers (it is a {kind}). Pass class indices as integers.') from None
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f'y is {y.dtype}. Pass class indices as integers.')
     return y.detach().to(torch.int64, copy=True)
@@ -111,7 +115,7 @@ def _check_values(x, y):
         raise ValueError(f'x has values outside [0, 1]: it lies in [{lo:.3g}, {hi:.3g}]. Pass pixels in [0, 1] and let the model standardise.')
     if lo < 0 or hi > 1:
         raise ValueError(f'x has values outside [0, 1] by rounding: it lies in [{lo:.9g}, {hi:.9g}]. Pass x.clamp(0, 1).')
-    if y.min() < 0: raise ValueError(f'y holds {int(y.min())}, and labels start at 0. Subtract the smallest label.')
+    if y.min() < 0: raise ValueError(f'y holds {int(y.min())}, and labels start at 0. Pass class indices from 0, and leave out images without a label.')
 
 # %% ../../nbs/5_how_it_works/33_attack_inputs.ipynb #81d32a60
 def check_images(

@@ -59,9 +59,6 @@ def train_run(spec,
         if team.is_main and epoch in kept: save_model(model, kept[epoch])
     history = fit(model, train, spec.recipe, monitor=monitor, folder=run, on_epoch=keep, progress=progress and team.is_main, team=team)
     if not team.is_main: return
-    if lost := [path.name for path in kept.values() if not path.is_file()]:
-        (run / 'state.safetensors').unlink()
-        raise FileNotFoundError(f'{spec.id} has no {lost[0]}: the training was interrupted before it was written. Run again to train from the start.')
     for name in ('attack.json', 'config.json', 'final.jsonl', 'attack.safetensors'): (run / name).unlink(missing_ok=True)   # of other settings
     config = spec.train_config()
     write_rows(run / 'history.jsonl', history_rows(history, spec, monitor.images, config_hash(config), device))

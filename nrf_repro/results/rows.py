@@ -40,7 +40,9 @@ SPARSE = ('precision', 'images', 'outcomes')   # written to a file only where a 
 def typed(name,   # one of FIELDS
           value): # what the caller gave; None and NaN both mean null
     "The value of one field as text, int or float, or None. Raises `TypeError` or `ValueError` if the field cannot have it."
-    if hasattr(value, 'item'): value = value.item()  # NumPy and torch scalars
+    if hasattr(value, 'item'):                       # NumPy and torch scalars
+        try: value = value.item()
+        except (ValueError, RuntimeError): raise TypeError(f'row field `{name}` takes one value, got {value!r:.80}') from None
     if value is None or pd.api.types.is_scalar(value) and pd.isna(value): return None
     if name not in WHOLE | REAL: return _text(name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -147,18 +149,25 @@ def precision_on(device): # a device's name, such as 'cuda:0'
     "'tf32' or 'float32': the precision of convolutions on a GPU at the moment. None for another device."
     if not str(device).startswith('cuda'): return None
     import torch
-    return 'tf32' if torch.backends.cudnn.allow_tf32 else 'float32'
+    try: on = torch.backends.cudnn.allow_tf32
+    except RuntimeError: on = torch.backends.cudnn.conv.fp32_precision == 'tf32'   # which was set in place of allow_tf32
+    return 'tf32' if on else 'float32'
 
 # %% ../../nbs/5_how_it_works/40_results.ipynb #2be80c81
 @contextmanager
 def tf32_set(on): # True | False | None: leave it as it is
     "Compute convolutions and matrix products on a GPU in TF32 (or in strict float32) inside the context."
+    if on is None:
+        yield
+        return
     import torch
     places = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [place.allow_tf32 for place in places]
+    try: before = [place.allow_tf32 for place in places]
+    except RuntimeError:
+        raise ValueError('tf32 cannot be set, because fp32_precision of torch.backends was set before, and torch refuses both together. '
+                         'Leave out tf32, or do not set fp32_precision.') from None
     try:
-        if on is not None:
-            for place in places: place.allow_tf32 = on
+        for place in places: place.allow_tf32 = on
         yield
     finally:
         for place, was in zip(places, before): place.allow_tf32 = was
@@ -254,14 +263,16 @@ def _files(path):
     if path.is_file(): return [path]
     if (packed := path.with_name(f'{path.name}.xz')).is_file(): return [packed]   # as an installed package holds them
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder of rows; run the experiment first')
-    if found := sorted(path.rglob('*.jsonl')): return found
+    if found := sorted([*path.rglob('*.jsonl'), *path.rglob('*.jsonl.xz')]): return found
     raise FileNotFoundError(f'{path}: no file of rows (*.jsonl) under this folder; run the experiment first')
 
 # %% ../../nbs/5_how_it_works/40_results.ipynb #7bc8ba48
 def _lines(path):
     "Yield for each line of a file its place, as text, and its row. Raises `ValueError` that begins with the place."
     raw = path.read_bytes()
-    if path.suffix == '.xz': raw = lzma.decompress(raw)
+    if path.suffix == '.xz':
+        try: raw = lzma.decompress(raw)
+        except lzma.LZMAError as e: raise ValueError(f'{path} is damaged ({e}): install the package again, or restore the file.') from None
     raw = raw.removeprefix(b'\xef\xbb\xbf').rstrip(b' \t\r\n')    # without a byte order mark and empty last lines
     for number, line in enumerate(raw.split(b'\n') if raw else (), 1):   # only a newline byte ends a line
         try:

@@ -7,8 +7,9 @@ __all__ = []
 
 # %% ../../nbs/5_how_it_works/47_settings.ipynb #75a3d522
 import math
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, Strict, ValidationError, model_validator
@@ -36,13 +37,24 @@ def _check_keys(node, file):
             if isinstance(key, yaml.ScalarNode): seen.add(key.value)
             _check_keys(value, file)
 
+def _check_scalars(node, file):
+    "Raises ValueError for a number that YAML 1.1 reads in base 8 or 60."
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith((':int', ':float')) and re.match(r'[-+]?0[0-9_]|.*:', node.value):
+        raise ValueError(f'{file} line {node.start_mark.line + 1}: {node.value} is read in base 8 or 60. Write it without a leading 0 and without a colon.')
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value: _check_scalars(item, file)
+    if isinstance(node, yaml.MappingNode):
+        for _, value in node.value: _check_scalars(value, file)
+
 def _load(text, file):
     "The value and the root node of a YAML document. Raises ValueError if it is not one."
     try:
         _check_aliases(text, file)
         node = yaml.compose(text, yaml.SafeLoader)
         value = yaml.safe_load(text)
-        if node is not None: _check_keys(node, file)
+        if node is not None:
+            _check_keys(node, file)
+            _check_scalars(node, file)
     except RecursionError: raise ValueError(f'{file} is nested too deeply for a settings file.') from None
     except (yaml.YAMLError, TypeError, OverflowError) as e: raise ValueError(f'{file} is not YAML: {" ".join(str(e).split())}') from None
     except ValueError as e: raise ValueError(str(e) if str(e).startswith(file) else f'{file} is not YAML: {" ".join(str(e).split())}') from None
@@ -76,15 +88,16 @@ def _child(node, key):
 class Settings(BaseModel):
     "Base of all settings: frozen. Raises pydantic's ValidationError for an unknown key."
     model_config = ConfigDict(frozen=True, extra='forbid')
+    given_elsewhere: ClassVar[frozenset] = frozenset()   # fields that the file does not hold
 
     @model_validator(mode='before')
     @classmethod
     def _known_keys(cls, values):
         if isinstance(values, dict) and cls.model_config['extra'] == 'forbid':
-            if unknown := set(values) - set(cls.model_fields):
-                key = min(unknown, key=str)
+            if unknown := [key for key in values if key not in cls.model_fields]:
+                known = sorted(set(cls.model_fields) - cls.given_elsewhere)
                 raise PydanticCustomError('unknown_key', 'unknown key {shown}; known are {known}.',
-                                          dict(key=key, shown=repr(key), known=', '.join(sorted(cls.model_fields))))
+                                          dict(key=unknown[0], shown=repr(unknown[0]), known=', '.join(known)))
         return values
 
     def as_dict(self):
@@ -92,10 +105,14 @@ class Settings(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 def _number(value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        hint = ' Write 1.0e-3 for 1e-3.' if isinstance(value, str) and _is_number(value) else ''
-        raise PydanticCustomError('number', 'must be a number, got {value}.' + hint, dict(value=f'{value!r:.60}'))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
+        hint = f' Write {yaml.safe_dump(float(value)).split()[0]}, without quotation marks.' if isinstance(value, str) and _is_number(value) else ''
+        raise PydanticCustomError('number', 'must be a number, got {value}.{hint}', dict(value=f'{value!r:.60}', hint=hint))
     return value
+
+def _is_finite(value):
+    try: return math.isfinite(value)
+    except OverflowError: return False     # a whole number that no float holds
 
 def _is_number(text):
     try: return math.isfinite(float(text))
@@ -112,7 +129,7 @@ Natural = Annotated[int, Strict(), Field(ge=0)]
 def parse(model,  # a subclass of `Settings`
           values, # plain values
           place): # their `Place`
-    "The typed settings. Raises ValueError with file, line and path of the first mistake."
+    "The typed settings. Raises ValueError with file, line and path of one mistake: of an unknown key, else of the first."
     try: return model.model_validate(values)
     except ValidationError as e:
         errors = e.errors()
@@ -137,7 +154,8 @@ def _message(error):
     if kind == 'missing': return f'{error["loc"][-1]!r} is missing.'
     if kind == 'literal_error':
         name = next((key for key in reversed(error['loc']) if isinstance(key, str) and key != '[key]' and key != error['input']), 'value')
-        return f'unknown {name.rstrip("s")} {error["input"]!r}; known are {error["ctx"]["expected"].replace(" or ", ", ").replace(chr(39), "")}.'
+        single = 'study' if name == 'studies' else name.rstrip('s')
+        return f'unknown {single} {error["input"]!r}; known are {error["ctx"]["expected"].replace(" or ", ", ").replace(chr(39), "")}.'
     if kind in ('unknown_key', 'number'): return error['msg']
     said = 'must be keys and values' if kind in ('model_type', 'dict_type') else error['msg'].replace('Input should be', 'must be').replace('a valid tuple', 'a list')
     return f'{said}, got {got}.'

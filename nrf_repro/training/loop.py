@@ -182,7 +182,7 @@ def fit(
     monitor: Monitor | None = None,   # `Monitor`: what to measure, and when
     folder: str | Path | None = None, # the state is stored here after every epoch, and a second call of the same run resumes from it
     loss: Callable = cross_entropy,   # (model, x, y) -> scalar; one with settings is best a frozen dataclass
-    on_epoch: Callable | None = None, # called with (epoch, model, the epoch's record)
+    on_epoch: Callable | None = None, # called with (epoch, model, the epoch's record); after an interruption first again for the last stored epoch
     progress: bool = True,            # show a bar with an estimate of the time left
     team: Any = SINGLE_PROCESS,       # the processes that train the model
     cuda_graph: bool = False,         # launch each step on a GPU as CUDA graphs: faster for small networks, with the same numbers
@@ -201,6 +201,7 @@ def fit(
     model.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     if state: state.parent.mkdir(parents=True, exist_ok=True)
     history = load_state(state, model, opt, key) if state else []
+    if history and on_epoch: on_epoch(len(history), model, history[-1])    # the interruption may have come before this call
     forward = team.wrap(torch.compile(model) if recipe.compile else model)
     steps = len(train) // min(recipe.batch_size, len(train))
     resident = train if model_device(model).type == 'cpu' else train.to(model_device(model))    # uint8: a quarter of the pixels' memory

@@ -31,10 +31,17 @@ def _digest(tensors): return checksum(tensors)[:16] # name -> tensor
 def _is_known(thing): # defined in this package, whose source is hashed as a whole, or in a library
     return (getattr(thing, '__module__', None) or '').partition('.')[0] in ('nrf_repro', 'torch', 'torchvision', 'numpy', 'builtins')
 
-def _class_of(kind, inside): # a class by its name, and one of the user by the code of its methods
+def _functions_in(member): # of a class: the functions of a method, a static method, a class method or a property
+    if isinstance(member, property): return [f for f in (member.fget, member.fset, member.fdel) if f]
+    if isinstance(member, (staticmethod, classmethod)): return [member.__func__]
+    return [member] if isinstance(member, FunctionType) else []
+
+def _class_of(kind, inside): # a class by its name, and one of the user by the code of its methods and by its constants
     if _is_known(kind): return f'{kind.__module__}.{kind.__qualname__}'
-    methods = {k: described(v, inside) for k, v in vars(kind).items() if isinstance(v, FunctionType) and k not in _GENERATED}
-    constants = {k: v for k, v in vars(kind).items() if isinstance(v, (int, float, str)) and not k.startswith('__')}
+    own = {k: v for k, v in vars(kind).items() if k not in _GENERATED}
+    methods = {k: described(_functions_in(v), inside) for k, v in own.items() if _functions_in(v)}
+    plain = (int, float, str, list, tuple, dict, set, frozenset, torch.Tensor, np.ndarray)
+    constants = {k: described(v, inside) for k, v in own.items() if isinstance(v, plain) and not k.startswith('__')}
     return dict(name=kind.__qualname__, methods=methods, constants=constants, bases=[_class_of(b, inside) for b in kind.__bases__])
 
 _GENERATED = {'__init__', '__repr__', '__eq__', '__hash__', '__setattr__', '__delattr__', '__replace__'} # by `dataclass`, from the fields
@@ -50,19 +57,38 @@ def _globals_of(code): # names that a function, or a function within it, reads f
 
 # %% ../../nbs/5_how_it_works/38_training_state.ipynb #c1d04a05
 def _function_of(f, inside): # a function by its name, its code, its defaults, and the values that it uses from outside
-    if _is_known(f): return f'{f.__module__}.{f.__qualname__}'
-    cells = zip(f.__code__.co_freevars, f.__closure__ or ())
-    used = {name: f.__globals__[name] for name in sorted(_globals_of(f.__code__)) if name in f.__globals__}
-    used |= {name: cell.cell_contents for name, cell in cells}
+    cells = {name: cell.cell_contents for name, cell in zip(f.__code__.co_freevars, f.__closure__ or ())}
+    if _is_known(f):
+        name = f'{f.__module__}.{f.__qualname__}'
+        return dict(name=name, outside=described(cells, inside)) if cells else name
+    used = {name: f.__globals__[name] for name in sorted(_globals_of(f.__code__)) if name in f.__globals__} | cells
     outside = {name: described(value, inside) for name, value in used.items() if not isinstance(value, ModuleType)}
     defaults = described([f.__defaults__, f.__kwdefaults__], inside)
     return dict(name=f.__qualname__, code=described(f.__code__, inside), defaults=defaults, outside=outside)
 
+def _builtin_of(f, inside): # a function written in C by its name, and a method of an object also by the object
+    of = f.__self__ if not isinstance(f.__self__, (ModuleType, type, type(None))) else None
+    name = f'{getattr(f, "__module__", None) or ""}.{f.__qualname__}'
+    return name if of is None else dict(method=name, of=described(of, inside))
+
 # %% ../../nbs/5_how_it_works/38_training_state.ipynb #c1d04a06
+_OF_MODULE = frozenset(vars(torch.nn.Module()))   # attributes of every module: its tables and its mode
+
+def _is_plain(value): # a number, a text, or a container of them
+    if isinstance(value, (list, tuple, set, frozenset)): return all(map(_is_plain, value))
+    if isinstance(value, dict): return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, (str, Integral, Real))
+
+def _settings_of(model): # name of a part -> the numbers and texts among its own attributes
+    found = {name: {k: v for k, v in vars(m).items() if k not in _OF_MODULE and _is_plain(v)} for name, m in model.named_modules()}
+    return {name: own for name, own in found.items() if own}
+
 def _object_of(thing, inside): # an object by its class and its contents
     of = _class_of(type(thing), inside)
     if hasattr(thing, 'fingerprint'): return dict(of=of, fingerprint=thing.fingerprint)  # `Images`
-    if isinstance(thing, torch.nn.Module): return dict(of=of, layers=str(thing), weights=_digest(_state(thing)))
+    if isinstance(thing, torch.nn.Module):
+        parts = {name: _class_of(type(m), inside) for name, m in thing.named_modules() if not _is_known(type(m))}
+        return dict(of=of, layers=str(thing), parts=parts, settings=described(_settings_of(thing), inside), weights=_digest(_state(thing)))
     own = {f.name: getattr(thing, f.name) for f in fields(thing)} if is_dataclass(thing) else getattr(thing, '__dict__', None)
     if own is None:
         raise TypeError(f'{thing!r:.80} has no description that another process could compare. '
@@ -90,21 +116,24 @@ def described(
     if isinstance(thing, (Path, Enum, bytes, complex, slice, torch.dtype, torch.device, type(...))): return str(thing)
     if isinstance(thing, ModuleType): return thing.__name__
     if isinstance(thing, CodeType): return _code_of(thing, inside)
-    if hasattr(thing, '__wrapped__'): return described(thing.__wrapped__, inside)
     if isinstance(thing, partial): return described(dict(partial=thing.func, args=thing.args, keywords=thing.keywords), inside)
     if isinstance(thing, MethodType): return described(dict(method=thing.__func__, of=thing.__self__), inside)
-    if isinstance(thing, FunctionType): return _function_of(thing, inside)
-    if isinstance(thing, (BuiltinFunctionType, type)): return thing.__qualname__ if _is_known(thing) else _class_of(thing, inside)
+    if isinstance(thing, FunctionType): return _function_of(thing, inside)    # a decorated one with its decorator
+    if hasattr(thing, '__wrapped__'): return described(thing.__wrapped__, inside)
+    if isinstance(thing, BuiltinFunctionType): return _builtin_of(thing, inside)
+    if isinstance(thing, type): return thing.__qualname__ if _is_known(thing) else _class_of(thing, inside)
     return _object_of(thing, inside)
 
 # %% ../../nbs/5_how_it_works/38_training_state.ipynb #3b8668da
 def run_key(model, train, recipe, monitor=None, loss=None, team=None): # as in `fit`; loss None: `cross_entropy`
-    "All that decides what `fit` returns: a dictionary of plain values. Raises `TypeError` for a loss without a description."
+    "What decides the result of `fit` on one machine with one number of threads: a dictionary of plain values. Raises `TypeError` for a loss without a description."
     from nrf_repro.results.rows import source_hash
-    own = {type(m) for m in model.modules() if not _is_known(type(m))}
-    code = {kind.__qualname__: [_code_of(f.__code__, ()) for f in vars(kind).values() if isinstance(f, FunctionType)] for kind in own}
+    own = {kind for m in model.modules() for kind in type(m).__mro__ if not _is_known(kind)}
+    code = {kind.__qualname__: [_code_of(f.__code__, ()) for v in vars(kind).values() for f in _functions_in(v) if isinstance(f, FunctionType)]
+            for kind in own}
+    network = getattr(model, 'config', None) or dict(layers=str(model), settings=_settings_of(model))
     processes = dict(size=getattr(team, 'size', 1), sync_bn=getattr(team, 'sync_bn', False))
-    key = {'source': source_hash(), 'network': described(getattr(model, 'config', str(model))), 'code': code,
+    key = {'source': source_hash(), 'network': described(network), 'code': code,
            'initial weights': _digest(_state(model)), 'frozen': [k for k, p in model.named_parameters() if not p.requires_grad],
            'images': train.fingerprint, 'classes': len(train.classes), 'recipe': asdict(recipe), 'loss': loss or cross_entropy,
            'monitor': monitor, 'processes': processes}
