@@ -28,11 +28,13 @@ CHECKS = {
 # %% ../../nbs/5_how_it_works/70_marks.ipynb #1116f28f
 NETWORK = ['dataset', 'arch', 'width', 'regime', 'norm']
 
-def judged(rows): # of `read_rows`
-    "One line per network, attack and check: mean over seeds, limit, verdict. The attack is null where all attacks are meant."
+def judged(rows): # of `read_rows`, of one profile
+    "One line per network, attack and check: mean over seeds, limit, verdict. The attack is null where all attacks are meant. Raises ValueError for rows of several profiles."
     rows = rows[(rows.experiment == 'adequacy') & rows.source.isin(CHECKS)]
     rows = rows[rows.metric == rows.source.map(lambda check: CHECKS[check].metric)]
     by = [*NETWORK, 'target', 'source']
+    if rows.duplicated([*by, 'seed']).any() or rows.profile.nunique() > 1:
+        raise ValueError('the checks are of several profiles, or a seed has two values. Give the rows of one profile and one setting.')
     found = rows.groupby(by, dropna=False, sort=False).agg(value=('value', 'mean'), attack=('attack', 'first'), n=('n', 'min'),
         steps=('steps', 'first'), draws=('draws', 'first'), seeds=('seed', 'nunique')).reset_index()
     found['most'] = [CHECKS[check].most for check in found.source]
@@ -45,7 +47,7 @@ def _reason(line, names): # of `judged`; attack -> name
 
 def doubts(rows,      # of `read_rows`
            names={}): # attack -> name
-    "(network, norm, attack) -> the text of its mark; '' where all checks passed. An attack that was not checked is absent."
+    "(network, norm, attack) -> the text of its mark; '' where no check failed. A check without a value is open and does not fail. An attack that was not checked is absent."
     found = {}
     for key, net in judged(rows).groupby(NETWORK, dropna=False, sort=False):
         for attack in net.target.dropna().unique():
@@ -56,8 +58,8 @@ def doubts(rows,      # of `read_rows`
     return found
 
 def checks_text(rows): # of `read_rows`
-    "How many robust accuracies pass all checks, as text; '' where none was checked."
+    "How many robust accuracies fail no check, as text; '' where none was checked."
     found = doubts(rows)
     passed = sum(text == '' for text in found.values())
-    rest = '.' if passed == len(found) else ': the others are marked ⚠ in the tables and are too high.'
-    return f'{passed} of {len(found)} robust accuracies that were attacked again pass all checks of the attack{rest}' if found else ''
+    rest = '.' if passed == len(found) else ': the others are marked ⚠ in the tables, because a check failed.'
+    return f'{passed} of {len(found)} robust accuracies that were attacked again fail no check of the attack{rest}' if found else ''

@@ -61,7 +61,9 @@ def over_seeds_and_images(a, b,     # outcomes of the two sides: seeds x images
 def _outcomes(*sides): # rows of one measurement -> seeds x images of each side; None unless all rows have outcomes of the same images
     if any('outcomes' not in rows or not rows.outcomes.map(lambda o: isinstance(o, str)).all() for rows in sides): return None
     if pd.concat([rows.images for rows in sides]).nunique(dropna=False) != 1: return None
-    return [np.stack([unpack_outcomes(o, int(n)) for o, n in zip(rows.outcomes, rows.n)]) for rows in sides]
+    found = [np.stack([unpack_outcomes(o, int(n)) for o, n in zip(rows.outcomes, rows.n)]) for rows in sides]
+    there = ~np.isnan(np.concatenate(found)).any(axis=0)      # images with a value in every row
+    return [values[:, there] for values in found] if there.sum() > 1 else None
 
 # %% ../../nbs/5_how_it_works/73_differences.ipynb #8142716f
 def estimate(a, b):  # rows of one measurement, one per seed, indexed by seed; of common seeds only, if there are several

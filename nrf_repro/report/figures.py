@@ -65,11 +65,13 @@ def legend_below(fig, ncols=None, order=None): # the labels to show, in this ord
     fig.legend([handles[name] for name in names], names, loc='outside lower center', ncols=ncols or len(names))
 
 # %% ../../nbs/5_how_it_works/66_figures.ipynb #54795fa0
-def caption(rows): # that were drawn
+def caption(rows,           # that were drawn
+            interval=True): # whether the figure shows intervals
     "Images, seeds, interval, attack and sigma in one line."
     seeds, n = sorted(rows.seed.dropna().unique()), sorted(rows.n.dropna().unique())
     parts = [f'n = {several(n)} images', f'seed{"s" if len(seeds) > 1 else ""} {several(seeds)}']
-    parts.append('mean and 95 % t interval over seeds' if len(seeds) > 1 else 'one seed, no interval over seeds')
+    if len(seeds) > 1: parts.append('mean and 95 % t interval over seeds' if interval else 'mean over seeds, without interval')
+    else: parts.append('one seed, no interval over seeds' + '; the band of an accuracy is its 95 % Wilson interval over images' * interval)
     for r in rows.dropna(subset='attack').drop_duplicates(['attack', 'eps', 'steps']).itertuples():
         steps = f' in {r.steps} steps' if pd.notna(r.steps) else ''
         parts.append(f'{COLUMNS.get(r.attack, r.attack)} with eps {eps_text(r.eps)}{steps}')
@@ -112,7 +114,7 @@ def _panels(fig): # -> lists of axes that share a place; none where the figure c
     whole = fig.texts or fig._suptitle or fig._supxlabel or fig._supylabel or any(ax.get_label() == '<colorbar>' for ax in fig.axes)
     groups = {}
     for ax in fig.axes:
-        if ax.axison: groups.setdefault(tuple(ax.get_position().bounds), []).append(ax)
+        if ax.axison and ax.get_visible(): groups.setdefault(tuple(ax.get_position().bounds), []).append(ax)
     return [] if whole or len(groups) < 2 else list(groups.values())
 
 def _label_alone(fig): # so that each panel has the numbers of its axes
@@ -128,10 +130,11 @@ def inline_figure(fig, alt, prefix): # as for `inline_svg`
     fig.set_layout_engine('none')
     parts = [*panels, *([legend] for legend in fig.legends)]
     boxes = [Bbox.union([a.get_tightbbox() for a in part]).padded(3).transformed(fig.dpi_scale_trans.inverted()) for part in parts]
-    drawn = []
+    drawn, was = [], {artist: artist.get_visible() for artist in (*fig.axes, *fig.legends)}
     for i, (part, box) in enumerate(zip(parts, boxes)):
         for artist in (*fig.axes, *fig.legends): artist.set_visible(any(artist is own for own in part))
         drawn.append(inline_svg(fig, '', f'{prefix}{chr(97 + i)}', box).replace(' role="img" aria-label=""', ' aria-hidden="true"'))
+    for artist, visible in was.items(): artist.set_visible(visible)
     return f'<div class="panels" role="img" aria-label="{_escaped(alt)}">{"".join(drawn)}</div>'
 
 # %% ../../nbs/5_how_it_works/66_figures.ipynb #96f398cd
@@ -160,6 +163,17 @@ def _column_title(ax): # of the panel above, for a panel without one
     if not ax.axison or own or not above: return []
     return [ax.set_title(_titles(above[0])[0].get_text())]
 
+def _take_back(fig, engine): # what `_add_hidden` showed, so that the figure can be saved or changed after it was displayed
+    hidden = set(fig.findobj(lambda artist: str(artist.get_gid()).startswith('alone-')))
+    for ax in fig.axes:
+        for axis, side in ((ax.xaxis, 'bottom'), (ax.yaxis, 'left')):
+            if any(tick.label1 in hidden for tick in axis.get_major_ticks()): axis.set_tick_params(**{f'label{side}': False})
+            if axis.label in hidden: axis.set_label_text('')
+        for title in _titles(ax):
+            if title in hidden: title.set_text('')
+    for artist in hidden: artist.set_gid(None)
+    fig.set_layout_engine(engine or 'none')
+
 def _add_hidden(fig): # what a panel needs when it stands alone; hidden by its name
     found = [text for ax in fig.axes if ax.axison for name in 'xy' for text in _lonely(ax, name)]
     for ax in fig.axes: found += _column_title(ax)
@@ -167,11 +181,11 @@ def _add_hidden(fig): # what a panel needs when it stands alone; hidden by its n
 
 # %% ../../nbs/5_how_it_works/66_figures.ipynb #9507114e
 def _groups(fig): # -> lists of axes, one for each panel
-    axes = [ax for ax in fig.axes if not hasattr(ax, '_colorbar_info')]
+    axes = [ax for ax in fig.axes if ax.get_visible() and not hasattr(ax, '_colorbar_info')]
     panels, groups = [ax for ax in axes if ax.axison] or [ax for ax in axes if ax.has_data()], {}
     for ax in panels: groups.setdefault(tuple(ax.get_position().bounds), []).append(ax)
     made = list(groups.values())
-    for ax in (ax for ax in fig.axes if made and ax not in panels):
+    for ax in (ax for ax in fig.axes if made and ax.get_visible() and ax not in panels):
         owners = getattr(ax, '_colorbar_info', {}).get('parents', ())
         def near(group): return any(o in owners for o in group), -abs(sum(ax.get_position().intervalx) - sum(group[0].get_position().intervalx))
         if ax.has_data() or owners: max(made, key=near).append(ax)
@@ -244,6 +258,7 @@ def notebook_svg(fig):
     "The figure as an SVG file with the places of its parts; None where it is better stored as a picture."
     fig.draw_without_rendering()
     if not fig.axes or _pictures(fig): return None
+    engine = fig.get_layout_engine()
     fig.set_layout_engine('none')
     _add_hidden(fig)
     fig.draw_without_rendering()
@@ -256,12 +271,12 @@ def notebook_svg(fig):
         svg, layout = (re.sub(rf'{name}\b', f'part-{i}', text) for text in (svg, layout))
     svg = re.sub(r'(<g id="alone-\d+")', r'\1 display="none"', _short(svg))
     svg = re.sub(r'(<svg[^>]*)>', lambda m: f'{m[1]} style="background: #ffffff">\n <metadata>{_escaped(layout)}</metadata>', svg, count=1)
+    _take_back(fig, engine)
     return svg if len(svg) < LARGE else None
 
 def notebook_png(fig):
     "The figure as PNG of 192 dots per inch and 256 colours; None where it is stored as SVG."
     if not fig.axes or notebook_svg(fig): return None
-    for text in fig.findobj(lambda artist: str(artist.get_gid()).startswith('alone-')): text.set_visible(False)
     raw, small = io.BytesIO(), io.BytesIO()
     fig.savefig(raw, format='png', dpi=192, bbox_inches='tight', facecolor='white')
     Image.open(raw).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(small, 'PNG', optimize=True, dpi=(192, 192))

@@ -135,7 +135,7 @@ def scale_words(part): # as for `scale_heading`
 def line_label(c): # of `headline_effects`
     "The architecture, what a control is made of, and the number of seeds."
     name = arch_name(c.arch) + ('' if c.kind == 'bn' else f' {kind_name(c.kind)}, control')
-    return f'{name} ({len(c.seeds)} seed{"" if len(c.seeds) == 1 else "s"})' if c.seeds else f'{name} (left out: undertrained)'
+    return f'{name} ({len(c.seeds)} seed{"" if len(c.seeds) == 1 else "s"})' if c.seeds else f'{name} (left out)'
 
 def effect_text(c): # of `headline_effects`
     "The difference with its interval, in points or as LIGS; one seed has no interval."
@@ -243,9 +243,12 @@ def headline_finding(effects, # of `headline_effects`
     lower = part.direction == 'lower'
     far = top.high < -part.smallest_effect if lower else top.low > part.smallest_effect
     unit = '' if part.metric == 'ligs' else ' points'
-    each = ', '.join(f'{arch_name(c.arch)} {effect_text(c)}' for c in top.itertuples())
-    return (f'{lead} ({scale_words(top)}) BN {"lowers" if lower else "raises"} {quantity(part)} by more than {_small(part)} in '
-            f'{far.sum()} of {len(top)} architecture{"" if len(top) == 1 else "s"} (the whole 95 % interval lies beyond): {each}{unit}.')
+    sets = [own for _, own in top.groupby('dataset', sort=False)]
+    def name(c): return arch_name(c.arch) + (f' on {DATA_NAMES.get(c.dataset, c.dataset)}' if len(sets) > 1 else '')
+    each = ', '.join(f'{name(c)} {effect_text(c)}' for c in top.itertuples())
+    noun = ('architecture' if len(sets) == 1 else 'comparison') + ('' if len(top) == 1 else 's')
+    return (f'{lead} ({"; ".join(map(scale_words, sets))}) BN {"lowers" if lower else "raises"} {quantity(part)} by more than {_small(part)} in '
+            f'{far.sum()} of {len(top)} {noun} (the whole 95 % interval lies beyond): {each}{unit}.')
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #0efd3e86
 def _intervals_text(effects): # how the bars were formed
@@ -268,7 +271,7 @@ def _notes(effects): # where the crosses come from, what the open marks are, and
         yield f'Crosses: the paper, {source} ({several(sorted({arch_name(a) for a in part.arch}))}).'
     if (effects.kind != 'bn').any(): yield 'Open marks: controls without a normalisation layer (Fixup, or NF: standardised weights).'
     lost = [f'{arch_name(c.arch)} {kind_name(c.kind)} seed {several(c.left_out)} ({c.profile})' for c in effects.itertuples() if c.left_out]
-    if lost: yield f'Left out, as one of the two networks is undertrained: {"; ".join(lost)}.'
+    if lost: yield f'Left out, as one of the two networks is undertrained, learned nothing or has no clean accuracy: {"; ".join(lost)}.'
 
 def headline_caption(effects, # of `headline_effects`
                      claim,   # its claim
@@ -284,7 +287,7 @@ def headline_caption(effects, # of `headline_effects`
 
 # %% ../../nbs/5_how_it_works/68_forest.ipynb #2bf53c61
 def all_cells(rows, paper=None, rule=None): # as in `tables.table`
-    "The differences of each norm from none, in every column that was measured: cells of `tables.table`."
+    "The differences of each norm from none after standard training, in every column of table 1 that was measured, and LIGS: cells of `tables.table`."
     columns = TABLE_1 + ('ligs',) * ('ligs' in set(rows.metric))
     cells = table(rows, NAMED_NORMS, columns, paper=paper, rule=rule)
     return cells[cells.base.notna() & cells.value.notna()]

@@ -22,7 +22,7 @@ from ..results.rows import FIELDS, row_line, typed
 # %% ../../nbs/5_how_it_works/63_html.ipynb #1fbee401
 @cache
 def environment():
-    "The package's Jinja templates; everything put into them is escaped, and a missing value is an error."
+    "The package's Jinja templates. Text is escaped unless a template marks it as safe, and a missing value is an error."
     from jinja2 import Environment, PackageLoader, StrictUndefined
     return Environment(loader=PackageLoader('nrf_repro.report'), autoescape=True, undefined=StrictUndefined,
                        trim_blocks=True, lstrip_blocks=True)
@@ -39,7 +39,7 @@ def stylesheet():
     "The style of the tables, for a notebook or page that shows one outside the report."
     return f'<style>{template_text("tables.css")}</style>'
 
-def plain_html(frame,    # anything that prints; its first column names the lines
+def plain_html(frame,    # of numbers and texts; its first column names the lines
                caption, id):
     "A small frame as an HTML fragment."
     return fragment('plain', frame.map(lambda v: '' if pd.isna(v) else str(v)), caption, id)
@@ -80,7 +80,9 @@ def to_markdown(frame,      # of strings, as `tables.wide` returns
     lines = [line(frame.columns), line(['---'] * frame.shape[1]), *map(line, frame.values)]
     return '\n'.join(lines) + '\n' + (f'\n{notes}\n' if notes else '')
 
-def _tex_escape(text): return ''.join({c: '\\' + c for c in '&%$#_{}'}.get(c, c) for c in str(text))
+_TEX_TEXT = {c: '\\' + c for c in '&%$#_{}'} | {'\\': r'\textbackslash{}', '^': r'\textasciicircum{}', '~': r'\textasciitilde{}'}
+
+def _tex_escape(text): return ''.join(_TEX_TEXT.get(c, c) for c in str(text))
 
 def to_latex(frame,     # of strings
              caption, label):
@@ -98,7 +100,7 @@ def data_uri(data,  # bytes
     return f'data:{mime};base64,{base64.b64encode(data).decode()}'
 
 def jsonl(rows):
-    "Rows as JSON lines, the same text that `write_rows` writes."
+    "Rows as JSON lines in the order of the frame; each line is the one that `write_rows` writes."
     return ''.join(row_line({name: typed(name, r[name]) for name in FIELDS}) for r in rows.to_dict('records'))
 
 def download(name, text, mime):

@@ -160,7 +160,7 @@ def _still(data, i, m, k): # the two pictures of a network, for a reader without
 BALL_NAMES = dict(l2='length of the change', linf='largest change of a pixel')
 
 def short_eps(eps):
-    "An eps in as few digits as distinguish it from its neighbours."
+    "An eps as 8/255 where it is a whole number of grey levels, else with three digits."
     return eps_text(eps) if '/' in eps_text(eps) else f'{eps:.3g}'
 
 def _net_name(norm): return 'Without norm' if norm == 'none' else f'With {norm_name(norm)}'
@@ -181,8 +181,8 @@ def sentence(data, i, k): # image, eps
     wrong = [str(sum(one['fell'][m][k] >= 0 for one in data['items'])) for m in nets]
     texts = []
     for m in nets:
-        c = int(np.argmax(it['p'][m][k]))
-        texts.append(f'{_net_name(data["norms"][m])} it {_state(it, m, k, data)}; its class is then {it["classes"][c]} ({it["p"][m][k][c] / 10:.1f}\u00a0%).')
+        c, when = int(np.argmax(it['p'][m][k])), 'after the last step its class is' if data['eps'][k] else 'its class is'
+        texts.append(f'{_net_name(data["norms"][m])} it {_state(it, m, k, data)}; {when} {it["classes"][c]} ({it["p"][m][k][c] / 10:.1f}\u00a0%).')
     return (f'True class {it["classes"][it["truth"]]}, eps {short_eps(data["eps"][k])}. {" ".join(texts)} '
             f'Of these {len(data["items"])} images {" and ".join(wrong)} are misclassified.')
 
@@ -191,8 +191,8 @@ def _caption(data):
     name = f'{dict(ce="pgd", cw="cw")[data["loss"]]}_{data["ball"]}'
     reduced = f' Images are reduced to {max(data["shape"][1:])} pixels.' if data['shrunk'] else ''
     return (f'Attack: {COLUMNS.get(name, name)} in {data["steps"]} steps; a step grows with eps. Changes are magnified {data["magnify"]} times: grey is no change, '
-            'lighter means that the pixel became lighter; what leaves the scale is clipped. Images: the first of each class that all networks classify correctly, '
-            f'not chosen by their looks.{reduced}')
+            'lighter means that the pixel became lighter; what leaves the scale is clipped. Images: of those that all networks classify correctly the first of each class, '
+            f'then the second, and so on; not chosen by their looks.{reduced}')
 
 # %% ../../nbs/5_how_it_works/72_interactive.ipynb #2690addc
 STEPS_BOX = dict(width=190, height=95, left=28, right=180, top=8, middle=39, bottom=70)
@@ -342,11 +342,13 @@ def record_stored(profile, folder, most=8, device='cpu'): # `Profile`; the build
 # %% ../../nbs/5_how_it_works/72_interactive.ipynb #28325d06
 def interactive_data(profile, folder, rows, most=8, device='cpu'): # `Profile`; the build folder; a frame of `read_rows`
     "All that the interactive figures show; what cannot be shown is listed under `missing`."
-    lost = []
+    lost, images, found = [], None, []
     try: images = record_stored(profile, folder, most, device)
-    except (FileNotFoundError, ValueError) as e: images, lost = None, [f'figure of images and eps: {e}']
-    found = epoch_curves(rows)
-    return dict(images=images, courses=found, missing=lost + ['figure of epochs: there are no history rows'] * (not found))
+    except (FileNotFoundError, ValueError) as e: lost.append(f'figure of images and eps: {e}')
+    try: found = epoch_curves(rows)
+    except ValueError as e: lost.append(f'figure of epochs: {e}')
+    else: lost += ['figure of epochs: there are no history rows'] * (not found)
+    return dict(images=images, courses=found, missing=lost)
 
 def write_interactive(data, folder): # of `interactive_data`; the build folder
     "Write figures/living.json below the build folder, which `interactive.interactive_meta` reads."

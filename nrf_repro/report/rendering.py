@@ -29,7 +29,7 @@ from ..results.paired import RUN, select
 from ..results.claims import conclude, decide_parts
 from ..results.power import too_small_for
 from ..results.rules import Claim
-from ..results.rows import IDENTITY, NAMED_NORMS, paper_rows, source_hash, write_atomically
+from ..results.rows import IDENTITY, NAMED_NORMS, check_fields, paper_rows, source_hash, write_atomically
 
 # %% ../../nbs/5_how_it_works/75_rendering.ipynb #b9e0e0d1
 def of_profile(rows, profile):
@@ -111,7 +111,7 @@ def _times(rows, seconds): # the rows of one epoch share their seconds
     past = rows.experiment == 'history'
     cpu = rows.seconds[~past].sum() + rows[past].drop_duplicates([*RUN, 'epoch']).seconds.sum()
     wall = [f'{duration(seconds)} wall time'] if seconds else []
-    return wall + ([f'{duration(cpu)} of training epochs and measurements in the grids'] if cpu else [])
+    return wall + ([f'{duration(cpu)} of training epochs and of those measurements whose rows state their time'] if cpu else [])
 
 def _codes(rows):
     made = rows.source_hash.fillna('unknown').value_counts()
@@ -159,7 +159,7 @@ def _part(kind, fig, title, caption, reading=(), html=None, *, rows, code, of=''
 # %% ../../nbs/5_how_it_works/75_rendering.ipynb #0c26e684
 def _by_network(rows): return (part for _, part in rows.groupby(['dataset', 'arch', 'width'], dropna=False))
 
-CONTROLS_CAPTION = ('Controls have no normalisation layer and train as well as networks with BN. Differences are paired by seed, with 95 % intervals. Printed elsewhere, '
+CONTROLS_CAPTION = ('Controls have no normalisation layer and are built to train as well as networks with BN; the column of clean accuracy shows whether they do. Differences are paired by seed, with 95 % intervals. Printed elsewhere, '
                     'measured by others: ResNet110 on CIFAR-10, PGD ℓ∞ and ℓ2 (AngusG/bn-advex-zhang-fixup): with BN 7.5 and 59.4 %, Fixup without BN 38.6 and 77.4 %.')
 
 def figure_parts(rows, cells, claims): # rows of one profile, cells of `all_cells`, of `load_claims`
@@ -176,12 +176,12 @@ def figure_parts(rows, cells, claims): # rows of one profile, cells of `all_cell
     standard = past[past.regime == 'standard']
     if fig := clean_robust(standard):
         said = [line for part in _by_network(standard) for line in reading_equal(part)]
-        about = 'Means over seeds, epoch by epoch. ' + caption(standard[standard.metric == 'robust_accuracy'])
+        about = 'Means over seeds, epoch by epoch. ' + caption(standard[standard.metric == 'robust_accuracy'], interval=False)
         yield _part('against', fig, 'Robust against clean accuracy', about, said, rows=standard, code='report.curves.clean_robust')
     if fig := plane(final):
         drawn = final[final.attack.eq('pgd_l2') & final.arch.isin(final_accuracies(final).arch)]
         about = 'Small: seeds; large: their mean; a line joins None, the control and BN. '
-        yield _part('plane', fig, 'Every network: robust against clean accuracy', about + caption(drawn), rows=final, code='report.curves.plane')
+        yield _part('plane', fig, 'Every network: robust against clean accuracy', about + caption(drawn, interval=False), rows=final, code='report.curves.plane')
     if {'C1', 'C2'} <= set(claims) and len(controls := control_table(rows, claims)):
         used = rows.loc[sorted({*needed(claims['C1'], rows), *needed(claims['C2'], rows)})]
         yield _part('controls', None, 'Controls without normalisation', CONTROLS_CAPTION,
@@ -332,7 +332,7 @@ def grouped(parts, lines): # of `with_sources`, of `linked_lines`
 CLAIM = ('Batch normalisation raises accuracy and makes networks more vulnerable to adversarial images, because it shifts '
          'them from robust features to useful but non-robust ones.')
 SOURCE = 'Benz, Zhang and Kweon, ICCV 2021'
-RULE = 'Each claim of the paper, decided by a rule fixed beforehand; later changes of rules are listed at the head of claims.yaml.'
+RULE = 'Each claim, decided by a rule; C10 is ours, the others are the paper\'s. Rules were fixed beforehand; later changes are listed at the head of claims.yaml.'
 
 def page(rows, claims, profile, paper, meta, published='reports/published', studies=None, book=''): # as for `render_report`; where the chapters lie
     "Everything that the template shows, as plain values and safe fragments."
@@ -387,8 +387,9 @@ def render_report(
 ) -> Path:                                       # of the file
     """Write the report, one self-contained HTML file, atomically.
 
-    Raises ValueError for a profile without rows and for an unknown key of meta.
+    Raises ValueError for a profile without rows, for rows that lack a column, and for an unknown key of meta.
     """
+    check_fields(rows)
     meta = check_meta(meta)
     folder = Path(out).parent
     book = _BOOK if Path(folder, _BOOK).is_dir() else ''

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 
 from .html import plain_html
 from .tables import TABLE_1
@@ -92,15 +91,19 @@ def _decided(claim, evidence): # of `_evidence_of` -> the verdict, and a row abo
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #0886db9f
 def sensitivity(claims, rows): # of `load_claims`, of `read_rows`
-    "A line per claim with a verdict and variant: verdict, deciding part, effect, interval, and whether the verdict is the same."
+    """A line per claim with a verdict and variant.
+
+    It has the verdict, the deciding part, effect, interval, whether the verdict is the same, and how much wider the interval of the same part is.
+    """
     lines = []
     for claim in claims.values():
         evidence = _evidence_of(claim, rows)
-        verdict, _ = _decided(claim, evidence)
+        verdict, own = _decided(claim, evidence)
         for axis, what, fewer in variants(claim, rows, evidence) if verdict != 'not run' else ():
             other, d = _decided(claim, fewer)
-            if other != 'not run': lines.append([claim.id, axis, what, other, d.part, d.effect, d.low, d.high, d.n_seeds, other == verdict])
-    found = pd.DataFrame(lines, columns=['id', 'axis', 'variant', 'verdict', 'part', 'effect', 'low', 'high', 'n_seeds', 'same'])
+            wider = (d.high - d.low) / (own.high - own.low) if d.part == own.part else np.nan
+            if other != 'not run': lines.append([claim.id, axis, what, other, d.part, d.effect, d.low, d.high, d.n_seeds, other == verdict, wider])
+    found = pd.DataFrame(lines, columns=['id', 'axis', 'variant', 'verdict', 'part', 'effect', 'low', 'high', 'n_seeds', 'same', 'wider'])
     return found[found.groupby(['id', 'axis']).variant.transform('size') > 1].reset_index(drop=True)
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #a4c1d2e7
@@ -109,7 +112,7 @@ def _sides(part, rows): # those of the rows that are on one side of the part's c
     return rows if not sides or {'first', 'last'} & set(map(str, sides)) else select(rows, {part.compare['field']: sides})
 
 def needed(claim, rows):
-    "The index of the rows that decide a claim: those of its parts, and the accuracies by which their networks are screened."
+    "The index of the rows that a claim selects, with those of the controls and of networks that are screened out, and the accuracies by which networks are screened."
     found = set().union(*(_sides(part, _chosen(part, rows)).index for part in claim.parts))
     runs = set(_keys(rows.loc[sorted(found)], RUN))
     clean = rows.index[rows.metric == claim.learned_by]
@@ -134,12 +137,12 @@ def fragile_text(found): # of `sensitivity`
     return text + (f'. The others depend on it; same in: {", ".join(others)}.' if others else '.')
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #eca0b9ca
-def axis_text(part, metric, deciding): # the lines of one claim and axis; the verdict's own part
-    "How many variants agree, which do not, and the range of the effects, if they are those of the same part."
+def axis_text(part, metric, deciding, alike): # the lines of one claim and axis; the verdict's own part; parts of the same metric
+    "How many variants agree, which do not, and the range of the effects: those of the same part, for attacks those of the same metric."
     if not len(part): return ''
     count = f'same in {part.same.sum()} of {len(part)}'
     others = [f'{verdict}: {", ".join(v.removeprefix("without ") for v in p.variant)}' for verdict, p in part[~part.same].groupby('verdict', sort=False)]
-    effects = part.effect[(part.axis == 'attack') | (part.part == deciding)].dropna()
+    effects = part.effect[(part.part == deciding) | (part.axis == 'attack') & part.part.isin(alike)].dropna()
     ends = dict.fromkeys(amount(e, metric, unit=False) for e in (effects.min(), effects.max())) if len(effects) else ()
     return '; '.join([count, *others]) + (f' (effect {" to ".join(ends)})' if ends else '')
 
@@ -147,9 +150,10 @@ def sensitivity_table(found, claims, verdicts): # of `sensitivity`, of `load_cla
     "A frame of strings, a line per claim that has variants; an axis without variants is no column."
     lines = []
     for v in verdicts[verdicts.id.isin(found.id)].itertuples():
-        mine = found[found.id == v.id]
-        metric = next(p.metric for p in claims[v.id].parts if p.name == v.part)
-        lines.append([f'{v.id} {v.title}', v.verdict, *(axis_text(mine[mine.axis == axis], metric, v.part) for axis in HEADS)])
+        mine, parts = found[found.id == v.id], claims[v.id].parts
+        metric = next(p.metric for p in parts if p.name == v.part)
+        alike = [p.name for p in parts if p.metric == metric]
+        lines.append([f'{v.id} {v.title}', v.verdict, *(axis_text(mine[mine.axis == axis], metric, v.part, alike) for axis in HEADS)])
     shown = pd.DataFrame(lines, columns=['Claim', 'Verdict', *HEADS.values()])
     return shown.loc[:, [c in ('Claim', 'Verdict') or shown[c].ne('').any() for c in shown]]
 
@@ -158,12 +162,10 @@ def reading(found): # of `sensitivity`
     "A list of one text: how many verdicts are the same in every variant, and how much wider an interval of one seed less is."
     by = found.groupby('id').same.all()
     text = f'{by.sum()} of {len(by)} verdicts stay the same in every variant.' if len(by) else 'There is one seed, one attack and one network: nothing to leave out.'
-    left = found[found.axis == 'seed'].groupby('id', sort=False).n_seeds.max()
-    counts = sorted(set(left[left > 1]))
-    if not counts: return [text]
-    def width(k): return scipy.stats.t.ppf(.975, k - 1) / k**.5
-    def wider(k): return f'with {k} seeds {width(k) / width(k + 1):.1f} times as wide as with {k + 1} ({", ".join(left.index[left == k])})'
-    return [f'{text} With one seed less an interval is wider by itself: {"; ".join(map(wider, counts))}. That alone can make a verdict inconclusive.']
+    wider = found.wider[found.axis == 'seed'].dropna()
+    if not len(wider): return [text]
+    return [f'{text} Without one seed the interval of the deciding part is {wider.median():.1f} times as wide (median of {len(wider)} variants; {wider.min():.1f} to {wider.max():.1f}). '
+            'A wider interval alone can make a verdict inconclusive.']
 
 def stability(found, claims, verdicts): # of `sensitivity`, of `load_claims`, of `decide`
     "The sensitivity of the verdicts: a reading and a table."
@@ -173,12 +175,14 @@ def stability(found, claims, verdicts): # of `sensitivity`, of `load_claims`, of
 
 # %% ../../nbs/5_how_it_works/71_sensitivity.ipynb #a35af394
 def courses(rows): # history of one dataset, arch, width and regime
-    "(norm, seed) -> a frame over the epochs: clean accuracy and that under PGD l2 on the held-out images."
-    rows = rows[(rows.metric == 'clean_accuracy') | (rows.metric == 'robust_accuracy') & (rows.attack == 'pgd_l2')].dropna(subset='value')
-    return {key: of.pivot_table(index='epoch', columns='metric', values='value').dropna() for key, of in rows.groupby(['norm', 'seed'])}
+    "(norm, seed) -> a frame over the epochs: clean accuracy, and robust accuracy under the commonest attack, on the held-out images."
+    attack = next(iter(rows.attack.dropna().mode()), None)
+    rows = rows[(rows.metric == 'clean_accuracy') | (rows.metric == 'robust_accuracy') & (rows.attack == attack)].dropna(subset='value')
+    found = {key: of.pivot_table(index='epoch', columns='metric', values='value').dropna() for key, of in rows.groupby(['norm', 'seed'])}
+    return {key: curve for key, curve in found.items() if {'clean_accuracy', 'robust_accuracy'} <= {*curve} and len(curve)}
 
 def passing(curve, clean): # of `courses`
-    "(epoch, robust accuracy) where a curve first passes this clean accuracy, interpolated between two epochs; NaN if it never does."
+    "(epoch, robust accuracy) where a curve first passes this clean accuracy, interpolated between two epochs; those of the first epoch if it lies above already; NaN if it never passes."
     above = np.flatnonzero(curve.clean_accuracy.to_numpy() >= clean)
     if not len(above): return np.nan, np.nan
     a, b = curve.iloc[max(above[0] - 1, 0)], curve.iloc[above[0]]
@@ -210,5 +214,7 @@ def reading_equal(rows): # history of one kind of network
     if not len(at): return
     (last, there), name = gaps(at), name_of(rows, regime=False)
     if not there.n: yield f'{name}: BN never passes the {100 * at.clean.mean():.1f} % clean accuracy at which the network without normalisation ended.'
-    else: yield (f'{name}: the network without normalisation ended at {100 * at.clean.mean():.1f} % clean accuracy, which BN passes in epoch {at.epoch.mean():.1f} ({there.n} of {len(at)} seeds). '
-                 f'BN minus no normalisation in robust accuracy: there {gap_text(there)} points, at its end {gap_text(last)}.')
+    else:
+        passed = at.dropna(subset='passing')
+        yield (f'{name}: the network without normalisation ended at {100 * passed.clean.mean():.1f} % clean accuracy, which BN passes in epoch {passed.epoch.mean():.1f} ({there.n} of {len(at)} seeds; all numbers are of these). '
+               f'BN minus no normalisation in robust accuracy: there {gap_text(there)} points, at its end {gap_text(last)}.')

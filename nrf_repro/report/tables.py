@@ -97,18 +97,24 @@ def printed_notes():
     return [f'{dataset} {arch_name(arch)} {norm_name(norm)}: {note}' for (dataset, arch, norm), (_, note) in PRINTED_NOTES.items()]
 
 # %% ../../nbs/5_how_it_works/64_tables.ipynb #ddab66a8
-def _flag_of(clean, profile, dataset, rule): # mean clean accuracy; a claim -> '' for a trained network
+def _flag_of(clean, profile, dataset, rule): # clean accuracy of one seed; a claim -> '' for a trained network
     if pd.isna(clean): return 'no clean accuracy'
     def limit(table): return table.get(profile, table.get(dataset, 0))
     if clean <= limit(rule.not_learned): return 'not learned'
     return 'undertrained' if clean < limit(rule.undertrained) else ''
+
+def _flag_of_seeds(values, profile, dataset, rule): # clean accuracy of each seed
+    flags = [_flag_of(v, profile, dataset, rule) for v in values] or ['no clean accuracy']
+    worst = next((f for f in ('no clean accuracy', 'not learned', 'undertrained') if f in flags), '')
+    low = sum(map(bool, flags))
+    return worst if low in (0, len(flags)) else f'{worst}: {low} of {len(flags)} seeds'
 
 def _key(c, norm): return (*(str(getattr(c, f)) for f in NETWORK), str(norm))
 
 def _flags(cells, rows, rule): # the grid, the rows of `one_setting`, a claim -> one flag per cell; for a difference that of either network
     found, clean = {}, rows.assign(clean=rows.value.where(rows.column == 'clean'))
     for key, part in clean.groupby([*NETWORK, 'norm'], dropna=False):
-        found[tuple(map(str, key))] = _flag_of(part.clean.mean(), part.profile.iloc[0], part.dataset.iloc[0], rule)
+        found[tuple(map(str, key))] = _flag_of_seeds(part.clean.dropna(), part.profile.iloc[0], part.dataset.iloc[0], rule)
     return [found.get(_key(c, c.norm), '') or found.get(_key(c, c.base), '') for c in cells.itertuples()]
 
 # %% ../../nbs/5_how_it_works/64_tables.ipynb #8344a9a0
@@ -130,11 +136,13 @@ def _typed(cells): # so that empty frames join too
 
 # %% ../../nbs/5_how_it_works/64_tables.ipynb #2f169496
 def table_rows(rows, norms, columns, regime): # as in `table`
-    "The rows behind a table's values, with their `column`."
+    "The rows behind a table's values, with their `column`. Raises ValueError for rows of several profiles."
     rows = named(rows[(rows.experiment == 'final') & (rows.regime == regime)])
+    if len(names := sorted(rows.profile.dropna().unique())) > 1:
+        raise ValueError(f'a table shows one profile, and the rows are of {", ".join(names)}. Give rows[rows.profile == {names[0]!r}].')
     return one_setting(rows[rows.column.isin(columns) & rows.norm.isin(norms)])
 
-def table(rows,               # of `read_rows`
+def table(rows,               # of `read_rows`, of one profile
           norms, columns,     # which lines and columns
           *, regime='standard',
           paper=None,         # of `paper_rows`: fills `printed`
@@ -146,7 +154,7 @@ def table(rows,               # of `read_rows`
     found += [differences(rows, m) for m in norms if m != 'none']
     cells = _grid(rows, norms, columns).merge(pd.concat(_typed(f) for f in found), on=key, how='left')
     cells['seeds'] = [s if isinstance(s, tuple) else () for s in cells.seeds]
-    cells['flag'] = _flags(cells, rows, rule) if rule else ''
+    cells['flag'] = _flags(cells, table_rows(every, norms, {*columns, 'clean'}, regime), rule) if rule else ''
     cells['marks'] = pd.Series(_marks(cells, every), dtype=object)
     lookup = _printed_lookup(paper) if paper is not None and regime == 'standard' else {}   # the paper prints standard training only
     printed = [_printed_value(lookup, c) for c in cells.itertuples()]
@@ -232,18 +240,26 @@ def layout(cells): # of `table`
 
 # %% ../../nbs/5_how_it_works/64_tables.ipynb #1de48509
 def notes_text(cells): # of `table`
-    "The texts behind the marks, for a caption."
-    return ' '.join(f'⚠{i} {text}.' for text, i in _numbered(cells).items())
+    "The texts behind the marks and the footnotes to printed values, for a caption."
+    shown = layout(cells)
+    return ' '.join([*(f'⚠{i} {text}.' for i, text in shown['doubts']), *(f'({mark}) {note}.' for mark, note in shown['notes'])])
+
+def _printed_text(c): # one cell of `layout`
+    if not c['printed']: return 'not available'
+    return f'{c["printed"]} ({c["mark"]})' if c['mark'] else c['printed']
+
+def _ours_text(c): # one cell of `layout`
+    fewer = f'({c["fewer"]} seed{"s" * (c["fewer"] > 1)} only)' if c['fewer'] else ''
+    return ' '.join(filter(None, [c['value'], c['interval'], fewer, *(f'⚠{i}' for i in c['doubts'])]))
 
 def wide(cells): # of `table`
     "The table as a frame of strings, one line per norm, difference and printed value."
     shown, lines = layout(cells), []
     for group in shown['groups']:
         for line in group['lines']:
-            ours = [' '.join(filter(None, [c['value'], c['interval'], *(f'⚠{i}' for i in c['doubts'])])) for c in line['cells']]
             norm = line['norm'] + (f' ({line["flag"]})' if line['flag'] else '')
-            lines.append([group['name'], norm, str(line['seeds']), str(line['n'] or ''), *ours])
-            lines.append(['', f'{line["norm"]}, paper', '', '', *(c['printed'] or 'not available' for c in line['cells'])])
+            lines.append([group['name'], norm, str(line['seeds']), str(line['n'] or ''), *map(_ours_text, line['cells'])])
+            lines.append(['', f'{line["norm"]}, paper', '', '', *map(_printed_text, line['cells'])])
     return pd.DataFrame(lines, columns=['Network', 'Norm', 'Seeds', 'n', *shown['heads']])
 
 # %% ../../nbs/5_how_it_works/64_tables.ipynb #c80015d0
@@ -272,7 +288,7 @@ def settings(rows):
 
 def gradients(rows):
     "Per network and norm: LIGS, LIGS of plain gradients, and the share of images whose plain gradient vanished."
-    rows = rows[(rows.experiment == 'final') & rows.metric.isin(['ligs', 'ligs_plain', 'vanished'])]
+    rows = one_setting(named(rows[(rows.experiment == 'final') & rows.metric.isin(['ligs', 'ligs_plain', 'vanished'])]))
     lines = []
     for key, part in rows.groupby([*NETWORK, 'norm'], dropna=False):
         mean = part.groupby('metric').value.mean()

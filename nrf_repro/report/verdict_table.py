@@ -37,10 +37,10 @@ def _effect_text(v, part, claim): # a line of `decide_parts`, its part, its clai
 
 # %% ../../nbs/5_how_it_works/65_verdict_table.ipynb #81e2d398
 def rule_text(part, claim): # of `load_claims`
-    "The rule by which a part holds, as text."
+    "The rule's condition on the interval, as text."
     attack = f' ({COLUMNS[part.where["attack"]]})' if part.where.get('attack') in COLUMNS else ''
     where, sign = ('above', 1) if part.direction == 'higher' else ('below', -1)
-    limit = amount(sign * part.smallest_effect, part.metric) if part.compare else 'zero'
+    limit = amount(sign * part.smallest_effect, part.metric) if part.compare or part.smallest_effect else 'zero'
     return f'{plain(_what(part))}{attack}: the {100 * level_of(claim, part):.0f} % interval must lie {where} {limit}.'
 
 def _part_line(v, part, claim): # a line of `decide_parts`, its part, its claim -> plain values

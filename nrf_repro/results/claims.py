@@ -14,7 +14,7 @@ import pandas as pd
 
 from .paired import (
     RUN, Effect, _chosen, _compare, _evidence, _seeds_text, _usable, _varying, effect_of, interval_verdict, screen, select)
-from .rows import CONTROLS, FIELDS, paper_rows
+from .rows import CONTROLS, check_fields, paper_rows
 from .rules import VERDICTS, Claim, by_scale, level_of
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #8de8cf00
@@ -229,8 +229,7 @@ def decide(claims: dict[str, Claim], # of `load_claims`
 
     A claim is complete if each of its parts has an effect. Raises `ValueError` if the rows lack a column.
     """
-    if lacking := [name for name in FIELDS if name not in rows]:
-        raise ValueError(f'the rows lack the columns {", ".join(lacking)}; read them with read_rows')
+    check_fields(rows)
     return conclude(claims, decide_parts(claims, rows, paper))
 
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #d41c8e55

@@ -287,6 +287,11 @@ def frame(rows): # dicts with FIELDS
     rows, kind = list(rows), lambda name: 'Int64' if name in WHOLE else 'float64' if name in REAL else object
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind(name)) for name in FIELDS})
 
+def check_fields(rows): # a frame
+    "The frame. Raises `ValueError` if it lacks a column."
+    if lacking := [name for name in FIELDS if name not in rows]: raise ValueError(f'the rows lack the columns {", ".join(lacking)}; read them with read_rows')
+    return rows
+
 # %% ../../nbs/5_how_it_works/40_results.ipynb #1cc292ef
 def read_rows(*paths: str | Path) -> pd.DataFrame: # files of rows, or folders searched for *.jsonl at any depth
     """All rows of the files as a frame. The same row twice is one row.

@@ -337,7 +337,7 @@ def show_adequacy(rows):
         yield part(f'Are the attacks strong enough? {name}', _checks_caption(net),
                    [_marks_finding(judged(net)), *_strongest_findings(net)], table=_checks_table(net))
         few = int(net[net.source == 'strongest'].n.min())
-        yield part(f'Bounds under all attacks: {name}', f'AutoAttack, Square and all together on {few} of the images. {caption(first)}', fig=_draw_bounds(net))
+        yield part(f'Bounds under all attacks: {name}', f'AutoAttack, Square and all together on {few} of the images. {caption(first, interval=False)}', fig=_draw_bounds(net))
         if fig := eps_curves(net, mark=first.groupby('attack').eps.first().to_dict()):
             about = f'Dashed: the eps of Table 1. {int(curve.steps.min())} steps, step size in proportion to eps; {caption(curve.assign(attack=None))}'
             yield part(f'Robust accuracy against eps: {name}', about, fig=fig)
