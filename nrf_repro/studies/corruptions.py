@@ -79,12 +79,12 @@ def corrupted(images, source, severity, levels, seed=0): # source: one of `CORRU
     known = dict(corruption=(source, CORRUPTIONS), severity=(severity, SEVERITIES), levels=(levels, LEVELS))
     for what, (value, choices) in known.items():
         if value not in choices: raise ValueError(f'Unknown {what} {value!r}. Choose from {", ".join(map(str, choices))}.')
-    return replace(images, x=CORRUPTIONS[source](images.x.cpu(), LEVELS[levels][source][severity - 1], seed))
+    return replace(images, x=CORRUPTIONS[source](images.x.cpu(), LEVELS[levels][source][SEVERITIES.index(severity)], seed))
 
 # %% ../../nbs/4_consequences/22_corruptions.ipynb #eb1512b6
 @contextmanager
 def using_batch_statistics(model):
-    "Within the context each BN layer normalises by the statistics of the batch, in evaluation mode too; the model is restored at the end."
+    "Within the context each BN layer normalises by the statistics of the batch, in evaluation mode too; its stored mean and variance are restored at the end."
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     stored = [(m.running_mean, m.running_var) for m in norms]
     try:

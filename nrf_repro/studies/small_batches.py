@@ -25,7 +25,7 @@ from ..training.loop import correct
 
 # %% ../../nbs/4_consequences/23_small_batches.ipynb #18e630ac
 def at_batch_size(recipe, batch_size, images, most=None): # images: number of training images; most: steps, None: all
-    "The recipe with its learning rate in proportion to the batch size, not above its own, and with as many epochs as `most` allows."
+    "The recipe with its learning rate in proportion to the batch size, not above its own, and with as many epochs as `most` allows, but at least one."
     epochs = recipe.epochs if most is None else max(1, min(recipe.epochs, most * batch_size // images))
     lr = recipe.lr * min(1, batch_size / recipe.batch_size)
     return replace(recipe, batch_size=batch_size, lr=lr, epochs=epochs)
@@ -193,5 +193,6 @@ def show_medical(rows):
         name, about = name_of(of), _medical_caption(of, train)
         yield part(f'Batch sizes: {name}', about, list(_medical_findings(of)), fig=_draw_batch_sizes(of))
         yield part(f'Batch sizes in numbers: {name}', f'Balanced accuracy in per cent, clean / attacked. {about}', table=_batch_table(of))
-        text = 'Balanced accuracy in per cent under corruptions of severity 3, mean over batch sizes and seeds.'
+        text = ('Balanced accuracy in per cent under corruptions of severity 3, mean over batch sizes and seeds. '
+                'Clean: on all test images; corrupted: on those that were attacked.')
         yield part(f'Corrupted X-rays: {name}', text, table=_corruption_table(of))

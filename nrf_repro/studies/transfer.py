@@ -240,9 +240,14 @@ def _transfer_findings(rows): # of one architecture
 
 # %% ../../nbs/3_trade_off/20_transfer.ipynb #aa8c062f
 def show_transfer(rows):
-    "Yields the matrix of all networks; for each architecture success over epochs and alignment, and the table of sources."
+    """Yields the matrix of all networks; for each architecture success over epochs and alignment, and the table of sources.
+
+    Raises ValueError if no image is classified correctly by all networks, so that no success could be measured."""
     success = rows[rows.metric == 'transfer_success'].dropna(subset=['eps', 'steps', 'target', 'n'])
     if not len(success): return
+    if success.value.isna().all():
+        raise ValueError('study transfer: no test image is classified correctly by all networks, so there is no transfer success. '
+                         'Train the networks longer, or leave out the weakest norm.')
     first, seeds = success.iloc[0], sorted(rows.seed.unique())
     weights = 'of the next seed, with other initial weights (so two seeds share networks)' if len(seeds) > 1 else 'with the same initial weights'
     about = (f'Images that all networks classify correctly: {several(sorted(success.n.unique()))}; seed{"s" * (len(seeds) > 1)} {several(seeds)}; targets {weights}. '
