@@ -18,7 +18,7 @@ from nrf_repro.experiment.plan import plan
 from nrf_repro.experiment.profile import load_profile
 from nrf_repro.experiment.provenance import report_meta
 from nrf_repro.experiment.run import measure_network, run_all, train_network
-from nrf_repro.experiment.store import RUN_FILES, WEIGHTS_8BIT
+from nrf_repro.experiment.store import RUN_FILES, WEIGHTS_8BIT, directory_lock
 from nrf_repro.models import load_model, save_tensors
 from nrf_repro.models.checkpoint import quantize
 from nrf_repro.report.rendering import render_report
@@ -420,3 +420,18 @@ def test_what_is_no_archive_at_all(what, tmp_path, refused):
 def test_an_archive_without_runs(tmp_path, refused):
     (tmp_path / 'folder').mkdir()
     refused(tmp_path / 'folder', 'holds no run')
+
+
+def test_a_run_that_is_not_measured_is_neither_packed_nor_taken_for_the_one_of_the_archive(made, unpacked, build, gathering):
+    (build / 'runs').mkdir(parents=True)
+    shutil.copytree(made[0] / 'runs' / A, build / 'runs' / A)
+    (build / 'runs' / A / 'final.jsonl').unlink()
+    with pytest.raises(FileNotFoundError, match='the run is not finished'): write_archive(build, [A], build / 'a.zip')
+    status, _, err = gathering(unpacked)
+    assert status == 2 and 'trained and not measured' in err and not (build / 'runs' / B).exists()
+
+
+def test_where_one_run_is_locked_none_is_placed(made, build):
+    with directory_lock(build / 'runs' / sorted(NAMES)[-1]):
+        with pytest.raises(RuntimeError, match='at work'): archive.gather(made[1].path, TINY, build)
+    assert not any((build / 'runs' / name / 'config.json').exists() for name in NAMES)

@@ -155,3 +155,50 @@ def test_a_control_has_a_grid_of_its_own_and_a_recipe_may_differ_by_arch(tmp_pat
 @pytest.mark.parametrize('seed', [.5, float('nan'), True, None, 'one', -1, [1]])
 def test_a_seed_that_is_no_whole_number_is_named(seed):
     with pytest.raises(ValueError, match='^seed=.* must be a whole number'): one_spec(TINY, seed=seed)
+
+
+def test_new_training_removes_what_was_measured_before_and_kept_weights_are_not_lost(tmp_path, monkeypatch):
+    run = tmp_path / 'runs' / NETWORK.id
+    train_network(spec_of(), tmp_path, progress=False), measure_network(spec_of(), tmp_path)
+    slower = spec_of(TINY.with_changes({'data.digits.recipes.standard.lr': .01}))
+    with pytest.raises(ValueError, match='trained with other settings'): measure_network(slower, tmp_path)
+    from nrf_repro.experiment import run as module
+    real = module.save_model
+    def full(*a): raise OSError('no space')
+    monkeypatch.setattr(module, 'save_model', full)
+    with pytest.raises(OSError, match='no space'): train_network(slower, tmp_path, progress=False)
+    monkeypatch.setattr(module, 'save_model', real)
+    assert not (run / 'weights-1.safetensors').exists()      # that of the settings before is gone
+    assert train_network(slower, tmp_path, progress=False) == 'trained'
+    assert (run / 'weights-1.safetensors').is_file() and not (run / 'final.jsonl').exists() and not (run / 'attack.json').exists()
+
+
+def test_blocks_that_other_code_measured_are_measured_again(tmp_path, monkeypatch):
+    from nrf_repro.experiment import run as module
+    train_network(spec_of(), tmp_path, progress=False)
+    def stop(*a, **k): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(module, 'ligs', stop)
+        with pytest.raises(KeyboardInterrupt): measure_network(spec_of(), tmp_path)
+    assert (tmp_path / 'runs' / NETWORK.id / 'attack.safetensors').is_file()
+    seen, real = [], module.correct
+    def counting(*a): return seen.append(1) or real(*a)
+    monkeypatch.setattr(module, 'correct', counting)
+    monkeypatch.setattr(module, 'source_hash', lambda: '0' * 12)
+    assert measure_network(spec_of(), tmp_path) == 'measured' and seen
+
+
+@pytest.mark.parametrize('path, value, says', [
+    (('grids', 0, 'seeds'), [0, 0], '0 is given twice'), (('grids', 0, 'attacks'), ['pgd_l2', 'pgd_l2'], "'pgd_l2' is given twice"),
+    (('data', 'digits', 'attacks', 'pgd_l2', 'eps'), -1, 'must be greater than or equal to 0'), (('studies', 'transfer', 'attack'), None, 'unknown attack')])
+def test_settings_that_would_fail_after_training_are_errors_before_it(tmp_path, path, value, says):
+    with pytest.raises(ValueError, match=says): load_profile(written(edited(path, value), tmp_path / 'mine.yaml'))
+
+
+def test_a_change_of_what_is_not_there_is_named():
+    for path in ('data.digitz.train', 'grids.7.seeds', 'threads.x'):
+        with pytest.raises(ValueError, match='to change'): TINY.with_changes({path: 5})
+
+
+def test_an_unknown_attack_is_named():
+    with pytest.raises(ValueError, match="Unknown attack 'pgd': choose one of"): run_spec(TINY, NETWORK, ['pgd']).measure_config('x')

@@ -237,6 +237,26 @@ def test_whole_numbers_given_as_floats(images):
 
 @pytest.mark.parametrize('f, y, says', [
     (torch.randn(4), torch.tensor([0, 1, 0, 1]), 'pass 2 \\* y - 1'), (torch.randn(4), signs(6), 'one label for each'),
+    (torch.full((1000,), .1), signs(1000), 'Leave this feature out'), (torch.randn(4), torch.tensor([True, False, True, True]), 'pass 2 \\* y - 1'),
     (torch.ones(4), signs(4), 'Leave this feature out'), (torch.ones(1), torch.ones(1), 'Leave this feature out')])
 def test_bad_features_are_named(f, y, says):
     with pytest.raises(ValueError, match=says): usefulness(f, y)
+
+
+def test_a_feature_without_gradient_is_an_error_and_one_that_changes_its_images_is_right():
+    x, y, w = torch.rand(200, 4), signs(200), torch.tensor([.6, -.3, 0., .1])
+    for f in (lambda x: torch.sign(x @ w - .2), lambda x: torch.round(50 * (x @ w))):
+        with pytest.raises(ValueError, match='gradient 0 at every image'): robust_usefulness(f, x, y, 'l2', .1)
+    def apart(x): return (x - .5).square().sum(1) - .1 * x[:, 0]
+    def in_place(x):
+        x = x.sub_(.5)
+        return x.square().sum(1) - .1 * (x[:, 0] + .5)
+    before = x.clone()
+    torch.testing.assert_close(robust_usefulness(in_place, x, y, 'l2', .02), robust_usefulness(apart, x, y, 'l2', .02), rtol=0, atol=1e-4)
+    assert torch.equal(x, before)
+    with pytest.raises(ValueError, match='gradient'): robust_usefulness(lambda x: (x @ w).detach(), x, y, 'l2', .1)
+
+
+def test_whole_numbers_are_a_feature():
+    predictions = torch.tensor([1, -1, 1, 1])
+    torch.testing.assert_close(usefulness(predictions, predictions.float()), usefulness(predictions.float(), predictions.float()))

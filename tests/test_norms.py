@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import FrozenBatchNorm2d
 
 from nrf_repro.models.norms import NORMS, InstanceNorm, count_norms, make_norm, moments, norm_of, normalize
 
@@ -103,7 +104,7 @@ def test_instance_norm_on_larger_maps_equals_torch():
 
 @pytest.mark.parametrize('norm, layer', [('bn', nn.BatchNorm1d(4)), ('bn', nn.SyncBatchNorm(4)), ('ln', nn.GroupNorm(1, 8)),
                                          ('in', nn.GroupNorm(8, 8)), ('gn', nn.GroupNorm(2, 8)), ('ln', nn.LayerNorm(4)),
-                                         ('in', nn.InstanceNorm2d(4)), (None, nn.Identity()), (None, nn.Linear(2, 2))])
+                                         ('in', nn.InstanceNorm2d(4)), ('bn', FrozenBatchNorm2d(4)), (None, nn.Identity()), (None, nn.Linear(2, 2))])
 def test_norm_of(norm, layer): assert norm_of(layer) == norm
 
 
@@ -134,3 +135,17 @@ def test_variance_stays_positive_far_from_zero():
     x = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0)) + 3000
     assert (x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()).sub(1).abs().max() > .2  # one pass
     for norm in REAL: assert (moments(x, norm, 4)[1] - 1).abs().max() < .6
+
+
+@pytest.mark.parametrize('dtype, x', [(torch.float16, 1000 * torch.randn(2, 8, 4, 4)), (torch.bfloat16, 3000 + torch.randn(2, 8, 32, 32))])
+def test_half_precision_is_normalised_in_float32(dtype, x):
+    low = x.to(dtype)
+    seen = normalize(low, 'gn', 4)
+    assert seen.dtype == dtype
+    torch.testing.assert_close(seen.float(), normalize(low.float(), 'gn', 4), rtol=.01, atol=.01)
+
+
+def test_an_image_without_batch_and_wrong_channels_are_errors():
+    with pytest.raises(ValueError, match='Pass n c h w'): normalize(torch.randn(8, 4, 4), 'in')
+    with pytest.raises(ValueError, match='x has 1 channels. Pass 8'): InstanceNorm(8)(torch.randn(16, 1, 1, 1))
+    assert normalize(torch.zeros(0, 8, 4, 4), 'gn', 4).shape == (0, 8, 4, 4)

@@ -8,10 +8,10 @@ from nrf_repro.cli import main
 from nrf_repro.experiment.plan import plan
 from nrf_repro.experiment.profile import NetworkId, load_profile
 from nrf_repro.experiment.provenance import origin_of
-from nrf_repro.experiment.published import networks_in, publish
+from nrf_repro.experiment.published import networks_in, publish, restore
 from nrf_repro.experiment.run import measure_network, train_network
 from nrf_repro.results.rows import read_rows, write_rows
-from nrf_repro.experiment.verify import published, sample_of, tolerance, verify
+from nrf_repro.experiment.verify import machine_differences, published, sample_of, tolerance, verify
 
 NETWORKS = [NetworkId('digits', 'vgg11', .0625, norm, 'standard', 0) for norm in ('bn', 'none')]
 
@@ -134,3 +134,32 @@ def test_an_interrupted_check_goes_on(folder, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'kept').rglob('weights.safetensors')}
     assert len(before) == 2 and set(verify(folder, None, build=tmp_path / 'kept').verdict) == {'equal'}
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_build_folder_with_runs_of_its_own_is_not_compared_with_itself(folder, run, capsys):
+    status, out = said(folder, capsys, '--all', '--build', str(run))
+    assert status == 2 and 'runs that verify did not train' in out.err
+
+
+def test_rows_on_a_gpu_need_not_be_equal(run):
+    rows = read_rows(run / 'runs')
+    assert any('GPU' in text for text in machine_differences(rows.assign(device='cuda'), {}, 'cuda'))
+
+
+def test_restoring_refuses_other_settings_and_a_folder_with_results(folder, tmp_path):
+    tiny = load_profile('tiny')
+    with pytest.raises(ValueError, match='other settings than its rows'): restore(tiny.with_changes({'data.digits.recipes.standard.epochs': 1}), folder, tmp_path / 'a')
+    (tmp_path / 'b/studies/medical-s0').mkdir(parents=True)
+    with pytest.raises(FileExistsError, match='runs or studies'): restore(tiny, folder, tmp_path / 'b')
+
+
+def test_a_restored_network_is_kept_and_one_without_weights_is_trained(folder, tmp_path):
+    tiny = load_profile('tiny')
+    count = restore(tiny, folder, tmp_path / 'a')
+    assert count == len(read_rows(tmp_path / 'a/runs'))
+    specs = [spec for spec in plan(tiny) if spec.network in NETWORKS]
+    there = [spec for spec in specs if list((tmp_path / 'a/runs' / spec.id).glob('weights*'))]
+    for spec in there: assert train_network(spec, tmp_path / 'a', progress=False) == measure_network(spec, tmp_path / 'a') == 'kept'
+    (folder / 'networks' / f'{there[0].id}.safetensors').unlink()
+    restore(tiny, folder, tmp_path / 'c')
+    assert train_network(there[0], tmp_path / 'c', progress=False) == 'trained'
