@@ -177,7 +177,7 @@ def rounded(path):
     with safe_open(path, 'pt') as file: text, tensors = file.metadata()['config'], load_file(path)
     for name in ('standardize.mean', 'standardize.std'):
         tensors.pop(f'{name}.scale', None)
-        tensors[name], tensors[f'{name}.scale'] = quantize(model.state_dict()[name] + 1e-4)
+        tensors[name], tensors[f'{name}.scale'] = quantize(model.state_dict()[name])
     save_tensors(path, tensors, config=text)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -1208,3 +1209,23 @@ def test_a_relu_that_shares_its_input_or_output_is_left_alone(x):
     copy = lean(net)
     assert not any(m.inplace for m in copy.modules() if isinstance(m, nn.ReLU)) and type(copy.second) is nn.ReLU
     assert torch.equal(copy(x), net(x))
+
+
+class Root(nn.Module):
+    "Correct while the mean is above .54; below .5 its gradient is NaN."
+    def forward(self, x):
+        d = x.flatten(1).mean(1) - .5
+        s = (d * (d > 0)).sqrt()
+        return torch.stack([s, torch.full_like(s, .2)], 1)
+
+
+def test_a_gradient_that_is_nan_only_after_success_is_no_error(recwarn):
+    x, y = torch.full((4, 1, 4, 4), .6), torch.zeros(4, dtype=torch.long)
+    assert not robust_correct(Root(), x, y, Attack('linf', .2, 'ce', steps=10, step_size=.12)).any() and not len(recwarn)
+
+
+def test_a_series_of_labels_is_read_by_position_and_weights_of_inference_mode_are_named():
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval(), torch.rand(3, 3, 8, 8)
+    for index in ([0, 2, 4], [1, 2, 3]): assert inputs.check_images(model, images, pd.Series([1, 0, 1], index=index))[1].tolist() == [1, 0, 1]
+    with torch.inference_mode(): made = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
+    with pytest.raises(ValueError, match='torch.inference_mode'): robust_correct(made, images, torch.tensor([0, 1, 2]), Attack('l2', .1, 'ce', 1, .1))

@@ -280,3 +280,19 @@ def main_output(*words):
     said = command(*words)
     assert said.returncode == 0 and not said.stderr, said.stderr
     return said.stdout
+
+
+def test_a_log_of_the_user_is_not_taken_for_rows(tmp_path):
+    file = tmp_path / 'log.jsonl'
+    file.write_text('{"experiment": "baseline", "lr": 0.1}\n')
+    with pytest.raises(FileExistsError, match='pass --force'): cli.check_own('--rows', file)
+
+
+def test_jobs_look_for_data_where_the_plan_does(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, '_run_printed', lambda words, env, **more: seen.append(env['NRF_DATA']) or 0)
+    monkeypatch.chdir(tmp_path)
+    for given, place in ((None, 'data'), ('mine', 'mine')):
+        monkeypatch.setenv('NRF_DATA', given) if given else monkeypatch.delenv('NRF_DATA', raising=False)
+        cli.snakemake('tiny', ('core',), tmp_path / 'build', '*', 'report')
+        assert seen.pop() == str(tmp_path / place)

@@ -271,3 +271,31 @@ def test_each_unit_has_an_axis_and_a_count_has_none():
     reach = c._reach(lines)
     assert set(reach) == {'points', 'LIGS'} and max(reach.values()) <= .2
     assert {t['unit'] for g in c._grouped(lines) for t in g['lines']} == {'points', 'LIGS', None}
+
+
+def test_a_line_names_the_seeds_that_were_used_and_its_eps():
+    robust = dict(metric='robust_accuracy', attack='pgd_l2', eps=1., reading='any', step_size=.25)
+    line = only_line([one(.5, 0, steps=10, **robust), one(.6, 1, steps=10, **robust), one(.1, 2, steps=10, **robust)],
+                     [one(.51, 0, steps=20, **robust), one(.63, 1, steps=20, **robust)])
+    assert line.seeds_a == line.seeds_b == (0, 1) and line.settings.startswith('steps') and c._note(line) == 'eps 1'
+
+
+def test_images_without_a_value_are_left_out_of_a_difference():
+    def row(values): return one(float(np.nanmean(values)), metric='ligs', sigma=.1, **outcome_fields(np.array(values), 'h') | dict(images='h'))
+    assert only_line([row([.2, .4, .9, np.nan])], [row([.3, .5, np.nan, np.nan])]).how == 'one seed, the same 2 images'
+    assert math.isnan(only_line([row([.2, .4, np.nan, np.nan])], [row([np.nan, np.nan, .3, .5])]).low)
+
+
+def test_a_balanced_accuracy_is_no_share_of_images():
+    assert math.isnan(only_line([one(.95, metric='balanced_accuracy')], [one(.9, metric='balanced_accuracy')]).low)
+
+
+def test_what_differs_besides_numbers_is_named_and_missing_values_agree():
+    a, b = frame([one(.5)]), frame([one(.5)])
+    assert set(c.origins(c.side(a.assign(precision='tf32', images='x')), c.side(b.assign(precision='float32', images='y')))['What differs']) >= {'precision of convolutions', 'test images (hash)'}
+    lost = pd.concat([frame([one(.5, norm=None)]), a]), pd.concat([frame([one(.5, norm=None)]), b.assign(norm='none')])
+    assert c.nothing_in_common(*map(c.side, lost)) == ''
+
+
+def test_rows_without_a_column_are_an_error():
+    with pytest.raises(ValueError, match='the rows lack the columns images'): c.side(frame([one(.5)]).drop(columns='images'))

@@ -778,3 +778,34 @@ def test_no_home_is_needed_where_a_cache_folder_is_given(monkeypatch, tmp_path, 
     assert cached('no-home', lambda: dict(x=torch.zeros(1)))['x'].tolist() == [0] and 'Set NRF_CACHE' in capsys.readouterr().err
     assert load('digits', 'test', limit=3).x.shape[0] == 3
     with pytest.raises(ValueError, match='Give the whole path'): load('svhn', 'test', root='~/data')
+
+
+def test_images_of_wrong_kinds_are_named():
+    four = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), ('dark', 'light'), (.5,), (.3,), 'example', 'train')
+    with pytest.raises(TypeError, match='x is a ndarray'): replace(four, x=four.x.numpy())
+    with pytest.raises(TypeError, match='y is a list'): replace(four, y=[0, 1, 1, 0])
+    with pytest.raises(TypeError, match='one mark for each of the 4 images'): replace(four, lossless=torch.ones(8, dtype=torch.bool))
+    assert len(four[torch.tensor(2)]) == 1
+    with pytest.raises(ValueError, match='at least 0'): balanced(four.y, -1)
+
+
+@pytest.mark.parametrize('pick', [torch.tensor([True, False] * 4), slice(3), [0, 5], 2, torch.tensor([7, 1])])
+def test_images_on_disk_have_the_same_parts_as_those_in_memory(tmp_path, pick):
+    for i, name in enumerate('ab'):
+        (tmp_path / 'd/train' / name).mkdir(parents=True)
+        for j in range(4): Image.fromarray(PHOTOS[4 * i + j]).save(tmp_path / f'd/train/{name}/{j}.png')
+    (tmp_path / 'd/test').symlink_to(tmp_path / 'd/train')
+    near, far = load(tmp_path / 'd', 'train', size=32), loading.on_disk(tmp_path / 'd', 'train', size=32)
+    assert torch.equal(far[pick].x, near[pick].x) and torch.equal(far[pick].y, near[pick].y) and far[pick].fingerprint == near[pick].fingerprint
+
+
+def test_a_folder_without_class_folders_is_named(tmp_path):
+    for name in ('train/a', 'train/b', 'val'): (tmp_path / 'd' / name).mkdir(parents=True)
+    for place in ('train/a', 'train/b', 'val'): Image.fromarray(PHOTOS[0]).save(tmp_path / 'd' / place / 'x.png')
+    with pytest.raises(FileNotFoundError, match='holds no class folders'): load(tmp_path / 'd', 'test', size=32)
+
+
+def test_parquet_files_with_a_hash_in_their_name_are_counted(tmp_path):
+    file = tmp_path / 'train-00000-of-00002-b42cd62c3ce4f0f4.parquet'
+    file.touch()
+    with pytest.raises(FileNotFoundError, match='1 of 2 train files are present'): decoding.read_parquet([file], 'train', NAMES)

@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 import forked
 from nrf_repro import measure as m
 from nrf_repro.measure import measurement
-from nrf_repro.attacks import PAPER_ATTACKS, robust_correct
+from nrf_repro.attacks import PAPER_ATTACKS, PERTURBATION_SETS, Attack, robust_correct
 from nrf_repro.data import load
 from nrf_repro.models import build_model, load_model, save_model
 from nrf_repro.results.intervals import wilson
@@ -308,7 +309,7 @@ def test_each_file_that_holds_no_network_has_its_own_error(tmp_path):
     save_model(net, tmp_path / 'whole.safetensors', 8), save_file(net.state_dict(), tmp_path / 'bare.safetensors')
     (tmp_path / 'cut.safetensors').write_bytes((tmp_path / 'whole.safetensors').read_bytes()[:-9])
     with pytest.raises(ValueError, match='does not say which network'): m.find_model(tmp_path / 'bare.safetensors')
-    with pytest.raises(ValueError, match='holds no weights that can be read'): m.find_model(tmp_path / 'cut.safetensors')
+    with pytest.raises(ValueError, match='cut.safetensors cannot be read'): m.find_model(tmp_path / 'cut.safetensors')
 
 
 def test_weights_beside_a_file_of_a_network_are_used(tmp_path):
@@ -424,7 +425,7 @@ def test_the_report_says_which_entry_was_used_and_entry_chooses(images, tmp_path
 
 @pytest.mark.parametrize('content, entry', [
     (under('student.') | under('teacher.', OTHER), 'student'), (dict(student=GOOD, teacher=OTHER), 'student'),
-    (dict(first=under('a.'), second=under('a.', OTHER)), 'first')])
+    (dict(first=under('a.'), second=under('a.', OTHER)), 'first'), (dict(prototypes=torch.rand(300), model=dict(w=torch.rand(200)), student=GOOD, teacher=OTHER), 'student')])
 def test_where_several_entries_fit_the_user_must_choose(tmp_path, content, entry):
     file = saved(tmp_path, content)
     with pytest.raises(ValueError, match=r'several .* that fit \(.*\): choose one by entry= \(--entry\)'): m.find_model(small(), file)
@@ -703,7 +704,7 @@ def test_files_of_weights_of_one_network(checkpoints, capsys):
 
 @pytest.mark.parametrize('words, message', [
     ('nets/a.safetensors', 'give one MODEL and IMAGES, or any number of them and --data IMAGES.'), ('a.pt b.pt c.pt', 'or any number of them and --data IMAGES'),
-    ('empty --data grey', 'empty is a folder without checkpoints (.pt, .pth, .ckpt, .bin, .safetensors). Name a file'), ('nets grey --name x', '--name x: there are several networks'),
+    ('empty --data grey', 'empty is a folder without checkpoints (.pt, .pth, .ckpt, .bin, .tar, .safetensors). Name a file'), ('nets grey --name x', '--name x: there are several networks'),
     ('linear.pt grey --model own_linear:make --weights x.pt', '--model says that every MODEL is a file of weights: leave --weights out.'),
     ('nets/a.safetensors nets/a.safetensors --data grey', 'nets/a.safetensors is given twice'), ('nets gone', 'gone is no folder, nor one of the data sets'),
     ('nets grey --batch-size 0', 'batch_size=0: pass a whole number'), ('nets grey --l2 -1', 'must be above 0')])
@@ -833,3 +834,102 @@ def test_page_is_legible(opened, faint_of, width, scheme): assert not faint_of(o
 
 @pytest.mark.parametrize('width, scheme', [(1280, 'light'), (1280, 'dark'), (390, 'dark')])
 def test_no_serious_accessibility_fault(faults_of, opened, width, scheme): assert not faults_of(opened(width, color_scheme=scheme))
+
+
+def test_an_entry_that_two_parts_of_a_file_have_is_named_with_its_part(tmp_path):
+    file = saved(tmp_path, dict(model=under('student.') | under('teacher.', OTHER), ema=under('student.', OTHER)))
+    with pytest.raises(ValueError, match='several entries .student.*model/student, ema/student'): read_weights(file, 'student')
+    assert torch.equal(read_weights(file, 'model/student')['0.weight'], GOOD['0.weight'])
+
+
+@pytest.mark.parametrize('weights', [dict(state_dict=GOOD), GOOD | dict(epoch=3), Path('w.pt'), 'w.pt'])
+def test_what_is_no_state_dict_is_named(weights):
+    with pytest.raises(TypeError, match='state dict|read_weights'): load_weights(small(), weights)
+
+
+def test_a_module_with_extra_state_loads_its_own_state_dict(): assert load_weights(Stateful(), Stateful().state_dict()) is not None
+
+
+def test_a_damaged_file_is_not_called_code(tmp_path):
+    file = Path(saved(tmp_path, GOOD))
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(ValueError, match='cannot be read .*copy or download it again'): read_weights(file)
+
+
+def test_names_of_timms_weights_are_not_ignored(monkeypatch):
+    timm = types.SimpleNamespace(is_model=lambda name: True, create_model=lambda *a, **k: small())
+    monkeypatch.setitem(sys.modules, 'timm', timm)
+    with pytest.raises(ValueError, match='give vit_small.TAG and DEFAULT'): m.find_model('vit_small', 'augreg_in21k')
+
+
+def test_a_size_for_a_data_set_of_one_size_is_an_error_and_a_path_is_a_folder(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='fixed size'): m.eval_images('digits', size=64)
+    monkeypatch.chdir(tmp_path)
+    for name in 'ab':
+        (tmp_path / 'digits' / name).mkdir(parents=True)
+        Image.new('RGB', (40, 40), (90, 9, 9)).save(tmp_path / 'digits' / name / 'x.png')
+    assert m.eval_images(Path('digits'), size=32).name == 'digits' and len(m.eval_images(Path('digits'))) == 2 and len(m.eval_images('digits')) > 2
+
+
+def test_images_of_a_table_are_chosen_once(images):
+    once = m.eval_images(images, 20)
+    assert m.eval_images(once, 20) is once
+
+
+@pytest.mark.parametrize('stats', [np.array([[.5], [.2]]), .5, ([.5],), ((.5,), (0.,)), ('a', 'b')])
+def test_a_standardisation_that_is_no_pair_is_named_or_used(images, stats):
+    if isinstance(stats, np.ndarray): return measured(Linear(), images, standardize=stats, attacks={}, checks=0)
+    with pytest.raises(ValueError, match=r'give \(mean, std\)'): measured(Linear(), images, standardize=stats, attacks={}, checks=0)
+
+
+def test_half_precision_behind_the_first_layer_is_an_error(images):
+    class To(nn.Module):
+        def forward(self, x): return x.bfloat16()
+    mixed = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 20), To(), nn.Linear(20, 4).bfloat16())
+    with pytest.raises(ValueError, match='model.float()'): measured(mixed, images)
+
+
+def test_a_model_that_refuses_other_scales_is_measured(images):
+    class Guard(nn.Module):
+        def __init__(self): super().__init__(); self.net = Linear()
+        def forward(self, x):
+            if x.max() > 2: raise ValueError('divide by 255')
+            return self.net(x)
+    assert 'input scale' in set(measured(Guard(), images).checks.name)
+
+
+def test_attacks_with_a_set_and_a_loss_of_the_user(images):
+    own = Attack(ball=PERTURBATION_SETS['l2'], eps=.25, loss='ce', steps=1, step_size=.1)
+    loss = Attack('l2', .25, lambda z, y: z.softmax(1) - F.one_hot(y, z.shape[1]), 1, .1)
+    names = set(measured(Linear(), images, attacks=dict(own=own, loss=loss, cw=Attack('l2', .25, 'cw', 1, .1))).checks.name)
+    assert {'more steps, own'} <= names
+
+
+def test_a_constant_model_has_learned_nothing(images):
+    class Constant(nn.Module):
+        def forward(self, x): return torch.zeros(len(x), 1000).index_fill(1, torch.tensor([3]), 1.) + 0 * x.flatten(1).sum(1, keepdim=True)
+    checks = measured(Constant(), images, attacks={}).checks.set_index('name').verdict
+    assert checks['classes'] == 'open' and checks['above chance'] == 'flagged'
+
+
+def test_a_grey_image_is_right_for_the_images_of_its_class():
+    class Bright(nn.Module):
+        def forward(self, x):
+            bright = x.flatten(1).mean(1)
+            return 20 * torch.stack([.25 - bright, bright - .25], 1)
+    x = torch.cat([torch.rand(20, 1, 8, 8) * .08, 1 - torch.rand(20, 1, 8, 8) * .06])
+    checks = measured(Bright(), (x, torch.arange(40) // 20), attacks=m.attacks_at(.25, 8 / 255, 5)).checks.set_index('name').verdict
+    assert {checks[name] for name in checks.index if name.startswith('large ball')} == {'passed'}
+
+
+def test_a_random_model_with_an_excluded_class_is_flagged(images):
+    class Masked(nn.Module):
+        def __init__(self): super().__init__(); self.net = Linear()
+        def forward(self, x): return torch.cat([self.net(x + .3 * torch.randn_like(x)), torch.full((len(x), 1), -torch.inf)], 1)
+    assert 'deterministic' in measured(Masked(), images, attacks={}).flagged
+
+
+def test_one_file_for_page_and_rows_is_an_error(tmp_path, checkpoints):
+    out = str(tmp_path / 'same.txt')
+    words = [str(checkpoints / 'nets/a.safetensors'), 'digits', '--limit', '9', '--out', out, '--rows', out]
+    with pytest.raises(ValueError, match='name the same file'): m.run(m.add_arguments(ArgumentParser()).parse_args(words))

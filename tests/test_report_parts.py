@@ -1,15 +1,17 @@
 """The parts of the report on made-up rows whose answers were worked out by hand."""
+import io
 import math
 import re
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from made_up import made_up_rows
-from nrf_repro.report import curves, forest, rendering, tables
-from nrf_repro.report.figures import LOOKS, caption, inline_figure, inline_svg, kind_name, svg_text, MARKS
+from nrf_repro.report import checks, curves, forest, rendering, tables
+from nrf_repro.report.figures import LOOKS, caption, inline_figure, inline_svg, kind_name, notebook_svg, svg_text, MARKS
 from nrf_repro.report.html import download, fragment, glossary, jsonl, mark_terms, source, stylesheet, to_latex, to_markdown
 from nrf_repro.report.readings import _AS_MUCH, _in_words, control_answers, control_lines, control_table, moves, reading_1, reading_2, reading_3, reading_cells, reading_controls
 from nrf_repro.report.sensitivity import needed
@@ -17,7 +19,7 @@ from nrf_repro.report.text import NETWORK, COLUMNS, amount, duration, eps_text, 
 from nrf_repro.report.verdict_table import headline_table, rule_text, shown_part, verdict_lines, verdict_table
 from nrf_repro.results.claims import conclude, decide, decide_parts, decide_published
 from nrf_repro.results.rules import load_claims
-from nrf_repro.results.rows import NAMED_NORMS, frame, make_row, paper_rows, printed_note, resolve_repo_path, source_hash, write_rows
+from nrf_repro.results.rows import NAMED_NORMS, frame, make_row, paper_rows, printed_note, read_published, resolve_repo_path, source_hash, write_rows
 
 CLAIMS, PAPER = load_claims(), paper_rows()
 RULE = CLAIMS['C1']
@@ -74,7 +76,7 @@ def test_printed_values_stand_only_beside_their_own_cell():
     assert tables.table_1(CIFAR.assign(eps=CIFAR.eps * 4), PAPER).dropna(subset='printed').column.unique().tolist() == ['clean']
     assert tables.table_1(ROWS, PAPER).printed.isna().all()                     # the paper has no digits
     strict = tables.table_1(CIFAR, PAPER, replace(RULE, undertrained=dict(cifar10=.98)))
-    assert strict.groupby('norm').flag.first().to_dict() == dict(bn='', none='undertrained')
+    assert strict.groupby('norm').flag.first().to_dict() == dict(bn='', none='undertrained: 2 of 3 seeds')
 
 
 def test_every_cell_exists_and_a_control_lacks_no_norm():
@@ -307,7 +309,7 @@ def test_facts():
     assert (f['Norms'], f['Seeds'], f['Images behind a number'], f['Networks']) == ('None, BN, IN, LN, GN', '0, 1, 2', '400', 'VGG11 at width 0.125')
     assert (f['Time'], f['Machine'], f['Data']) == ('3 min wall time', 'an abacus, cpu, 1 thread a job', 'digits (1297 training images; 400 test images; fingerprint f00d; made up)')
     assert f['Settings'].startswith('profile 5e77, ') and f['Lock file'] == '10c4, installed as it says'
-    assert rendering.facts(HISTORY.assign(seconds=2.), 'made-up', rendering.check_meta({}))['Time'] == '72 s of training epochs and measurements in the grids'
+    assert rendering.facts(HISTORY.assign(seconds=2.), 'made-up', rendering.check_meta({}))['Time'] == '72 s of training epochs and of those measurements whose rows state their time'
     assert rendering.facts(ROWS.assign(source_hash='ada51fa96dc0'), 'made-up', meta)['Source hash'] == f'ada51fa96dc0 ({len(ROWS)} rows), the code that rendered this report has {source_hash()}'
 
 
@@ -389,3 +391,60 @@ def test_panels_become_svgs_of_their_own_with_one_name():
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids)) and html.count('Clean accuracy, %') >= 2
     assert inline_figure(forest.forest(tables.table(ROWS, ('none', 'bn'), ('clean',))), 'One panel', 'g').startswith('<svg role="img" aria-label="One panel"')
+
+
+def test_a_table_of_two_profiles_and_a_seed_that_failed_are_named():
+    rows, claim = read_published()['cifar'], load_claims()['C2']
+    with pytest.raises(ValueError, match='a table shows one profile'): tables.table_1(pd.concat([rows, rows.assign(profile='mine')]))
+    failed = rows.assign(value=rows.value.mask((rows.experiment == 'final') & (rows.metric == 'clean_accuracy') & (rows.arch == 'resnet18') & (rows.norm == 'bn') & (rows.seed == 0), .6))
+    cells = tables.table_1(failed, rule=claim)
+    assert set(cells[(cells.arch == 'resnet18') & (cells.norm == 'bn')].flag) == {'undertrained: 1 of 3 seeds'}
+
+
+def test_a_flag_needs_no_column_of_clean_accuracy():
+    cells = tables.table(read_published()['demo'], ('none', 'bn'), ('pgd_l2',), rule=load_claims()['C1'])
+    assert 'no clean accuracy' not in set(cells.flag)
+
+
+def test_checks_of_two_profiles_are_not_averaged():
+    rows = read_published()['demo']
+    with pytest.raises(ValueError, match='several profiles'): checks.judged(pd.concat([rows, rows.assign(profile='mine')]))
+
+
+def test_a_figure_that_was_displayed_can_be_saved_as_before():
+    def made():
+        fig, axes = plt.subplots(2, 2, figsize=(5, 4), sharex=True, sharey=True)
+        for ax in axes.flat: ax.plot([0, 1], [1, 3])
+        axes[0, 0].set_title('left'), axes[0, 1].set_title('right'), axes[0, 0].set_ylabel('y')
+        return fig
+    def png(fig):
+        out = io.BytesIO()
+        fig.savefig(out, format='png', dpi=50, metadata=dict(Software=None))
+        return out.getvalue()
+    shown = made()
+    svg = notebook_svg(shown)
+    assert svg == notebook_svg(shown) and png(shown) == png(made())
+
+
+def test_a_hidden_panel_is_no_obstacle():
+    fig, axes = plt.subplots(1, 2)
+    axes[0].plot([1, 2]), axes[1].set_visible(False)
+    assert notebook_svg(fig) and inline_figure(fig, 'text', 'a')
+
+
+def test_a_caption_names_an_interval_only_where_one_is_drawn():
+    rows = read_published()['demo'].query("experiment == 'final' and metric == 'clean_accuracy'")
+    assert '95 % t interval' in caption(rows) and 'without interval' in caption(rows, interval=False)
+
+
+def test_a_figure_of_the_papers_crosses_has_its_attack():
+    rows = read_published()['cifar-small'].query("experiment == 'history' and arch == 'resnet18'")
+    other = rows.assign(attack=rows.attack.where(rows.attack.isna(), 'pgd_linf'), eps=rows.eps.where(rows.eps.isna(), 4 / 255))
+    def crosses(rows): return [line for ax in curves.figure_3(rows).axes for line in ax.get_lines() if 'paper' in line.get_label()]
+    assert len(crosses(rows)) == len(crosses(other)) + 2
+
+
+def test_two_parts_of_one_name_are_an_error(tmp_path):
+    file = tmp_path / 'claims.yaml'
+    file.write_text(resolve_repo_path('reports/claims.yaml').read_text().replace('- name: clean\n    metric: clean_accuracy', '- name: robust\n    metric: clean_accuracy'))
+    with pytest.raises(ValueError, match="two parts are called 'robust'"): load_claims(file)

@@ -122,9 +122,11 @@ def test_the_hardest_attack_has_its_own_question():
 
 def test_text():
     part = pd.DataFrame(dict(axis='seed', variant=['without seed 0', 'without seed 1'], verdict=['reproduced', 'inconclusive'], part='p', effect=[-.2, -.1], same=[True, False]))
-    assert S.axis_text(part, 'robust_accuracy', 'p') == 'same in 1 of 2; inconclusive: seed 1 (effect −20.0 to −10.0)'
-    assert S.axis_text(part, 'robust_accuracy', 'another part') == 'same in 1 of 2; inconclusive: seed 1'
-    assert S.axis_text(part.iloc[:0], 'robust_accuracy', 'p') == ''
+    assert S.axis_text(part, 'robust_accuracy', 'p', ['p']) == 'same in 1 of 2; inconclusive: seed 1 (effect −20.0 to −10.0)'
+    assert S.axis_text(part, 'robust_accuracy', 'another part', ['another part']) == 'same in 1 of 2; inconclusive: seed 1'
+    attacks = part.assign(axis='attack', part=['p', 'cost'])     # effects of another metric are no part of the range
+    assert S.axis_text(attacks, 'robust_accuracy', 'p', ['p', 'p2']) == 'same in 1 of 2; inconclusive: seed 1 (effect −20.0)'
+    assert S.axis_text(part.iloc[:0], 'robust_accuracy', 'p', ['p']) == ''
 
 
 def test_probabilities_by_hand():

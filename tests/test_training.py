@@ -4,7 +4,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from nrf_repro.studies.regularization import LigsLoss
 from nrf_repro.training import loop
 from nrf_repro.training.loop import Monitor, SingleProcess, correct, fit
 from nrf_repro.training.recipe import RECIPES, Recipe, batches, cross_entropy, lr_at, random_crop, random_flip, random_flips, random_shifts
-from nrf_repro.training.state import AnotherRun, key_difference, run_key
+from nrf_repro.training.state import AnotherRun, described, key_difference, run_key
 
 ROOT = Path(__file__).parent.parent
 
@@ -421,3 +421,48 @@ def test_the_weights_of_a_narrow_resnet_are_those_of_contiguous_training(train):
         return net.state_dict()
     one, other = weights(True), weights(False)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Focal(nn.Module):
+    def __init__(self, gamma): super().__init__(); self.gamma = gamma
+    def forward(self, model, x, y):
+        ce = F.cross_entropy(model(x), y, reduction='none')
+        return ((1 - (-ce).exp())**self.gamma * ce).mean()
+
+
+def smooth(by):
+    crit = nn.CrossEntropyLoss(label_smoothing=by)
+    def loss(model, x, y): return crit(model(x), y)
+    return loss
+
+
+def times(factor):
+    def of(loss):
+        @wraps(loss)
+        def scaled(*a): return factor * loss(*a)
+        return scaled
+    return of(closure(2.))
+
+
+def kind(**members): return type('Own', (), dict(__module__='own', __call__=lambda self, model, x, y: cross_entropy(model, x, y)) | members)()
+
+
+@pytest.mark.parametrize('mine, other', [
+    (Focal(1.), Focal(5.)), (smooth(0.), smooth(.3)), (times(2), times(3)), (times(2), closure(2.)), (kind(w=(1., 2.)), kind(w=(5., 2.))),
+    (kind(p=property(lambda self: 1)), kind(p=property(lambda self: 2))), (kind(p=staticmethod(lambda: 1)), kind(p=staticmethod(lambda: 2)))])
+def test_settings_of_modules_decorators_and_members_of_classes_are_part_of_a_key(mine, other): assert described(mine) != described(other)
+
+
+def test_own_numbers_and_base_classes_of_a_network_are_part_of_its_key():
+    class Net(nn.Linear):
+        def __init__(self, scale): super().__init__(1024, 10); self.scale = scale
+        def forward(self, x): return self.scale * super().forward(x.flatten(1))
+    def key(scale):
+        torch.manual_seed(0)
+        return run_key(Net(scale), load('digits', 'train', limit=20), RECIPE)
+    assert key(1.) == key(1.) != key(9.)
+
+
+def test_a_function_of_another_library_can_be_described():
+    from math import log
+    assert described(log) != described(sum)

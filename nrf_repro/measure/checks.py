@@ -103,20 +103,21 @@ def _check_outputs(p):
     yield _check('logits', found, 'no probabilities', probabilities, open=inside and not probabilities)
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #a4dbdaee
-def _change(a, b):
-    "The largest difference between two logits, as a share of the largest finite logit of a. Classes that both exclude by -inf are equal."
+def _change(a, b, size): # logits, and the size of logits
+    "The largest difference between two logits, as a share of the size. Classes that both exclude by -inf are equal."
     apart = torch.where(a == b, 0., (a - b).abs()).max().item()
-    return apart / a[a.isfinite()].abs().max().item() if apart else 0.
+    return apart / size if apart and size else float(apart > 0)
 
 def _check_repeats(p):
     "Equal answers to equal images; and to an image alone and in a batch."
     once, twice = (_logits(p.model, p.x[:64]) for _ in range(2))
-    change = _change(once, twice)
+    size = once[once.isfinite()].abs().max().item()
+    change = _change(once, twice, size)
     is_random = change > _LIMITS['deterministic']
     yield _check('deterministic', f'logits differ by {_percent(change)}', _percent(0), is_random)
     few = p.x[:8]
     batch = torch.cat([few, 1 - p.x[:64]])   # with other images, also where all of p are alike
-    apart = _change(_logits(p.model, few, 1), _logits(p.model, batch, len(batch))[:len(few)])
+    apart = _change(_logits(p.model, few, 1), _logits(p.model, batch, len(batch))[:len(few)], size)
     yield _check('batch', f'logits alone and in a batch differ by {_percent(apart)}', _percent(0), apart > _LIMITS['batch'], open=is_random)
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #15e46bb5

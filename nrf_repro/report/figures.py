@@ -71,7 +71,7 @@ def caption(rows,           # that were drawn
     seeds, n = sorted(rows.seed.dropna().unique()), sorted(rows.n.dropna().unique())
     parts = [f'n = {several(n)} images', f'seed{"s" if len(seeds) > 1 else ""} {several(seeds)}']
     if len(seeds) > 1: parts.append('mean and 95 % t interval over seeds' if interval else 'mean over seeds, without interval')
-    else: parts.append('one seed, no interval over seeds' + '; the band of an accuracy is its 95 % Wilson interval over images' * interval)
+    else: parts.append('one seed, no interval over seeds')
     for r in rows.dropna(subset='attack').drop_duplicates(['attack', 'eps', 'steps']).itertuples():
         steps = f' in {r.steps} steps' if pd.notna(r.steps) else ''
         parts.append(f'{COLUMNS.get(r.attack, r.attack)} with eps {eps_text(r.eps)}{steps}')
