@@ -158,7 +158,7 @@ def next_seed(seeds, seed):
 
 # %% ../../nbs/5_how_it_works/48_profile.ipynb #b7cb0f2d
 class Profile(Settings):
-    "All settings of an experiment; `load_profile` reads one."
+    "All settings of an experiment; `load_profile` reads one. `with_changes` raises ValueError for a mistake."
     given_elsewhere: ClassVar[frozenset] = frozenset({'name'})
     name: Text
     about: Text
