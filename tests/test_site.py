@@ -324,7 +324,7 @@ def test_reference_has_signature_docstring_comments_and_links():
     assert '| `eps` | `1e-05` | added to the variance, under the root |' in part and 'one of `NORMS`' in part
     first, last = map(int, re.search(r'norms\.py#L(\d+)-L(\d+)', part).groups())
     lines = module.source.splitlines()
-    assert lines[first - 1].startswith('def normalize(') and 'return (x - mu)' in lines[last - 1]
+    assert lines[first - 1].startswith('def normalize(') and 'return ((wide - mu)' in lines[last - 1]
     cell = re.search(r'03_norms\.html#cell-(\w+)', part)[1]
     book = json.loads(NOTEBOOKS['03_norms'].read_text(encoding='utf-8'))['cells']
     assert any(c['id'] == cell and 'def normalize(' in ''.join(c['source']) for c in book)
