@@ -76,7 +76,7 @@ def test_an_undertrained_network_is_left_out_and_named():
     assert effects.seeds[0] == (0,) and effects.left_out[0] == (1,) and math.isnan(effects.low[0])
     assert 'Left out, as one of the two networks is undertrained, learned nothing or has no clean accuracy: VGG11 BN seed 1 (cifar).' in F.headline_caption(effects, C2)
     nothing = F.headline_effects(frame(r | dict(value=.5) if r['metric'] == 'clean_accuracy' else r for r in poor), C2, PAPER)
-    assert texts(F.draw_headline(nothing, C2))[1] == 'VGG11 (left out: undertrained)'
+    assert texts(F.draw_headline(nothing, C2))[1] == 'VGG11 (left out)'
 
 
 @pytest.mark.parametrize('arch, eps, dataset, value, source', [
