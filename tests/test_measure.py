@@ -25,6 +25,7 @@ from nrf_repro.models import build_model, load_model, save_model
 from nrf_repro.results.intervals import wilson
 from nrf_repro.measure.command import _check_writable
 from nrf_repro.measure.inputs import _norm_kind
+from nrf_repro.training.evaluation import check_classifier, evaluate
 from nrf_repro.results.rows import FIELDS, read_rows, write_rows
 from nrf_repro.models.weights import load_weights, read_weights, scale_advice
 
@@ -145,6 +146,25 @@ def test_random_models_of_no_parameters_and_double_models(images):
     assert measured(Bare(), (x, y % 3)).name == 'model'
     assert measured(Linear().double(), images)['clean_accuracy'] == 1
     with pytest.raises(ValueError, match='model.float'): measured(Linear().half(), images)
+
+
+class InNumpy(nn.Module):
+    "Leaves torch, so it runs without a gradient only."
+    def forward(self, x): return torch.from_numpy(x.numpy().mean((2, 3)))
+
+
+class Alone(nn.Module):
+    "Cannot process a single image."
+    def forward(self, x): return F.batch_norm(x.mean((2, 3)), None, None, training=True)
+
+
+@pytest.mark.parametrize('model, message', [(InNumpy(), 'no gradient in the images .*numpy'), (Alone(), 'It must take a single image')])
+def test_a_model_that_cannot_be_attacked_is_named(model, message):
+    with pytest.raises(ValueError, match=message): check_classifier(model, torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]))
+
+
+def test_no_images_are_an_error_of_evaluate():
+    with pytest.raises(ValueError, match='images holds no images'): next(evaluate(nn.Flatten(), load('digits', 'test', limit=1)[[]], {}, .1))
 
 
 @pytest.mark.parametrize('bad, message', [

@@ -69,9 +69,14 @@ def test_a_random_start_is_the_same_when_a_gpu_divides_by_multiplying(ball):
     assert (a - b).abs().max() < 1e-6 and (a - x / 255).abs().max() > .001
 
 @pytest.mark.parametrize('name', ['seed', 'draw'])
-@pytest.mark.parametrize('value', [-1, 2**32])
+@pytest.mark.parametrize('value', [-1, 2**32, .5])
 def test_a_seed_or_a_draw_out_of_range_is_an_error(name, value):
     with pytest.raises(ValueError, match=f'{name}={value} is out of range'): random_words(torch.zeros(1, dtype=torch.int64), 3, **{name: value})
+
+@pytest.mark.parametrize('kind', [np.int32, np.uint8, np.int64, float])
+def test_a_seed_of_another_type_gives_the_words_of_the_same_number(kind):
+    keys = torch.arange(5)
+    assert torch.equal(random_words(keys, 3, seed=kind(7)), random_words(keys, 3, seed=7))
 
 def test_large_images_are_drawn_in_parts(monkeypatch):
     x = grey((5, 3, 8, 8), 1) / 255

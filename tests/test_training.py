@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -180,6 +181,7 @@ def test_tied_weights_are_kept_and_resumed(train, tmp_path, change):
 
 @pytest.mark.parametrize('model, images, message', [
     (line(k=5), slice(None), r'the model has 5 outputs, and train has the label 9 \(10 classes\)\. Build the model with num_classes=10'),
+    (nn.Sequential(nn.Flatten(), nn.Linear(99, 10)), slice(None), r'does not run on images of shape \(1, 32, 32\)'),
     (line(), [], 'train holds no images'), (nn.Flatten(), slice(0, 0), 'train holds no images')])
 def test_what_cannot_be_trained_is_an_error_before_the_first_step(train, model, images, message):
     with pytest.raises(ValueError, match=message): fit(model, train[images], RECIPE, progress=False)
@@ -344,10 +346,42 @@ def test_correct_leaves_the_mode_alone(train):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize('wrong, message', [(dict(epochs=0), 'at least 1'), (dict(lr=0), 'lr=0'), (dict(epochs=2.), 'epochs=2.0 must be a whole number'), (dict(batch_size=32.), 'batch_size=32.0'), (dict(seed=.5), 'seed=0.5'), (dict(schedule='step'), 'Unknown schedule'),
+@pytest.mark.parametrize('y, message', [
+    (torch.zeros(160, 1), 'one label per image'), (torch.zeros(1), 'one label per image'), (torch.full((160,), 10), 'y holds 10')])
+def test_correct_needs_one_label_that_the_model_knows_for_each_image(train, y, message):
+    with pytest.raises(ValueError, match=message): correct(network(), train.pixels(), y.long())
+
+
+def test_correct_counts_no_logits_that_are_nan(train):
+    with pytest.raises(ValueError, match='NaN or infinite logits for 160'): correct(Changed(lambda x: x * torch.nan), train.pixels(), train.y)
+
+
+@pytest.mark.parametrize('wrong, message', [(dict(epochs=0), 'at least 1'), (dict(lr=0), 'lr=0'), (dict(epochs=2.), 'epochs=2.0 must be a whole number'), (dict(batch_size=32.), 'batch_size=32.0'), (dict(seed=.5), 'seed=0.5'), (dict(seed=2**60), 'seed=.* is out of range'), (dict(schedule='step'), 'Unknown schedule'),
                                              (dict(augment='cutout'), 'Unknown augment')])
 def test_bad_recipes_are_errors(train, wrong, message):
     with pytest.raises(ValueError, match=message): fit(network(), train, replace(RECIPE, **wrong))
+
+
+@pytest.mark.parametrize('recipe, message', [('digits', 'recipe is a str'), (replace(RECIPE, attack='pgd_l2'), 'attack is a str')])
+def test_a_name_is_no_recipe_and_no_attack(train, recipe, message):
+    with pytest.raises(TypeError, match=message): fit(network(), train, recipe, progress=False)
+
+
+def test_a_seed_of_numpy_gives_the_batches_of_the_same_number(train):
+    one, other = (next(batches(train, replace(RECIPE, seed=seed), 0, 'cpu'))[0] for seed in (3000, np.int32(3000)))
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize('loss', [lambda model, x, y: F.cross_entropy(model(x), y, reduction='none'), lambda model, x, y: 1.])
+def test_a_loss_that_is_no_scalar_tensor_is_an_error(train, loss):
+    with pytest.raises(ValueError, match='Return a scalar tensor'): fit(network(), train, RECIPE, loss=loss, progress=False)
+
+
+def test_a_last_step_that_spoils_the_weights_is_an_error_and_nothing_is_stored(train, tmp_path):
+    def loss(model, x, y): return cross_entropy(model, x, y) + sum((0 * p).sum().sqrt() for p in model.parameters())   # finite; its gradient is not
+    with pytest.raises(FloatingPointError, match='diverged in epoch 1 .*weights not finite'):
+        fit(network(), train[:32], RECIPE, loss=loss, folder=tmp_path, progress=False)
+    assert not list(tmp_path.glob('*.safetensors'))
 
 
 def test_divergence_is_an_error(train):
@@ -421,6 +455,14 @@ def test_the_weights_of_a_narrow_resnet_are_those_of_contiguous_training(train):
         return net.state_dict()
     one, other = weights(True), weights(False)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_crop_has_the_layout_of_the_recipe(train, channels):
+    images = replace(train, x=train.x.expand(-1, channels, -1, -1), mean=train.mean * channels, std=train.std * channels)
+    x = next(batches(images, replace(RECIPE, channels_last=False), 0, 'cpu'))[0]
+    out = nn.Conv2d(channels, 4, 3)(x)
+    assert x.stride()[1:] == (32 * 32, 32, 1) and out.is_contiguous()
 
 
 class Focal(nn.Module):

@@ -57,9 +57,9 @@ def random_words(
 ):
     "Random words (32-bit integers) for each image: int64[n, count]. Raises ValueError for a seed or a draw out of range."
     for name, value in dict(seed=seed, draw=draw).items():
-        if not 0 <= value <= LOW: raise ValueError(f'{name}={value} is out of range. Pass a whole number from 0 to {LOW}.')
+        if not 0 <= value <= LOW or value != int(value): raise ValueError(f'{name}={value} is out of range. Pass a whole number from 0 to {LOW}.')
     block = torch.arange(-(-count // 4), device=keys.device)[None].expand(len(keys), -1)
-    rest = (torch.tensor([[v]], device=keys.device) for v in (draw, seed, purpose))
+    rest = (torch.tensor([[int(v)]], device=keys.device) for v in (draw, seed, purpose))
     words = _philox((block, *rest), ((keys & LOW)[:, None], _shifted(keys, 32)[:, None]))
     return torch.stack(words, 2).flatten(1)[:, :count]
 

@@ -54,6 +54,7 @@ def evaluate(model,          # any nn.Module: images in [0, 1] -> n k logits
              batch_size=None, # images at once: memory and speed, not the answer; None: 256, and up to 1,024 for attacks on a GPU
              progress=True): # show a bar
     "Yields for each metric: its name, the fields of its row, one value for each image (float64[n], NaN where not defined), and the seconds."
+    if not len(images): raise ValueError('images holds no images. Pass at least one.')
     with tqdm(total=len(images) * (4 + len(attacks)), desc='images', disable=not progress, leave=False) as bar:
         for metric, fields, values in _metrics(attacks, sigma, seed, batch_size):
             bar.set_postfix_str(fields.get('attack', metric))
@@ -80,7 +81,8 @@ def _forward(model, x):
     try: z = model(x.clone())
     except Exception as e:
         why = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ValueError(f'the model does not take images of shape {shape}{batch} ({why}). Give images of the size and channels it was trained on.') from None
+        fix = 'Give images' if len(x) > 1 else 'It must take a single image'
+        raise ValueError(f'the model does not take images of shape {shape}{batch} ({why}). {fix} of the size and channels it was trained on.') from None
     if not torch.is_tensor(z):
         wrapper = ': nrf_repro.measure.Logits(model)' if hasattr(z, 'logits') else ''
         raise TypeError(f'the model returns a {type(z).__name__}. Wrap it so that it returns logits{wrapper}.')
@@ -91,9 +93,10 @@ def _forward(model, x):
 def _check_gradient(model, x):
     "Raises `ValueError` where torch cannot differentiate the logits in the images."
     x = x.clone().requires_grad_()
-    z = model(x.clone())
-    if not z.requires_grad: return # the check of zero gradients reports this
-    try: torch.autograd.grad(z.sum(), x, allow_unused=True)
+    try:
+        z = model(x.clone())
+        if not z.requires_grad: return # the check of zero gradients reports this
+        torch.autograd.grad(z.sum(), x, allow_unused=True)
     except RuntimeError as e:
         fix = 'Pass use_reentrant=False to torch.utils.checkpoint' if 'reentrant' in str(e) else 'Let its backward pass reach the images'
         raise ValueError(f'the model gives no gradient in the images ({" ".join(str(e).split())[:90]}). {fix}.') from None

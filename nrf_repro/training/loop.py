@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..attacks import Attack, robust_correct
+from ..attacks import Attack, check_logits, robust_correct
 from ..data import Images
 from ..features import ligs
 from ..results.outcomes import pack_outcomes
@@ -35,11 +35,17 @@ def correct(model: torch.nn.Module,                 # maps n c h w to logits n k
             x: torch.Tensor,                        # n c h w, in [0, 1]
             y: torch.Tensor,                        # n labels
             batch_size: int = 512) -> torch.Tensor: # images at once
-    "bool[n]: does the largest logit belong to the label? The model is used in eval mode, and its modes are restored."
+    """bool[n]: does the largest logit belong to the label? The model is used in eval mode, and its modes are restored.
+
+    Raises `ValueError` for labels that do not fit the images or the logits, and for logits that are NaN or infinite.
+    """
+    if y.shape != x.shape[:1]: raise ValueError(f'y has shape {tuple(y.shape)}. Pass one label per image, {len(x)}.')
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(): return torch.cat([model(xb.clone()).argmax(1) == yb for xb, yb in zip(x.split(batch_size), y.split(batch_size))])
+        with torch.no_grad(): z = torch.cat([model(xb.clone()) for xb in x.split(batch_size)])
+        check_logits(z, y)
+        return z.argmax(1) == y
     finally:
         for m, training in modes.items(): m.training = training
 
@@ -89,11 +95,13 @@ def train_epoch(model,   # trained in place
                 forward, # the model, or what wraps it
                 bar,     # tqdm, moved by one for each batch
                 team=SINGLE_PROCESS): # the processes that train the model
-    "Train on every batch once, and return the mean loss. Raises `ValueError` for a loss without a gradient."
+    "Train on every batch once, and return the mean loss. Raises `ValueError` for a loss that is no scalar tensor or has no gradient."
     device, total, steps = model_device(model), 0., len(train) // min(recipe.batch_size, len(train))
     for step, (x, y, target) in enumerate(batches(train, recipe, epoch, device, team.rank, team.size)):
         if recipe.attack: x = recipe.attack(model, x, y if target is None else target)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.amp): value = loss(forward, x, y)
+        if not torch.is_tensor(value) or value.numel() != 1:
+            raise ValueError('the loss is not a tensor with one value. Return a scalar tensor, such as the mean over the batch.')
         if not value.requires_grad: raise ValueError(f'the loss has no gradient. {NO_GRADIENT}')
         opt.zero_grad()
         value.backward()
@@ -105,13 +113,14 @@ def train_epoch(model,   # trained in place
 
 # %% ../../nbs/5_how_it_works/37_training.ipynb #321043a5
 def run_epoch(model, opt, train, recipe, epoch, loss, forward, monitor, bar, team=SINGLE_PROCESS): # as in `train_epoch`; monitor: a `Monitor` or None
-    "Train for an epoch and return its record: epoch, loss, seconds, and what the monitor measured. Raises `FloatingPointError` if the loss diverged."
+    "Train for an epoch and return its record: epoch, loss, seconds, and what the monitor measured. Raises `FloatingPointError` if the loss or a weight diverged."
     start = time.perf_counter()
     model.train()
     record = dict(epoch=epoch + 1, loss=train_epoch(model, opt, train, recipe, epoch, loss, forward, bar, team))
     team.average_bn_buffers(model)
-    if not math.isfinite(record['loss']):
-        raise FloatingPointError(f'Training diverged in epoch {epoch + 1} (loss {record["loss"]}): lower lr={recipe.lr} or set clip.')
+    finite = all(p.isfinite().all() for p in model.parameters() if p.requires_grad)    # the last step may have spoiled them
+    if not (finite and math.isfinite(record['loss'])):
+        raise FloatingPointError(f'Training diverged in epoch {epoch + 1} (loss {record["loss"]}{"" if finite else ", weights not finite"}): lower lr={recipe.lr} or set clip.')
     record['seconds'] = time.perf_counter() - start
     model.eval()
     if team.is_main and monitor and (monitor.epochs is None or epoch + 1 in monitor.epochs): record |= monitor(model)
@@ -153,7 +162,12 @@ def _check_task(model, train, loss, targeted=False):
     if targeted: wrong_classes(train.y[:1], len(train.classes), torch.Generator())
     if loss is not cross_entropy or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()): return  # hooks may count
     model.eval()
-    with torch.enable_grad(): z = model(train.x[torch.arange(min(2, len(train)))].to(model_device(model)).float() / 255)
+    x = train.x[torch.arange(min(2, len(train)))].to(model_device(model)).float() / 255
+    try:
+        with torch.enable_grad(): z = model(x)
+    except Exception as e:
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ValueError(f'the model does not run on images of shape {tuple(x.shape[1:])} ({why}). Build it for the size and channels of train.') from e
     if not torch.is_tensor(z) or z.ndim != 2:
         kind = f'a tensor of shape {tuple(z.shape)}' if torch.is_tensor(z) else f'a {type(z).__name__}'
         raise ValueError(f'the model returns {kind}. It must return logits, n x k, or give a loss= of your own.')
@@ -189,8 +203,8 @@ def fit(
 ) -> pd.DataFrame:                    # history: a frame with one row for each epoch
     """Train a network by a recipe, resuming where an earlier call was interrupted. Returns the history; the model is left in eval mode.
 
-    Raises `ValueError` for a wrong recipe, for no images, and for a model without a gradient or without an output for each label.
-    Raises `AnotherRun` for a folder that holds another run, and `FloatingPointError` if the loss diverges. A CUDA graph needs a GPU and one process.
+    Raises `ValueError` for a wrong recipe, for no images, and for a model that does not run on them, has no gradient, or lacks an output for a label.
+    Raises `AnotherRun` for a folder that holds another run, and `FloatingPointError` if the loss or a weight diverges. A CUDA graph needs a GPU and one process.
     """
     check_recipe(recipe)
     if cuda_graph and team.size > 1: raise ValueError(f'cuda_graph=True is for one process, not for {team.size}. Leave it out.')

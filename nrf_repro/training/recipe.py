@@ -41,11 +41,14 @@ class Recipe:
 AUGMENTS, SCHEDULES = ('none', 'crop', 'crop-flip'), ('multistep', 'onecycle')
 
 def check_recipe(r): # a `Recipe`
-    "The recipe itself. Raises `ValueError` if a setting is wrong."
+    "The recipe itself. Raises `ValueError` if a setting is wrong, and `TypeError` if r is no `Recipe` or its attack no `Attack`."
+    if not isinstance(r, Recipe): raise TypeError(f'recipe is a {type(r).__name__}. Pass a Recipe, such as RECIPES["digits"].')
+    if not isinstance(r.attack, Attack | None): raise TypeError(f'attack is a {type(r.attack).__name__}. Pass an Attack, or None.')
     for name in ('epochs', 'batch_size', 'seed'):
         value = getattr(r, name)
         if not isinstance(value, Integral): raise ValueError(f'{name}={value!r} must be a whole number, such as {name}=2.')
     if r.epochs < 1 or r.batch_size < 1: raise ValueError(f'epochs={r.epochs} and batch_size={r.batch_size} must be at least 1.')
+    if abs(r.seed) >= 2**43: raise ValueError(f'seed={r.seed} is out of range. Pass a whole number below 2**43.')
     if not 0 < r.lr < math.inf: raise ValueError(f'lr={r.lr} must be positive and finite.')
     if r.schedule not in SCHEDULES: raise ValueError(f'Unknown schedule {r.schedule!r}: choose one of {", ".join(SCHEDULES)}.')
     if r.augment not in AUGMENTS: raise ValueError(f'Unknown augment {r.augment!r}: choose one of {", ".join(AUGMENTS)}.')
@@ -157,7 +160,7 @@ def batches(train,  # `Images`
 
     The random numbers are drawn for the whole batch, so the share of a process does not change them. The last, incomplete batch is left out.
     """
-    g, bs = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch), min(recipe.batch_size, len(train))
+    g, bs = torch.Generator().manual_seed(1_000_003 * int(recipe.seed) + epoch), min(recipe.batch_size, len(train))
     order = torch.randperm(len(train), generator=g)[:len(train) // bs * bs].view(-1, bs)
     labels, mine, home = train.y.cpu()[order], slice(rank, None, size), train.x.device
     drawn = _draws(recipe, labels, len(train.classes), g)
@@ -169,4 +172,5 @@ def batches(train,  # `Images`
         if 'flips' in drawn: x = random_flip(x, drawn['flips'][k])
         x = x.to(device).float() / 255
         if recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
+        else: x = x.clone(memory_format=torch.contiguous_format)   # a crop has its channels last
         yield x, labels[k], drawn['targets'][k] if 'targets' in drawn else None
