@@ -1229,3 +1229,44 @@ def test_a_series_of_labels_is_read_by_position_and_weights_of_inference_mode_ar
     for index in ([0, 2, 4], [1, 2, 3]): assert inputs.check_images(model, images, pd.Series([1, 0, 1], index=index))[1].tolist() == [1, 0, 1]
     with torch.inference_mode(): made = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
     with pytest.raises(ValueError, match='torch.inference_mode'): robust_correct(made, images, torch.tensor([0, 1, 2]), Attack('l2', .1, 'ce', 1, .1))
+
+
+def test_as_many_labels_as_images_for_underflow(net, x):
+    for labels in (Y[:-1], torch.cat([Y, Y])):
+        with pytest.raises(ValueError, match='one label per image'): gradient_underflows(net, x, labels, batch_size=len(x) - 1)
+    with pytest.raises(TypeError, match='x is a ndarray'): gradient_underflows(net, x.numpy(), Y)
+
+
+@pytest.mark.parametrize('field', ['eps', 'step_size'])
+def test_text_is_no_number(field):
+    with pytest.raises(ValueError, match=f"{field}='8/255'"): replace(PAPER_ATTACKS['pgd_l2'], **{field: '8/255'})
+
+
+def test_a_loss_may_return_whole_numbers(net, x):
+    signs = lambda z, y: 1 - 2 * F.one_hot(y, z.shape[1])
+    whole, real = (replace(ATTACKS['l2', 'ce'], loss=f) for f in (signs, lambda z, y: signs(z, y).double()))
+    assert torch.equal(whole(net, x, Y), real(net, x, Y))
+
+
+def test_a_target_that_is_the_true_label_is_an_error(x):
+    net, a = conv_net(), replace(ATTACKS['l2', 'ce'], targeted=True)
+    aim = (Y + 1) % 5
+    aim[:2] = Y[:2]
+    for call in (a.run, lambda *mxy, **how: robust_correct(*mxy, a, **how)):
+        with pytest.raises(ValueError, match=f'true label of 2 of {len(x)} images'): call(net, x, Y, target=aim)
+
+
+class FlatNaN(nn.Module):
+    "Class 0 above a mean of .5; the gradient of a black image is NaN."
+    def forward(self, x):
+        x = x + 0 * (x * x).flatten(1).sum(1).sqrt().view(-1, 1, 1, 1)
+        z = x.flatten(1).mean(1) - .5
+        return torch.stack([z, -z], 1)
+
+
+def test_a_second_attack_on_images_without_gradient_is_a_warning():
+    x = torch.stack([torch.zeros(1, 4, 4), torch.full((1, 4, 4), .6)])
+    a, y = Attack('linf', .2, 'ce', 5, .1), torch.tensor([1, 0])
+    for attack in (a, [a, a]):
+        with pytest.warns(RuntimeWarning, match='NaN or infinite'): assert robust_correct(FlatNaN(), x, y, attack).tolist() == [True, False]
+    with pytest.raises(ValueError, match='can do nothing'): robust_correct(FlatNaN(), x[:1], y[:1], a)

@@ -146,6 +146,7 @@ def test_gradients_of_any_length_are_normalised():
 
 @pytest.mark.parametrize('wrong, says', [
     (dict(sigma=0), 'sigma=0 is out of range'), (dict(sigma=-1.), 'above 0'), (dict(sigma=math.nan), 'sigma=nan'),
+    (dict(sigma='.01'), "sigma='.01'"), (dict(seed=.5), 'seed=0.5'),
     (dict(draws=0), 'draws=0'), (dict(draws=1.5), 'whole number'), (dict(batch_size=0), 'batch_size=0'),
     (dict(noise='salt'), 'gaussian, uniform, sign')])
 def test_bad_settings_are_named(images, wrong, says):
@@ -260,3 +261,7 @@ def test_a_feature_without_gradient_is_an_error_and_one_that_changes_its_images_
 def test_whole_numbers_are_a_feature():
     predictions = torch.tensor([1, -1, 1, 1])
     torch.testing.assert_close(usefulness(predictions, predictions.float()), usefulness(predictions.float(), predictions.float()))
+
+
+def test_a_seed_may_be_a_whole_float(images):
+    assert ligs(conv_net(), *images, seed=2.).equal(ligs(conv_net(), *images, seed=2))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import types
 from argparse import ArgumentParser
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -953,3 +953,28 @@ def test_one_file_for_page_and_rows_is_an_error(tmp_path, checkpoints):
     out = str(tmp_path / 'same.txt')
     words = [str(checkpoints / 'nets/a.safetensors'), 'digits', '--limit', '9', '--out', out, '--rows', out]
     with pytest.raises(ValueError, match='name the same file'): m.run(m.add_arguments(ArgumentParser()).parse_args(words))
+
+
+@pytest.mark.parametrize('name', [0, '', 'clean', 'clean_accuracy', 'ligs'])
+def test_names_that_an_attack_cannot_have(images, name):
+    with pytest.raises(ValueError, match='choose another name'): measured(Linear(), images, attacks={name: QUICK['pgd_l2']})
+
+
+def test_a_set_that_cannot_be_hashed_is_named(images):
+    @dataclass
+    class Own:
+        project, steepest, random = PERTURBATION_SETS['l2']
+    with pytest.raises(TypeError, match='frozen=True'): measured(Linear(), images, attacks=dict(own=replace(QUICK['pgd_l2'], ball=Own())))
+
+
+def test_a_value_that_was_not_measured_is_named(images):
+    result = measured(Linear(), images, checks=0)
+    assert result['ligs'] == result.frame.value[result.frame.metric == 'ligs'].item()
+    with pytest.raises(KeyError, match='choose one of clean_accuracy, pgd_l2'): result['pgd']
+
+
+def test_a_model_may_be_named_by_its_path(images): assert measured(Linear(), images, attacks={}, checks=0, name=Path('a.pt')).name == 'a.pt'
+
+
+def test_an_eps_that_is_text_is_named():
+    with pytest.raises(ValueError, match="linf='8/255'"): m.attacks_at(linf='8/255')

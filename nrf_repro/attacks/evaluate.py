@@ -47,6 +47,14 @@ def _check_run(attack, criterion, batch_size, target):
     if target is not None and not attack.targeted: raise ValueError('target= is given but the attack is not targeted. Set targeted=True.')
     return None if batch_size is None else _whole('batch_size', batch_size, 1)
 
+def _aim(model, x, y, target):
+    "The labels y to leave or, if given, those to reach. Raises ValueError for a target that is the true label."
+    if target is None: return y
+    aim = check_images(model, x, target)[1]
+    if same := int((aim == y).sum()):
+        raise ValueError(f'target is the true label of {same} of {len(y)} images, and the attack would help them. Pass another class, or leave them out.')
+    return aim
+
 def _passes(attacks, n, batch_size):
     "Passes of the network for all steps of the attacks on n images."
     return sum(a.steps * a.restarts for a in attacks) * -(-n // (batch_size or 1024))
@@ -58,7 +66,7 @@ def run(self:Attack,
         x,                     # n ... float32 or float64, in [0, 1]
         y,                     # n true labels; of a targeted attack without `target` the labels to reach
         *,
-        target=None,           # n labels to reach, for a targeted attack
+        target=None,           # n labels to reach, none of them true, for a targeted attack
         criterion='any_step',  # keep the first misclassified point | 'last_step': only points after the last step count
         batch_size=None,       # images at once: memory and speed, not the result; None: 256, on a GPU up to 1,024
         bf16=False):           # gradients in bfloat16 except in the last tenth of the steps
@@ -69,7 +77,7 @@ def run(self:Attack,
     """
     batch_size = _check_run(self, criterion, batch_size, target)
     x, y = check_images(model, x, y)
-    aim = y if target is None else check_images(model, x, target)[1]
+    aim = _aim(model, x, y, target)
     goal = _Goal(y, aim, self.targeted and target is None)
     if not len(x): return Result(x, y, x.new_zeros(0, dtype=torch.float64), y.bool())
     with frozen(model):
@@ -102,7 +110,7 @@ def robust_correct(
     *,
     batch_size: int | None = None,        # images at once: memory and speed, not the result; None: 256, on a GPU up to 1,024
     criterion: str = 'any_step',          # misclassified at any step, the clean image included | 'last_step': after the last step
-    target: torch.Tensor | None = None,   # n labels to reach, for a targeted attack
+    target: torch.Tensor | None = None,   # n labels to reach, none of them true, for a targeted attack
     bf16: bool = False,                   # gradients in bfloat16 except in the last tenth of the steps: faster where the processor supports it
     return_adversarial: bool = False,     # also the examples, and which attack succeeded
 ) -> Any:
@@ -116,7 +124,7 @@ def robust_correct(
         batch_size = _check_run(a, criterion, batch_size, target)
         if a.targeted and target is None: raise ValueError('a targeted attack needs target=. Pass the labels to reach.')
     x, y = check_images(model, x, y)
-    aim = y if target is None else check_images(model, x, target)[1]
+    aim = _aim(model, x, y, target)
     robust = _withstand(model, x, _Goal(y, aim, False), attacks, criterion, batch_size, bf16)
     return robust if return_adversarial else robust.correct
 
@@ -131,7 +139,7 @@ def _withstand(model, x, goal, attacks, criterion, batch_size, bf16):
             if not len(active): break
             part = goal if len(active) == len(x) else goal._replace(y=goal.y[active], aim=goal.aim[active])
             found = _fitting(batch_size, x, lambda size: _attack(a, pair, x[active], part, criterion, size, bf16))
-            _report_gradients(found, stacklevel=4)
+            _report_gradients(found, stacklevel=4, part=len(active) < len(x))
             best.note(active, found.points, found.value, found.done, 0)
             for i in active[found.done].tolist(): fooled_by[i] = name
             active = active[~found.done]

@@ -8,12 +8,13 @@ __all__ = ['PERTURBATION_SETS', 'LOSSES', 'PAPER_ATTACKS', 'l2_norm', 'Perturbat
 
 # %% ../../nbs/2_robustness/08_attacks.ipynb #088e5bee
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from .inputs import _as_labels, _LogitCheck, _whole, check_images, frozen
+from .inputs import _LogitCheck, _whole, check_images, frozen
 from .noise import image_keys, image_noise, image_uniform, random_words
 from .search import Evaluation, _report_gradients, _search
 
@@ -138,7 +139,7 @@ def _stable_gradient(net, x, y, loss, targeted=False, check=None):  # check: a `
     "Logits at x, and the gradient in x that increases the loss (with `targeted`: that leads to y)."
     x = x.detach().requires_grad_()
     z = _logits(net, x, check or _LogitCheck(y))
-    dz = _loss_gradient(loss)(z.detach(), y)
+    dz = _loss_gradient(loss)(z.detach(), y).double()
     if dz.shape != z.shape: raise ValueError(f'loss returned shape {tuple(dz.shape)}. It must return dL/dlogits, {tuple(z.shape)}.')
     dz = (dz / l2_norm(dz).clamp_min(torch.finfo(dz.dtype).tiny)).to(z.dtype)
     return z.detach(), _backward(net, x, z, z, -dz if targeted else dz)
@@ -236,8 +237,9 @@ def _check_attack(a):
     _loss_gradient(a.loss)
     for field, least in (('steps', 1), ('restarts', 1), ('seed', 0)):
         object.__setattr__(a, field, _whole(field, getattr(a, field), least))
-    if not 0 <= a.eps < float('inf'): raise ValueError(f'eps={a.eps} is no radius. Pass a number of at least 0.')
-    if not 0 < a.step_size < float('inf'): raise ValueError(f'step_size={a.step_size} is no length. Pass a number above 0.')
+    if not (isinstance(a.eps, Real) and 0 <= a.eps < float('inf')): raise ValueError(f'eps={a.eps!r} is no radius. Pass a number of at least 0.')
+    if not (isinstance(a.step_size, Real) and 0 < a.step_size < float('inf')):
+        raise ValueError(f'step_size={a.step_size!r} is no length. Pass a number above 0.')
     if a.restarts > 1 and not a.random_start:
         raise ValueError(f'restarts={a.restarts} would repeat the same run. Set random_start=True.')
 
@@ -324,7 +326,8 @@ def gradient_underflows(
 
     Raises TypeError or ValueError as `input_gradient` does.
     """
+    x, y = check_images(model, x, y)
     if not len(x): return torch.zeros(0, dtype=torch.bool, device=x.device)
-    batches = zip(*(v.split(_whole('batch_size', batch_size, 1)) for v in (x, _as_labels(y))))
+    batches = zip(*(v.split(_whole('batch_size', batch_size, 1)) for v in (x, y)))
     sizes = torch.cat([l2_norm(input_gradient(model, *b, stable=False).double()).flatten() for b in batches])
     return (sizes < below) | ~sizes.isfinite()

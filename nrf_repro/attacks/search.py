@@ -99,11 +99,11 @@ def _search(attack, evaluate, x, batch_size, *, stop, keep=True, last=True, box=
     return best
 
 # %% ../../nbs/5_how_it_works/35_search.ipynb #92b34a49
-def _report_gradients(best, stacklevel):
+def _report_gradients(best, stacklevel, part=False):  # part: other images have been attacked before
     "Warn of images whose gradient was NaN or infinite; returns nothing. Raises ValueError if no gradient of any image had a finite entry."
     n, bad = len(best.finite), ~best.finite & (best.done_at != 0)
     if not bad.any(): return
     what = f'the gradient was NaN or infinite for {int(bad.sum())} of {n} images'
     fix = 'Look for a square root or a norm at 0, a standard deviation of a flat image, or 0/0 in the model.'
-    if best.lost.all(): raise ValueError(f'{what}, and the attack can do nothing. {fix}')
+    if best.lost.all() and not part: raise ValueError(f'{what}, and the attack can do nothing. {fix}')
     warnings.warn(f'{what}. These entries count as zero, which weakens the attack. {fix}', RuntimeWarning, stacklevel=stacklevel)

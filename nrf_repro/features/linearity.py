@@ -8,6 +8,7 @@ __all__ = ['NOISES', 'normalise_gradients', 'ligs']
 # %% ../../nbs/2_robustness/11_ligs.ipynb #aa450b52
 import warnings
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 from torch import nn
@@ -71,11 +72,11 @@ def _mean_cosines(direction, x, y, sigma, draws, seed, noise, batch_size):
     return torch.cat(values)
 
 # %% ../../nbs/2_robustness/11_ligs.ipynb #77e4fc1e
-def _check_ligs(sigma, draws, batch_size, noise):
-    "draws and batch_size as ints; a batch_size of None stays. Raises ValueError for a wrong argument."
+def _check_ligs(sigma, draws, seed, batch_size, noise):
+    "draws, seed and batch_size as ints; a batch_size of None stays. Raises ValueError for a wrong argument."
     if noise not in NOISES: raise ValueError(f'noise={noise!r} is unknown. Choose one of {", ".join(NOISES)}.')
-    if not 0 < sigma < float('inf'): raise ValueError(f'sigma={sigma} is out of range. Pass a standard deviation above 0.')
-    return _whole('draws', draws, 1), None if batch_size is None else _whole('batch_size', batch_size, 1)
+    if not (isinstance(sigma, Real) and 0 < sigma < float('inf')): raise ValueError(f'sigma={sigma!r} is out of range. Pass a standard deviation above 0.')
+    return _whole('draws', draws, 1), _whole('seed', seed, 0), None if batch_size is None else _whole('batch_size', batch_size, 1)
 
 # %% ../../nbs/2_robustness/11_ligs.ipynb #650f651d
 def ligs(
@@ -96,7 +97,7 @@ def ligs(
     or if the model has no gradient. Warns of gradients that are not finite.
     """
     x, y = check_images(model, x, y)
-    draws, batch_size = _check_ligs(sigma, draws, batch_size, noise)
+    draws, seed, batch_size = _check_ligs(sigma, draws, seed, batch_size, noise)
     if not len(x): return torch.zeros(0, dtype=torch.float64, device=x.device)
     with frozen(model):
         passes = (draws + 1) * -(-len(x) // (batch_size or 1024))

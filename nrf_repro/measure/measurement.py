@@ -37,7 +37,7 @@ def attacks_at(l2: float = .25,     # eps in l2, in pixels of [0, 1]; the paper'
                steps: int = 10) -> dict[str, Attack]: # gradient steps (authors' code)
     "The paper's four attacks with another eps: name -> `Attack`. Raises `ValueError` for an eps that is not above 0."
     eps = dict(l2=l2, linf=linf)
-    if not all(0 < e < float('inf') for e in eps.values()): raise ValueError(f'l2={l2} and linf={linf} must be above 0.')
+    if not all(isinstance(e, Real) and 0 < e < float('inf') for e in eps.values()): raise ValueError(f'l2={l2!r} and linf={linf!r} must be above 0, as numbers.')
     return {name: replace(a, eps=eps[a.ball], step_size=a.step_size * eps[a.ball] / a.eps, steps=steps) for name, a in PAPER_ATTACKS.items()}
 
 # %% ../../nbs/5_how_it_works/76_measure.ipynb #81ecd265
@@ -52,13 +52,18 @@ def _warn_of_large_eps(attacks, shape): # shape: c h w
                           f'Write {a.eps:g}/255 if {a.eps:g} grey levels are meant.', LargeEps, stacklevel=3)
 
 # %% ../../nbs/5_how_it_works/76_measure.ipynb #d40d136f
+_METRICS = ('clean', 'clean_accuracy', 'ligs', 'ligs_plain', 'vanished')
+
 def _check_attacks(attacks): # name -> Attack; None: the paper's
-    "The attacks. Raises TypeError or ValueError for anything but untargeted attacks."
+    "The attacks. Raises TypeError or ValueError for anything but untargeted attacks with names of their own."
     attacks = PAPER_ATTACKS if attacks is None else attacks
     if not isinstance(attacks, dict): raise TypeError(f'attacks is a {type(attacks).__name__}: pass name -> Attack.')
     for name, a in attacks.items():
+        if not isinstance(name, str) or name in ('', *_METRICS): raise ValueError(f'attack {name!r}: choose another name, as text; {", ".join(_METRICS)} are metrics.')
         if not isinstance(a, Attack): raise TypeError(f'attack {name!r} is a {type(a).__name__}: pass name -> Attack.')
         if a.targeted: raise ValueError(f'attack {name!r} is targeted: robust accuracy needs one that leaves the true label.')
+        try: hash(a)
+        except TypeError: raise TypeError(f'attack {name!r} cannot be hashed: make the class of its set and its loss a @dataclass(frozen=True).') from None
     return attacks
 
 # %% ../../nbs/5_how_it_works/76_measure.ipynb #f2bc2d71
@@ -84,7 +89,9 @@ class Measurement:
     def __getitem__(self, what: str) -> float:
         "The value of a metric, or of robust accuracy under the attack of this name."
         f = self.frame[self.frame.experiment == 'measure']
-        return f[(f.attack == what) | (f.attack.isna() & (f.metric == what))].value.item()
+        values = f.set_index(f.attack.where(f.attack.notna(), f.metric)).value
+        if what not in values: raise KeyError(f'{what!r} was not measured: choose one of {", ".join(values.index)}')
+        return values[what].item()
     def to_markdown(self) -> str: return markdown(self)
     def to_html(self, path: str | Path) -> Path: return html(self, path)
     _repr_markdown_ = to_markdown
@@ -179,7 +186,7 @@ def measure(
         data, images = replace(data, classes=data.classes or outputs), tensors_hash((data.x, data.y))
         settings = dict(attacks={k: asdict(a) for k, a in attacks.items()}, sigma=sigma,
                         weights=tensors_hash(net.state_dict().values()), images=images)
-        common = dict(dataset=data.name, arch=name or _default_name(model), norm=_norm_kind(net), seed=numbers['seed'], profile='measure',
+        common = dict(dataset=data.name, arch=str(name or _default_name(model)), norm=_norm_kind(net), seed=numbers['seed'], profile='measure',
                       device=str(device), config_hash=config_hash(settings), threads=torch.get_num_threads())
         how = dict(device=device, dtype=dtype, seed=numbers['seed'], batch_size=numbers['batch_size'], progress=progress)
         rows, seen = _evaluation_rows(net, data, attacks, sigma, common, images, **how)
