@@ -1,5 +1,6 @@
 """Verdicts on rows for which the right verdict is known."""
 import dataclasses
+import datetime
 import random
 
 import numpy as np
@@ -78,6 +79,23 @@ def test_select_lists_and_nulls():
     rows = R.frame([measured(epoch=e, seed=s) for e in (None, 1, 2) for s in (0, 1)])
     assert len(E.select(rows, dict(epoch=1))) == 2 and len(E.select(rows, dict(epoch=[None, 1], seed=0))) == 2
     assert len(E.select(rows, dict(epoch=None))) == 2 and len(E.select(rows, {})) == 6
+
+
+def test_rows_that_are_given_twice_are_an_error():
+    rows = R.frame(unique(c2()))
+    with pytest.raises(ValueError, match='two values for one seed: experiment final, metric robust_accuracy'):
+        C.decide({'C2': CLAIMS['C2']}, pd.concat([rows, rows]), PAPER)
+    with pytest.raises(ValueError, match='two values for one seed'): E.effects(CLAIMS['C2'], pd.concat([rows, rows]))
+    with pytest.raises(ValueError, match='lack the columns norm'): E.effects(CLAIMS['C2'], rows.drop(columns='norm'))
+
+
+def test_two_last_epochs_of_one_network_are_an_error():
+    more = [r | dict(epoch=4) for r in c6((.96, .97, .95)) if r['regime'] == 'standard']
+    with pytest.raises(ValueError, match='one last epoch of each network'): decide('C6', c6((.96, .97, .95)) + more)
+
+
+def test_metrics_are_not_averaged():
+    with pytest.raises(ValueError, match='clean_accuracy, robust_accuracy. Select one'): E.paired_effect(R.frame(unique(c2())))
 
 
 # C1: one comparison
@@ -316,9 +334,14 @@ def test_images_without_a_value_are_left_out_and_counted():
     assert got.interval == 'seeds and images' and f'over 3 seeds and {400 - gone} images; {gone} images without a value left out' in got.reason and gone > 5
 
 
+def test_too_few_images_with_a_value_mean_t():
+    got = decide_rows('C5', stored(unique(matrix(ligs, (.5, .52, .48), (.8, .81, .8))), n=40, missing=.9))
+    assert got.interval == 't over seeds' and 'fewer than two images have a value in each network' in got.reason
+
+
 def test_a_threshold_is_compared_with_the_outcomes():
     values = (.96, .97, .95)
-    rows = stored(c6(values))
+    rows = stored(unique(c6(values)))
     got = C.decide({'C6': U.as_first_written(CLAIMS['C6'])}, rows, PAPER).iloc[0]
     assert (got.verdict, got.interval) == ('reproduced', 'seeds and images') and got.effect == pytest.approx(.06)
     assert decide_rows('C6', rows).verdict == 'reproduced'
@@ -402,6 +425,17 @@ def test_the_limit_belongs_to_the_profile_first():
 def test_a_data_set_without_a_limit_is_named_in_the_reason():
     assert 'No limit is stated for undertrained networks on my/images' in decide('C2', c2(dataset='my/images')).reason
     assert 'No limit' not in decide('C2', c2()).reason
+
+
+def test_a_clean_accuracy_of_another_epoch_is_named():
+    rows = [r | dict(epoch=None) if r['metric'] == 'clean_accuracy' else r for r in matrix(ligs, (.6, .61, .59), (.8, .8, .81), epoch=15)]
+    got = decide('C5', rows)
+    assert got.verdict == 'inconclusive' and 'no clean accuracy at this epoch' in got.reason
+
+
+def test_cells_that_differ_in_eps_only_are_told_apart():
+    got = decide('C2', c2() + c2((.40, .38, .42), eps=2.))
+    assert '2 of 2 comparisons agree, beyond it by itself: eps 1, eps 2' in got.reason
 
 
 # C3 to C6
@@ -530,15 +564,21 @@ def test_without_rows_nothing_was_run():
 # the paper's side
 
 def test_the_papers_effects_by_hand():
-    got = C.decide_parts(CLAIMS, R.frame(c2(dataset='svhn')), PAPER).set_index(['id', 'part'])
+    got = C.decide_parts(CLAIMS, R.frame(unique(c2(dataset='svhn'))), PAPER).set_index(['id', 'part'])
     assert got.paper_effect['C1', 'clean_accuracy'] == pytest.approx((.85 + .67) / 200)
     assert got.paper_effect['C2', 'pgd_linf'] == pytest.approx((77.50 - 83.20 + 80.24 - 82.76) / 200)
     assert got.paper_effect['C3', 'gn'] == pytest.approx((56.37 - 63.91 + 59.50 - 62.24) / 200)
     assert got.paper_source['C3', 'gn'] == 'table 2, svhn' and np.isnan(got.paper_effect['C9', 'none against bn'])
 
 
+def test_the_papers_effect_is_on_the_data_sets_that_are_compared():
+    other = clean(dataset='cifar10', norm='bn', seed=0, experiment='history')
+    got = decide('C2', c2(dataset='svhn') + [other])
+    assert got.paper_source == 'table 1, svhn'
+
+
 def test_the_paper_is_averaged_over_what_it_has():
-    got = C.decide({'C1': CLAIMS['C1']}, R.frame(c2()), PAPER).iloc[0]
+    got = C.decide({'C1': CLAIMS['C1']}, R.frame(unique(c2())), PAPER).iloc[0]
     gains = (1.78, 1.86, 3.99, 4.94, .85, .67, 2.42, 1.81, 3.45)
     assert got.paper_effect == pytest.approx(np.mean(gains) / 100, abs=1e-9)
 
@@ -620,6 +660,15 @@ def changed(**changes):
     (changed(p_threshold=None, p_compare=dict(field='norm', treatment='bn')), 'compare needs field, treatment and control'),
     (changed(p_smallest_effect='2 %'), "smallest_effect: must be a number, got '2 %'"),
     (changed(c_parts=[]), 'parts: Tuple should have at least 1 item'),
+    (changed(p_each=dict(attack='pgd_l2')), "each.attack: must be a list, got 'pgd_l2'"),
+    (changed(p_each=dict(attack=[])), 'each.attack: Tuple should have at least 1 item'),
+    (changed(p_threshold=None, p_compare=dict(field='norm', treatment='bn', control=['none', 'in'])), "the control is ['none', 'in']. Give one value"),
+    (changed(p_threshold=None, p_compare=dict(field='norm', treatment=['in', 'bn'], control='bn')), 'the control is bn. Give one value, and not that'),
+    (changed(p_smallest_effect=3), 'as fractions, not in per cent'), (changed(p_threshold=90), 'as fractions, not in per cent'),
+    (changed(p_room=[1, .1]), 'Give the lower end first'), (changed(p_paper=dict(source='figure 3')), 'paper needs table or effect'),
+    (changed(p_paper=dict(table='table 3')), "unknown table 'table 3'"), (changed(r_level=95), 'rules.level: must be less than 1, got 95'),
+    (changed(r_agree=100), 'rules.agree: must be less than or equal to 1'), (changed(r_undertrained=dict(digits=90)), 'digits: must be less than or equal to 1'),
+    (changed(c_controls=dict(added=datetime.date(2026, 1, 1), equal_accuracy=2)), 'equal_accuracy: must be less than or equal to 1'),
     (dict(rules=GOOD['rules']), "'claims' is missing"),
     (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'agree'}), "rules: 'agree' is missing"),
     (GOOD | dict(rules={k: v for k, v in GOOD['rules'].items() if k != 'scales'}), "rules: 'scales' is missing"),

@@ -14,6 +14,12 @@ def test_wilson_known_values():
     assert R.wilson(0, 10)[1:3] == pytest.approx((0, .2775328), abs=1e-6)  # z^2 / (10 + z^2)
     assert R.wilson(50, 100)[1:3] == pytest.approx((.4038315, .5961685), abs=1e-6)
     with pytest.raises(ValueError, match='n=0'): R.wilson(0, 0)
+    with pytest.raises(ValueError, match='whole numbers'): R.wilson(.58, 400)
+
+
+@pytest.mark.parametrize('gained, lost, n', [(6, 30, 200), (1, 2, 200), (-.1, .2, 200), (0, 0, 0), (math.nan, 0, 10)])
+def test_paired_interval_takes_shares(gained, lost, n):
+    with pytest.raises(ValueError, match='paired_interval needs two shares'): R.paired_interval(gained, lost, n)
 
 
 def test_t_interval_by_hand():
@@ -103,6 +109,18 @@ def test_images_without_a_value():
     ([np.zeros((2, 3))], dict(weights=[1, 2]), 'got 1 cells and 2 weights'), ([np.zeros((2, 3))], dict(names=['a', 'b']), 'Name the images of each cell')])
 def test_bad_input_is_named(values, more, words):
     with pytest.raises(ValueError, match=words): R.two_way(values, **more)
+
+
+@pytest.mark.parametrize('value, n', [(-.1, 1000), (1 / 3, 10000), (0., 400)])
+def test_outcomes_that_never_vary_have_the_exact_bound(value, n): # rounding of the mean is no spread
+    got = R.two_way([np.full((3, n), value)] * 3)
+    assert got.high - got.mean == pytest.approx(1 - .025**(1 / n))
+
+
+@pytest.mark.parametrize('level', [95, 1, 0])
+def test_a_level_is_a_fraction(level):
+    with pytest.raises(ValueError, match=f'level is {level}'): R.two_way([np.eye(3)], level=level)
+    with pytest.raises(ValueError, match=f'level is {level}'): R.t_over_cells([[1, 2, 3]], level=level)
 
 
 # coverage

@@ -33,6 +33,16 @@ def test_the_design_is_that_of_the_rows():
     assert P.design_of(CLAIMS['C2'], C2, rows_of((1, 1))) is None and P.design_of(CLAIMS['C5'], CLAIMS['C5'].parts[0], rows_of()) is None
 
 
+def test_cells_without_room_are_left_out_as_in_the_verdict():
+    rows = rows_of()
+    full = rows.assign(value=rows.value.mask((rows.arch == 'vgg11') & (rows.metric == 'robust_accuracy'), .01))
+    assert P.design_of(CLAIMS['C2'], C2, full).seeds == (2,)
+
+
+def test_a_rule_without_an_effect_to_simulate_is_named():
+    with pytest.raises(ValueError, match='none: the smallest effect is 0. State the effect in claims.yaml'): P.true_effects(dataclasses.replace(C6, paper=None))
+
+
 @pytest.mark.parametrize('part, effect', [(C2, -.06), (C2, 0.), (C2, -.9), (C6, .04), (CLAIMS['C5'].parts[0], -.04)])
 def test_simulated_outcomes_have_the_effect_and_the_spread(part, effect):
     d = design(part, seeds=(2000,), sd=(.03,), weights=(1,), images=40)

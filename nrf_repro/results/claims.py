@@ -81,9 +81,15 @@ def _kept(claim, part, rows, cells):
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #33104131
 _TOLD_APART = ['dataset', 'arch', 'norm', 'attack', 'lam', 'source', 'target', 'batch_size']
 
+def _apart(cells):
+    "The fields that distinguish the cells: those of `_TOLD_APART`, and more where these leave two cells alike."
+    fields = _varying(cells, [f for f in _TOLD_APART if f in cells])
+    if not cells[fields or ['arch']].duplicated().any(): return fields
+    return fields + _varying(cells, [f for f in ('width', 'eps', 'sigma') if f in cells])
+
 def _cell_names(some, cells): # some: the lines of `cells` to name
     "A list of names, made of the fields that distinguish the cells."
-    distinct = _varying(cells, [f for f in _TOLD_APART if f in cells])
+    distinct = _apart(cells)
     def label(f, v):
         value = f'{v:g}' if isinstance(v, float) else str(v)
         return value if f in ('dataset', 'arch', 'norm', 'attack') else f'{f.replace("_", " ")} {value}'
@@ -107,7 +113,7 @@ def _side_of(verdict, part):
 # %% ../../nbs/5_how_it_works/45_claims.ipynb #762ba5f1
 def _noun(cells):
     "What the cells are, in words."
-    noun = 'architecture' if set(_varying(cells, [f for f in _TOLD_APART if f in cells])) <= {'arch'} else 'comparison'
+    noun = 'architecture' if set(_apart(cells)) <= {'arch'} else 'comparison'
     return noun + 's' * (len(cells) > 1)
 
 def _agreeing(cells):
@@ -176,7 +182,7 @@ def decide_part(claim, part, rows, paper): # of `load_claims`; one of its parts;
     pairs, left_out = _evidence(claim, part, rows)
     d = _decision(claim, part, _chosen(part, rows), pairs, left_out)
     e = d.effect
-    paper_effect, paper_source = _printed_effect(part, paper, rows.dataset.dropna().unique())
+    paper_effect, paper_source = _printed_effect(part, paper, (rows if d.used is None else d.used).dataset.dropna().unique())
     line = dict.fromkeys(PART_COLUMNS) | dict(
         id=claim.id, part=part.name, verdict=d.verdict, effect=e.mean, low=e.low, high=e.high, n_seeds=min(e.seeds), seeds='', archs='',
         interval=e.how, direction=part.direction, smallest_effect=part.smallest_effect, paper_effect=paper_effect,
@@ -227,7 +233,7 @@ def decide(claims: dict[str, Claim], # of `load_claims`
            paper: pd.DataFrame | None = None) -> pd.DataFrame: # of `paper_rows`; read from reports/paper when not given
     """One line for each claim: verdict, effect and interval of its weakest part, the paper's effect, the reason, and `complete`.
 
-    A claim is complete if each of its parts has an effect. Raises `ValueError` if the rows lack a column.
+    A claim is complete if each of its parts has an effect. Raises `ValueError` if the rows lack a column, or hold a measurement twice.
     """
     check_fields(rows)
     return conclude(claims, decide_parts(claims, rows, paper))

@@ -26,8 +26,8 @@ class Interval(NamedTuple):
 def wilson(k: int,                          # number of correct images
            n: int,                          # number of images
            level: float = .95) -> Interval: # confidence
-    "Wilson's interval for a share of images. Raises `ValueError` unless 0 <= k <= n and n >= 1."
-    if not 0 <= k <= n or n < 1: raise ValueError(f'wilson needs 0 <= k <= n and n >= 1, got k={k}, n={n}')
+    "Wilson's interval for a share of images. Raises `ValueError` unless 0 <= k <= n and n >= 1, both whole numbers."
+    if not 0 <= k <= n or n < 1 or k % 1 or n % 1: raise ValueError(f'wilson needs whole numbers 0 <= k <= n and n >= 1, got k={k}, n={n}')
     ci = scipy.stats.binomtest(round(k), int(n)).proportion_ci(level, method='wilson')
     return Interval(k / n, float(ci.low), float(ci.high), int(n))
 
@@ -38,7 +38,9 @@ def paired_interval(
     n,          # images
     level=.95,  # confidence
 ) -> Interval:  # of treatment minus control, a fraction
-    "Difference of two accuracies on the same images, with the interval of Agresti and Min (2005)."
+    "Difference of two accuracies on the same images, with the interval of Agresti and Min (2005). Raises `ValueError` for numbers of images in place of shares."
+    if not (gained >= 0 and lost >= 0 and gained + lost <= 1 + 1e-9 and n >= 1):
+        raise ValueError(f'paired_interval needs two shares with a sum of at most 1, and n >= 1; got gained={gained}, lost={lost}, n={n}. Divide numbers of images by n.')
     b, c, m = round(gained * n) + .5, round(lost * n) + .5, n + 2
     half = scipy.stats.norm.ppf((1 + level) / 2) * math.sqrt(b + c - (b - c) ** 2 / m) / m
     return Interval(gained - lost, (b - c) / m - half, (b - c) / m + half, n)
@@ -100,7 +102,8 @@ def _sum_over_cells(cells, what): # what: 'variance' or 'residual'
 
 # %% ../../nbs/5_how_it_works/42_intervals.ipynb #39000019
 def _quantile(level, df):
-    "The quantile of a two-sided interval: of the t distribution, or of the normal one for infinite degrees of freedom."
+    "The quantile of a two-sided interval: of the t distribution, or of the normal one for infinite degrees of freedom. Raises `ValueError` unless 0 < level < 1."
+    if not 0 < level < 1: raise ValueError(f'level is {level}. Give a fraction between 0 and 1, such as .95.')
     return float(scipy.special.stdtrit(df, (1 + level) / 2) if math.isfinite(df) else scipy.special.ndtri((1 + level) / 2))
 
 # %% ../../nbs/5_how_it_works/42_intervals.ipynb #82acefff
@@ -168,7 +171,7 @@ def two_way(values: Sequence[np.ndarray],           # of each cell: networks x i
             level: float = .95) -> Combined:        # confidence
     """The `Combined` interval of the mean over cells: seeds and images are random, cells are fixed; NaN bounds if no cell has two seeds.
 
-    Raises `ValueError` if the shapes do not fit, or fewer than two images have a value in each network. Source: the multi-reader
+    Raises `ValueError` if the shapes do not fit, fewer than two images have a value in each network, or the level is no fraction. Source: the multi-reader
     multi-case analysis of variance (Obuchowski and Rockette 1995), with Satterthwaite's degrees of freedom.
     """
     names = ['all'] * len(values) if names is None else list(names)
@@ -189,7 +192,8 @@ def _two_way_half(values, cells, sets, level): # sets: the numbers of the cells 
     images = _Part(sum(p.size for p in parts), sum(p.spread for p in parts))
     residual = sum(_sum_over_cells([cells[k] for k in own], 'residual').size / values[own[0]].shape[1] for own in sets)
     half = _half_width(_sum_over_cells(cells, 'variance'), images, min(c.seeds for c in cells), level, residual)
-    return half or 1 - ((1 - level) / 2)**(1 / min(v.shape[1] for v in values))   # nothing varies: Clopper and Pearson's bound for 0 of n
+    if half > 1e-12: return half
+    return 1 - ((1 - level) / 2)**(1 / min(v.shape[1] for v in values))   # nothing varies (but for rounding): Clopper and Pearson's bound for 0 of n
 
 # %% ../../nbs/5_how_it_works/42_intervals.ipynb #39000025
 def t_over_cells(values,       # of each cell: one number per seed

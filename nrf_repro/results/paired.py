@@ -15,7 +15,7 @@ import pandas as pd
 
 from .intervals import Combined, t_over_cells, two_way
 from .outcomes import unpack_outcomes
-from .rows import BOUNDS, CONTROLS, IDENTITY
+from .rows import BOUNDS, CONTROLS, IDENTITY, check_fields
 from .rules import Claim, level_of
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #79b8af8d
@@ -66,7 +66,14 @@ def _group_numbers(pairs):
         keys.loc[transfer, [k for k in ('arch', 'width') if k in keys]] = None
     return keys.groupby([*keys], dropna=False, sort=False).ngroup().to_numpy()
 
-def _numbered(pairs): return pairs.assign(cell=_cell_numbers(pairs), group=_group_numbers(pairs))
+def _numbered(pairs):
+    "The pairs with the numbers of cell and group. Raises ValueError where a cell has two of them for one seed."
+    pairs = pairs.assign(cell=_cell_numbers(pairs), group=_group_numbers(pairs))
+    twice = pairs[pairs.duplicated(['cell', 'seed'])]
+    if len(twice): raise ValueError(f'two values for one seed: {_named(twice.iloc[0])}. Give each row once, and one last epoch of each network.')
+    return pairs
+
+def _named(pair): return ', '.join(f'{name} {pair[name]}' for name in IDENTITY if name in pair and pd.notna(pair[name]))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #c971d324
 _BROUGHT = dict(regime=('epoch',))  # fields that differ with another one: each way of training has its own last epoch
@@ -114,6 +121,7 @@ def _over_seeds(pairs, level):
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #29652df5
 def paired_effect(rows, field='norm', treatment='bn', control='none'): # as in `pairs`
     "The mean over cells of the paired differences, with its 95 % t interval over seeds: a `Combined`. NaN where there is no pair."
+    if rows.metric.nunique() > 1: raise ValueError(f'the rows are of the metrics {", ".join(sorted(set(rows.metric)))}. Select one.')
     found = pairs(rows, field, treatment, control)
     return Combined(math.nan, math.nan, math.nan, (0,)) if found.empty else _over_seeds(found, .95)
 
@@ -136,8 +144,8 @@ def screen(chosen, # the rows that a part compares
     seen = chosen.merge(now, on=[*run, 'epoch'], how='left').merge(end, on=run, how='left')
     limit = lambda table: np.array([table.get(p, table.get(d, 0)) for p, d in zip(seen.profile, seen.dataset)], dtype=float)
     nothing, little = limit(claim.not_learned), limit(claim.undertrained)
-    reason = np.select([seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna() | (seen.now <= nothing)],
-                      ['no clean accuracy', 'not learned', 'undertrained', 'too early'], default='')
+    reason = np.select([seen.end.isna(), seen.end <= nothing, seen.end < little, seen.now.isna(), seen.now <= nothing],
+                       ['no clean accuracy', 'not learned', 'undertrained', 'no clean accuracy at this epoch', 'too early'], default='')
     return seen.assign(reason_if_screened=reason, reason=np.where(seen.metric == claim.learned_by, '', reason))
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #8f587d69
@@ -189,6 +197,8 @@ def _over_both(pairs, part, level):
     names, group = np.array([images for images, _ in found]), pairs.group.to_numpy()
     shared = [set(names[group == g]) for g in np.unique(group)]
     if max(map(len, shared)) > 1: return 'the networks have different test images'
+    for name in set(names):
+        if np.isfinite([values for images, values in found if images == name]).all(axis=0).sum() < 2: return 'fewer than two images have a value in each network'
     groups = _groups(pairs, [values for _, values in found])
     return two_way([g.values for g in groups], [images for images, in shared], [g.cells for g in groups], level)
 
@@ -268,7 +278,8 @@ EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'r
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #2962cc88
 def effects(claim: Claim,                        # a `Claim`
             rows: pd.DataFrame) -> pd.DataFrame: # a frame of `read_rows`
-    "One line for each part and cell, with `EFFECT_COLUMNS`: both means, the paired effect and its interval, for a forest plot."
+    "One line for each part and cell, with `EFFECT_COLUMNS`: both means, the paired effect and its interval, for a forest plot. Raises `ValueError` if the rows lack a column, or hold a measurement twice."
+    check_fields(rows)
     lines = [dict(id=claim.id, part=part.name) | cell for part in claim.parts
              for cell in _cells(_evidence(claim, part, rows)[0], part, claim)]
     return pd.DataFrame(lines).reindex(columns=EFFECT_COLUMNS)

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from tqdm import tqdm
 
 from .claims import verdict_over_cells
-from .paired import _agrees, _alone, _evidence, _groups, _seeds_text, effect_of, interval_verdict
+from .paired import _agrees, _alone, _evidence, _groups, _seeds_text, _usable, effect_of, interval_verdict
 from .rules import VERDICTS, Part, level_of, load_claims
 from .intervals import t_over_cells, two_way
 from .rows import checkout_path, resolve_repo_path, read_published, write_atomically
@@ -37,6 +37,7 @@ class Design(NamedTuple):
 def design_of(claim, part, rows): # rows: of one profile
     "The `Design` of a part at a profile. None where no cell has two seeds."
     pairs, _ = _evidence(claim, part, rows)
+    if len(pairs): pairs = _usable(pairs, part, claim)[0]     # cells without room decide nothing
     groups = _groups(pairs, pairs.difference.astype(float)) if len(pairs) else []
     known = [float(g.values.std(ddof=1)) for g in groups if len(g.values) > 1]
     if not known or pairs.n.isna().all(): return None
@@ -122,6 +123,8 @@ def true_effects(part):
     "A dict of 'zero', 'smallest' and 'twice' -> signed true effect of a part, in units of its metric."
     sign = 1 if part.direction == 'higher' else -1
     if part.smallest_effect < 0: return dict(zero=0., smallest=sign * part.smallest_effect, twice=0.)
+    if not part.smallest_effect and 'effect' not in (part.paper or {}):
+        raise ValueError(f'{part.name}: the smallest effect is 0. State the effect in claims.yaml that is simulated, as `paper: {{effect: ...}}`.')
     twice = 2 * part.smallest_effect if part.smallest_effect else abs(part.paper['effect']) / 2
     return dict(zero=0., smallest=sign * part.smallest_effect, twice=sign * twice)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, create_model
 
-from .rows import IDENTITY, resolve_repo_path
+from .rows import BOUNDS, IDENTITY, resolve_repo_path
 from .schema import Count, Flag, Number, Settings, Text, read_yaml
 
 # %% ../../nbs/5_how_it_works/43_claim_rules.ipynb #a425e26b
@@ -35,11 +35,12 @@ class Part:
 
 # %% ../../nbs/5_how_it_works/43_claim_rules.ipynb #f3434d1d
 _Date = Annotated[datetime.date, Strict()]   # YAML reads 2026-11-29 as a date
+_Share = Annotated[Number, Field(ge=0, le=1)] # a fraction, not per cent
 
 class Controls(Settings):
     "The rule of a claim's second statement: does an equally well trained network without a normalisation layer lose as much?"
     added: _Date            # after rows were seen
-    equal_accuracy: Number  # a control counts as equally well trained if its clean accuracy is at most this far below that of BN
+    equal_accuracy: _Share  # a control counts as equally well trained if its clean accuracy is at most this far below that of BN
 
 # %% ../../nbs/5_how_it_works/43_claim_rules.ipynb #71bfa63e
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +62,19 @@ class Claim:
 
 # %% ../../nbs/5_how_it_works/43_claim_rules.ipynb #574e0026
 def _check_part(part, place):
-    "The part itself. Raises ValueError that begins with `place` for a key or a row field that does not exist."
+    "The part itself. Raises ValueError that begins with `place` for a key or a row field that does not exist, and for a value that decides nothing."
     if (part.compare is None) == (part.threshold is None): raise ValueError(f'{place}: give either compare or threshold')
     if part.compare and sorted(part.compare) != ['control', 'field', 'treatment']:
         raise ValueError(f'{place}: compare needs field, treatment and control, got {", ".join(part.compare)}')
+    if part.compare and (isinstance(part.compare['control'], list) or part.compare['control'] == part.compare['treatment']):
+        raise ValueError(f'{place}: the control is {part.compare["control"]}. Give one value, and not that of the treatment.')
     named = [*part.where, *([part.compare['field']] if part.compare else [])]
     if unknown := sorted(set(named) - set(IDENTITY)): raise ValueError(f'{place}: no such row field: {", ".join(unknown)}')
+    for low, high in (BOUNDS[word] for word in part.metric.split('_') if word in BOUNDS):
+        if abs(part.smallest_effect) > high - low or part.threshold is not None and not low <= part.threshold <= high:
+            raise ValueError(f'{place}: {part.metric} lies between {low} and {high}. Give smallest_effect and threshold as fractions, not in per cent.')
+    if part.room and part.room[0] >= part.room[1]: raise ValueError(f'{place}: room is {list(part.room)}. Give the lower end first.')
+    if part.paper and not {'table', 'effect'} & set(part.paper): raise ValueError(f'{place}: paper needs table or effect')
     return part
 
 # %% ../../nbs/5_how_it_works/43_claim_rules.ipynb #731dab59
@@ -115,14 +123,15 @@ def load_claims(path: str | Path = 'reports/claims.yaml') -> dict[str, Claim]: #
     return claims
 
 # %% ../../nbs/5_how_it_works/43_claim_rules.ipynb #50af6218
-_RULES = dict(level=Number, min_seeds=Count, agree=Number, learned_by=Text, undertrained=dict[Text, Number],
-              not_learned=dict[Text, Number], scales=Annotated[tuple[Text, ...], Field(min_length=1)])
+_RULES = dict(level=Annotated[Number, Field(gt=.5, lt=1)], min_seeds=Count, agree=_Share, learned_by=Text, undertrained=dict[Text, _Share],
+              not_learned=dict[Text, _Share], scales=Annotated[tuple[Text, ...], Field(min_length=1)])
 _Value = Text | Number | None
-_RowFields = dict[Text, _Value | tuple[_Value, ...]]   # field -> value, or values
+_Values = Annotated[tuple[_Value, ...], Field(min_length=1)]
+_RowFields = dict[Text, _Value | _Values]   # field -> value, or values
 
 # %% ../../nbs/5_how_it_works/43_claim_rules.ipynb #3a82116d
 class _PaperEntry(Settings):
-    table: Text = None
+    table: Literal['table 1', 'table 2'] = None
     effect: Number = None
     source: Text = None
 
@@ -133,7 +142,7 @@ class _PartEntry(Settings):
     direction: Literal['higher', 'lower']
     smallest_effect: Number
     name: Text = None
-    each: _RowFields = Field(None, max_length=1)
+    each: dict[Text, _Values] = Field(None, max_length=1)
     compare: _RowFields = None
     threshold: Number | None = None
     room: tuple[Number, ...] = Field(None, min_length=2, max_length=2)
