@@ -76,7 +76,7 @@ def _check_numbers(sigma, **numbers): # of batch_size, checks, seed, limit, size
 # %% ../../nbs/5_how_it_works/76_measure.ipynb #13ae10ed
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    "What was measured of one model, and the checks."
+    "What was measured of one model, and the checks; `m[name]` is a value, and raises KeyError for an unknown name."
     name: str            # of the model
     frame: pd.DataFrame  # rows, with the bounds `low` and `high` of their 95 % intervals
     checks: pd.DataFrame # name, found, expected, verdict, meaning

@@ -120,7 +120,7 @@ def _over_seeds(pairs, level):
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #29652df5
 def paired_effect(rows, field='norm', treatment='bn', control='none'): # as in `pairs`
-    "The mean over cells of the paired differences, with its 95 % t interval over seeds: a `Combined`. NaN where there is no pair."
+    "The mean over cells of the paired differences, with its 95 % t interval over seeds: a `Combined`. NaN where there is no pair. Raises ValueError for several metrics."
     if rows.metric.nunique() > 1: raise ValueError(f'the rows are of the metrics {", ".join(sorted(set(rows.metric)))}. Select one.')
     found = pairs(rows, field, treatment, control)
     return Combined(math.nan, math.nan, math.nan, (0,)) if found.empty else _over_seeds(found, .95)

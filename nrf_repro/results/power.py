@@ -120,7 +120,7 @@ def simulate(design,  # a `Design`
 
 # %% ../../nbs/5_how_it_works/46_power.ipynb #4200000e
 def true_effects(part):
-    "A dict of 'zero', 'smallest' and 'twice' -> signed true effect of a part, in units of its metric."
+    "A dict of 'zero', 'smallest' and 'twice' -> signed true effect of a part, in units of its metric. Raises ValueError for a part without an effect."
     sign = 1 if part.direction == 'higher' else -1
     if part.smallest_effect < 0: return dict(zero=0., smallest=sign * part.smallest_effect, twice=0.)
     if not part.smallest_effect and 'effect' not in (part.paper or {}):
