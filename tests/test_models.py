@@ -9,6 +9,7 @@ from torch import nn
 
 from nrf_repro import models
 from nrf_repro.attacks import Attack
+from nrf_repro.data import load
 from nrf_repro.features import ligs
 from nrf_repro.models import ARCHS, CONTROLS, build_model, load_model, model_config, save_model, save_tensors
 from nrf_repro.models.build import Residual
@@ -16,6 +17,8 @@ from nrf_repro.models.checkpoint import dequantize, quantize
 from nrf_repro.models.controls import SCALAR_RATE, Scalar, Scale, Shift, StandardWeights
 from nrf_repro.models.norms import NORMS, count_norms
 from nrf_repro.results.rows import CONTROLS as NAMED_CONTROLS
+from nrf_repro.training.loop import fit
+from nrf_repro.training.recipe import RECIPES
 
 ROOT = Path(__file__).parent.parent
 CONVS = dict(vgg11=8, vgg16=13, vgg19=16, resnet18=20, resnet50=53)
@@ -266,3 +269,10 @@ def test_published_networks_keep_the_exact_mean_and_standard_deviation(path):
         assert not any(name.startswith('standardize') and name.endswith('.scale') for name in f.keys())
     config = model_config(path)
     assert stored == {part: torch.tensor(config[part]).tolist() for part in ('mean', 'std')}
+
+
+def test_grey_images_are_not_taken_for_three_channels():
+    net = build_model('vgg11', 'bn', width=1 / 32, seed=0).eval()
+    with pytest.raises(ValueError, match='x has 1 channel, and the network takes 3'): net(torch.rand(2, 1, 32, 32))
+    grey = load('digits', 'train', limit=20)
+    with pytest.raises(ValueError, match='in_channels=1'): fit(net, grey, RECIPES['digits'], progress=False)

@@ -17,7 +17,7 @@ from .norms import NORMS, make_norm
 
 # %% ../../nbs/2_robustness/06_models.ipynb #6e3a7c48
 class Standardize(nn.Module):
-    "(x - mean) / std for each channel: the first layer of a network that takes pixels in [0, 1]."
+    "(x - mean) / std for each channel: the first layer of a network that takes pixels in [0, 1]. Raises ValueError for fewer channels."
     def __init__(self,
         mean: Sequence[float], # of each channel, in [0, 1]
         std: Sequence[float],  # of each channel, positive
@@ -26,7 +26,11 @@ class Standardize(nn.Module):
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))  # 1 c 1 1
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
-    def forward(self, x): return (x - self.mean) / self.std  # n c h w
+    def forward(self, x):  # n c h w
+        if x.shape[1] < self.mean.shape[1]:   # one channel would be taken for each of them
+            raise ValueError(f'x has {x.shape[1]} channel{"s" * (x.shape[1] > 1)}, and the network takes {self.mean.shape[1]}. '
+                             f'Pass images with as many, or build the network with in_channels={x.shape[1]}.')
+        return (x - self.mean) / self.std
 
 # %% ../../nbs/2_robustness/06_models.ipynb #181c6f3c
 def scale_channels(channels, width) -> int:  # channels at full width

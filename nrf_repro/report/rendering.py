@@ -176,7 +176,7 @@ def figure_parts(rows, cells, claims): # rows of one profile, cells of `all_cell
     standard = past[past.regime == 'standard']
     if fig := clean_robust(standard):
         said = [line for part in _by_network(standard) for line in reading_equal(part)]
-        about = 'Means over seeds, epoch by epoch. ' + caption(standard[standard.metric == 'robust_accuracy'], interval=False)
+        about = 'One mark for each epoch. ' + caption(standard[standard.metric == 'robust_accuracy'], interval=False)
         yield _part('against', fig, 'Robust against clean accuracy', about, said, rows=standard, code='report.curves.clean_robust')
     if fig := plane(final):
         drawn = final[final.attack.eq('pgd_l2') & final.arch.isin(final_accuracies(final).arch)]
