@@ -152,7 +152,7 @@ except ValueError as e: print(e)
 print(load_published('demo', norm='bn', arch='vgg11', folder={str(ROOT / 'reports/published')!r}).config['norm'])'''
     said = subprocess.run([installed, '-c', code], cwd=tmp_path, env=clean_env(TORCH_HOME=str(tmp_path / 'torch')), capture_output=True, text=True, check=True).stdout
     assert "no address to fetch it from: clone the repository and pass folder='CLONE/reports/published'" in said and said.endswith('\nbn\n')
-    assert "2 published networks fit norm='bn', arch=None, regime='standard'. Pass arch=, one of resnet18, vgg11." in said
+    assert "2 published networks fit norm='bn', arch=None, regime='standard'. Pass arch= or dataset=; these fit: digits-resnet18" in said
     assert "0 published networks fit norm='bnn', arch=None, regime='standard'. Choose one of: digits-resnet18" in said
     assert not [*tmp_path.iterdir()]
 
