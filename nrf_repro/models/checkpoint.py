@@ -115,7 +115,7 @@ def _opened(path):
             yield file
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as e:
         reason = ' '.join(str(e).split())[:300]
-        raise ValueError(f'{path} is not a valid checkpoint ({reason}). Check the path; restore the file from a copy or from git, or train the network again.') from None
+        raise ValueError(f'{path} is not a valid checkpoint ({reason}). Check the path; restore the file from a copy or from git, or delete it and train the network again.') from None
 
 # %% ../../nbs/5_how_it_works/30_checkpoints.ipynb #7ee2c176
 def _dequantized(stored):
