@@ -372,7 +372,7 @@ def keep_freed_memory():
 
 # %% ../nbs/5_how_it_works/81_command_line.ipynb #b8c5bd42
 def main(argv=None):
-    "Entry point of `nrf-repro`; returns the exit status: that of the command (0 or None; 1 for a flagged check with --strict; Snakemake's for failed jobs), 2 for an error, 130 if it is interrupted."
+    "Entry point of `nrf-repro`; returns the exit status: 2 for an error, 130 if it is interrupted, else that of the command."
     words = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
     with _safe_printing():

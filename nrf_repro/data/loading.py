@@ -156,8 +156,7 @@ class OnDisk(Images):
 
     def __getitem__(self, idx) -> Images:  # as in `Images`
         "Return the images at `idx`, decoded, as `Images` in memory."
-        if isinstance(idx, (int, np.integer)): idx = [idx]
-        places = torch.arange(len(self))[idx]
+        places = torch.arange(len(self))[idx].reshape(-1)     # of one image or of several
         return Images(self.x[places], self.y[places], self.classes, self.mean, self.std, self.name, self.split)
 
     @property

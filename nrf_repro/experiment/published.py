@@ -204,7 +204,6 @@ def _restore_run(spec, rows, networks, origin, folder): # rows: of networks
     if set(final.config_hash) == {config_hash(measured)}:   # else the network is measured again
         write_json(run / 'attack.json', measured | dict(hash=config_hash(measured), data=next(iter(final.images.dropna()), None)))
 
-
 # %% ../../nbs/5_how_it_works/56_published.ipynb #5a1d2844
 def restore(profile,   # `Profile`
             published, # folder of the published profile: rows.jsonl, origin.json, networks/

@@ -165,15 +165,16 @@ class Failed(str): "Why a network failed."
 
 def run_all(specs,
             do): # called with each `RunSpec`
-    "The result for each network: a dict of id -> what `do` returned, or `Failed`. Prints a line for each, with the time left, which is too short where finished networks were kept."
+    "The result for each network: a dict of id -> what `do` returned, or `Failed`. Prints a line for each, with the time left."
     done, start = {}, time.perf_counter()
     for i, spec in enumerate(specs, 1):
         try: done[spec.id] = result = do(spec)
         except Exception as e:
             traceback.print_exc(file=sys.stdout)
             done[spec.id], result = Failed(f'{spec.id}: {type(e).__name__}: {e}'), 'failed'
-        passed = time.perf_counter() - start
-        print(f'{i}/{len(specs)}  {spec.id}  {result}  {passed:.0f} s, about {passed / i * (len(specs) - i):.0f} s to go', flush=True)
+        passed, worked = time.perf_counter() - start, sum(result != 'kept' for result in done.values())
+        left = f', about {passed / worked * (len(specs) - i):.0f} s to go' if worked else ''    # what is kept takes no time
+        print(f'{i}/{len(specs)}  {spec.id}  {result}  {passed:.0f} s{left}', flush=True)
     return done
 
 # %% ../../nbs/5_how_it_works/51_runs.ipynb #d8eb1451

@@ -37,7 +37,7 @@ def published(folder): # or the name of a profile
     names = sorted(rows.profile.fillna('no profile').unique())
     if len(names) != 1 or rows.profile.isna().any():
         raise ValueError(f'{folder}/rows.jsonl is of {len(names)} profiles ({", ".join(names)}); rows of one profile are needed to run it again.')
-    networks = rows.experiment.isin(['final', 'history']) & rows.source.isna()   # final rows with a source are those of published weights (study imagenet)
+    networks = rows.experiment.isin(['final', 'history']) & rows.source.isna()   # with a source: published weights (study imagenet)
     if not networks.any(): raise ValueError(f'{folder}/rows.jsonl has no rows of networks: there is nothing to train again.')
     own = dict(origin.get('profile') or {})
     profile = parse_profile(own, own.pop('name', names[0]), Place(folder / 'origin.json')) if own else load_profile(names[0])
@@ -127,7 +127,9 @@ def verify(
     seed=0,      # of the sample
     build=None,  # folder that keeps what is trained; None: nothing is kept
 ):
-    "Train published networks again and compare all their rows; returns a frame with one line for each network, metric and attack. Raises FileExistsError if `build` holds other runs."
+    """Train published networks again and compare all their rows; returns a frame with one line for each network, metric and attack.
+
+    Raises FileExistsError if `build` holds other runs."""
     rows, _, profile, origin = published(folder)
     chosen = {network: rows_of_network(rows, network) for network in sample_of(networks_in(rows), sample, seed)}
     specs = [spec_of(profile, network, own, origin) for network, own in chosen.items()]

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #60f9b859
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,7 +54,7 @@ _MEANINGS = {  # passed | flagged | open
     'noise': ('The attack fools more images than noise does.', 'Noise fools nearly as many images: the attack gains nothing from the gradient.',
               'Both fool too few images to compare. Try a larger eps.'),
     'more steps': ('The attack has converged.', 'The attack has not converged. Use more steps.'),
-    'large ball': ('With a large eps the attack fools nearly all images that it must be able to fool.',
+    'large ball': ('With a large eps the attack fools nearly all images that can be fooled.',
                    'With this eps each of these images can become a grey one that is misclassified. The attack does not find it: '
                    'the gradient is masked, or useless far from the image.'),
     'two losses': ('Both losses agree.', 'Report the lower accuracy, and find what masks the gradient of the other loss.')}
@@ -141,10 +142,12 @@ def _check_scale(p):
     def channels(values): return p.x.new_tensor(values).view(1, -1, 1, 1)
     others = {}
     for name, (mean, std) in scales.items():
-        try: others[name] = _accuracy(p, (p.x - channels(mean)) / channels(std))
-        except Exception: others[name] = 0.     # the model refuses pixels outside [0, 1]
-    best, clean = max(others, key=others.get), p.correct['clean'].mean()
-    yield _check('input scale', f'{_percent(clean)}; {best} {_percent(others[best])}', 'no other scale is better', others[best] > clean + _LIMITS['input scale'])
+        with suppress(Exception): others[name] = _accuracy(p, (p.x - channels(mean)) / channels(std))   # a model may refuse such pixels
+    clean = p.correct['clean'].mean()
+    best = max(others, key=others.get, default=None)
+    found = f'{best} {_percent(others[best])}' if others else 'the model refuses other scales'
+    better = bool(others) and others[best] > clean + _LIMITS['input scale']
+    yield _check('input scale', f'{_percent(clean)}; {found}', 'no other scale is better', better)
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #eee7017b
 def _check_gradients(p):
@@ -192,7 +195,7 @@ def _check_large(p, name):
     grey = _logits(p.model, torch.full_like(p.x[:1], .5)).argmax(1)
     other = (p.y != grey).cpu().numpy()     # as a grey image, each of these is misclassified
     left = float(ok[other].mean()) if other.any() else 0.
-    yield _check('large ball', f'{_percent(left)} at eps {eps_text(eps)}', f'below {_percent(limit)} of the images of other classes than the grey one', left > limit,
+    yield _check('large ball', f'{_percent(left)} at eps {eps_text(eps)}', f'below {_percent(limit)} of those that can be fooled', left > limit,
                  attack=_display_name(name), outcomes=ok, fields=attack_row_fields(name, large))
 
 # %% ../../nbs/5_how_it_works/78_measure_checks.ipynb #f73ec80b

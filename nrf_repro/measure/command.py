@@ -54,7 +54,7 @@ def add_arguments(parser):
     add('--checks', type=int, default=200, help='images for the checks; 0: no checks')
     add('--name', help='of the model in the report')
     add('--device', help='cpu, cuda, cuda:1 or mps; default: a GPU if there is one')
-    add('--batch-size', type=int, default=256, help='images at once where gradients are computed: speed and memory, not the answer; a few passes without gradients take up to 72')
+    add('--batch-size', type=int, default=256, help='images at once (passes without gradients may take 72): speed and memory, not the answer')
     add('--seed', type=int, default=0, help='of the noise')
     add('--tf32', action=BooleanOptionalAction, help="convolutions on a GPU in TF32, or with --no-tf32 in strict float32; default: PyTorch's setting")
     add('--out', help='write the report here, as HTML')

@@ -252,7 +252,8 @@ def eval_images(images,     # `Images`, a pair (x, y) of arrays, the name of a d
                 ) -> EvalImages:
     "The images in one form. Raises `TypeError`, `ValueError` or `FileNotFoundError` where they cannot be read."
     limit, size = _whole_number('limit', limit), _whole_number('size', size)
-    if isinstance(images, EvalImages): return images if limit is None or limit >= len(images) else images[balanced(images.y, limit)]   # those of a table are chosen already
+    if isinstance(images, EvalImages):     # those of a table are chosen already
+        return images if limit is None or limit >= len(images) else images[balanced(images.y, limit)]
     if isinstance(images, (str, Path)): images, limit = _named_images(images, limit, size), None
     if isinstance(images, Images):
         found = EvalImages(images.x, images.y.cpu(), len(images.classes), images.mean, images.std, images.name, tuple(images.classes))

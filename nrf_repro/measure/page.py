@@ -61,7 +61,8 @@ def _marks(line, m): # of `_line`
     "The numbers of the flagged checks that question a value."
     for i, c in enumerate(m.checks.itertuples()):
         check, _, about = c.name.partition(', ')
-        if c.verdict == 'flagged' and (check in _OF_ALL or (check in _OF_GRADIENTS and line['name'] != 'Clean') or (about and _is_about(line['name'], check, about))): yield i
+        of_gradients = check in _OF_GRADIENTS and line['name'] != 'Clean'
+        if c.verdict == 'flagged' and (check in _OF_ALL or of_gradients or about and _is_about(line['name'], check, about)): yield i
 
 def _yardstick(m):
     "Published networks on the data set of this name: a line each, with clean and robust accuracy and LIGS; none where no rows are at hand."

@@ -74,7 +74,9 @@ def normalize(
 
 # %% ../../nbs/1_normalisation/03_norms.ipynb #822befad
 class InstanceNorm(nn.InstanceNorm2d):
-    "`nn.InstanceNorm2d` with gamma and beta; on a 1x1 map it returns gamma x + beta, because there is nothing to average. Raises ValueError for another number of channels."
+    """`nn.InstanceNorm2d` with gamma and beta; on a 1x1 map it returns gamma x + beta, because there is nothing to average.
+
+    Raises ValueError for another number of channels."""
     def __init__(self, channels): super().__init__(channels, affine=True)
 
     def forward(self, x):

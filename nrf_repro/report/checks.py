@@ -29,7 +29,9 @@ CHECKS = {
 NETWORK = ['dataset', 'arch', 'width', 'regime', 'norm']
 
 def judged(rows): # of `read_rows`, of one profile
-    "One line per network, attack and check: mean over seeds, limit, verdict. The attack is null where all attacks are meant. Raises ValueError for rows of several profiles."
+    """One line per network, attack and check: mean over seeds, limit, verdict.
+
+    The attack is null where all attacks are meant. Raises ValueError for rows of several profiles."""
     rows = rows[(rows.experiment == 'adequacy') & rows.source.isin(CHECKS)]
     rows = rows[rows.metric == rows.source.map(lambda check: CHECKS[check].metric)]
     by = [*NETWORK, 'target', 'source']
@@ -47,7 +49,9 @@ def _reason(line, names): # of `judged`; attack -> name
 
 def doubts(rows,      # of `read_rows`
            names={}): # attack -> name
-    "(network, norm, attack) -> the text of its mark; '' where no check failed. A check without a value is open and does not fail. An attack that was not checked is absent."
+    """(network, norm, attack) -> the text of its mark; '' where no check failed.
+
+    A check without a value is open and does not fail. An attack that was not checked is absent."""
     found = {}
     for key, net in judged(rows).groupby(NETWORK, dropna=False, sort=False):
         for attack in net.target.dropna().unique():
@@ -58,8 +62,8 @@ def doubts(rows,      # of `read_rows`
     return found
 
 def checks_text(rows): # of `read_rows`
-    "How many robust accuracies fail no check, as text; '' where none was checked."
+    "How many robust accuracies fail a check, as text; '' where none was checked."
     found = doubts(rows)
-    passed = sum(text == '' for text in found.values())
-    rest = '.' if passed == len(found) else ': the others are marked ⚠ in the tables, because a check failed.'
-    return f'{passed} of {len(found)} robust accuracies that were attacked again fail no check of the attack{rest}' if found else ''
+    failed = sum(text != '' for text in found.values())
+    marked = f'{failed} fail a check of the attack and are marked ⚠ in the tables' if failed else 'none fails a check of the attack'
+    return f'Of {len(found)} robust accuracies that were attacked again, {marked}.' if found else ''

@@ -159,7 +159,8 @@ def _part(kind, fig, title, caption, reading=(), html=None, *, rows, code, of=''
 # %% ../../nbs/5_how_it_works/75_rendering.ipynb #0c26e684
 def _by_network(rows): return (part for _, part in rows.groupby(['dataset', 'arch', 'width'], dropna=False))
 
-CONTROLS_CAPTION = ('Controls have no normalisation layer and are built to train as well as networks with BN; the column of clean accuracy shows whether they do. Differences are paired by seed, with 95 % intervals. Printed elsewhere, '
+CONTROLS_CAPTION = ('Controls have no normalisation layer and are built to train as well as networks with BN; the column of clean accuracy shows whether '
+                    'they do. Differences are paired by seed, with 95 % intervals. Printed elsewhere, '
                     'measured by others: ResNet110 on CIFAR-10, PGD ℓ∞ and ℓ2 (AngusG/bn-advex-zhang-fixup): with BN 7.5 and 59.4 %, Fixup without BN 38.6 and 77.4 %.')
 
 def figure_parts(rows, cells, claims): # rows of one profile, cells of `all_cells`, of `load_claims`

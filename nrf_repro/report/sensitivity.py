@@ -164,8 +164,8 @@ def reading(found): # of `sensitivity`
     text = f'{by.sum()} of {len(by)} verdicts stay the same in every variant.' if len(by) else 'There is one seed, one attack and one network: nothing to leave out.'
     wider = found.wider[found.axis == 'seed'].dropna()
     if not len(wider): return [text]
-    return [f'{text} Without one seed the interval of the deciding part is {wider.median():.1f} times as wide (median of {len(wider)} variants; {wider.min():.1f} to {wider.max():.1f}). '
-            'A wider interval alone can make a verdict inconclusive.']
+    times = f'{wider.median():.1f} times as wide (median of {len(wider)} variants; {wider.min():.1f} to {wider.max():.1f})'
+    return [f'{text} Without one seed the interval of the deciding part is {times}. A wider interval alone can make a verdict inconclusive.']
 
 def stability(found, claims, verdicts): # of `sensitivity`, of `load_claims`, of `decide`
     "The sensitivity of the verdicts: a reading and a table."
@@ -216,5 +216,7 @@ def reading_equal(rows): # history of one kind of network
     if not there.n: yield f'{name}: BN never passes the {100 * at.clean.mean():.1f} % clean accuracy at which the network without normalisation ended.'
     else:
         passed = at.dropna(subset='passing')
-        yield (f'{name}: the network without normalisation ended at {100 * passed.clean.mean():.1f} % clean accuracy, which BN passes in epoch {passed.epoch.mean():.1f} ({there.n} of {len(at)} seeds; all numbers are of these). '
+        seeds = f'{there.n} of {len(at)} seeds; all numbers are of these'
+        yield (f'{name}: the network without normalisation ended at {100 * passed.clean.mean():.1f} % clean accuracy, '
+               f'which BN passes in epoch {passed.epoch.mean():.1f} ({seeds}). '
                f'BN minus no normalisation in robust accuracy: there {gap_text(there)} points, at its end {gap_text(last)}.')

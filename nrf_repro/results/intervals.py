@@ -38,7 +38,9 @@ def paired_interval(
     n,          # images
     level=.95,  # confidence
 ) -> Interval:  # of treatment minus control, a fraction
-    "Difference of two accuracies on the same images, with the interval of Agresti and Min (2005). Raises `ValueError` for numbers of images in place of shares."
+    """Difference of two accuracies on the same images, with the interval of Agresti and Min (2005).
+
+    Raises `ValueError` for numbers of images in place of shares."""
     if not (gained >= 0 and lost >= 0 and gained + lost <= 1 + 1e-9 and n >= 1):
         raise ValueError(f'paired_interval needs two shares with a sum of at most 1, and n >= 1; got gained={gained}, lost={lost}, n={n}. Divide numbers of images by n.')
     b, c, m = round(gained * n) + .5, round(lost * n) + .5, n + 2
@@ -102,7 +104,9 @@ def _sum_over_cells(cells, what): # what: 'variance' or 'residual'
 
 # %% ../../nbs/5_how_it_works/42_intervals.ipynb #39000019
 def _quantile(level, df):
-    "The quantile of a two-sided interval: of the t distribution, or of the normal one for infinite degrees of freedom. Raises `ValueError` unless 0 < level < 1."
+    """The quantile of a two-sided interval: of the t distribution, or of the normal one for infinite degrees of freedom.
+
+    Raises `ValueError` unless 0 < level < 1."""
     if not 0 < level < 1: raise ValueError(f'level is {level}. Give a fraction between 0 and 1, such as .95.')
     return float(scipy.special.stdtrit(df, (1 + level) / 2) if math.isfinite(df) else scipy.special.ndtri((1 + level) / 2))
 

@@ -120,7 +120,9 @@ def _over_seeds(pairs, level):
 
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #29652df5
 def paired_effect(rows, field='norm', treatment='bn', control='none'): # as in `pairs`
-    "The mean over cells of the paired differences, with its 95 % t interval over seeds: a `Combined`. NaN where there is no pair. Raises ValueError for several metrics."
+    """The mean over cells of the paired differences, with its 95 % t interval over seeds: a `Combined`.
+
+    NaN where there is no pair. Raises ValueError for several metrics."""
     if rows.metric.nunique() > 1: raise ValueError(f'the rows are of the metrics {", ".join(sorted(set(rows.metric)))}. Select one.')
     found = pairs(rows, field, treatment, control)
     return Combined(math.nan, math.nan, math.nan, (0,)) if found.empty else _over_seeds(found, .95)
@@ -278,7 +280,9 @@ EFFECT_COLUMNS = ['id', 'part', 'metric', 'dataset', 'arch', 'norm', 'width', 'r
 # %% ../../nbs/5_how_it_works/44_effects.ipynb #2962cc88
 def effects(claim: Claim,                        # a `Claim`
             rows: pd.DataFrame) -> pd.DataFrame: # a frame of `read_rows`
-    "One line for each part and cell, with `EFFECT_COLUMNS`: both means, the paired effect and its interval, for a forest plot. Raises `ValueError` if the rows lack a column, or hold a measurement twice."
+    """One line for each part and cell, with `EFFECT_COLUMNS`: both means, the paired effect and its interval, for a forest plot.
+
+    Raises `ValueError` if the rows lack a column, or hold a measurement twice."""
     check_fields(rows)
     lines = [dict(id=claim.id, part=part.name) | cell for part in claim.parts
              for cell in _cells(_evidence(claim, part, rows)[0], part, claim)]

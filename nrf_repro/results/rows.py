@@ -156,7 +156,9 @@ def precision_on(device): # a device's name, such as 'cuda:0'
 # %% ../../nbs/5_how_it_works/40_results.ipynb #2be80c81
 @contextmanager
 def tf32_set(on): # True | False | None: leave it as it is
-    "Compute convolutions and matrix products on a GPU in TF32 (or in strict float32) inside the context. Raises ValueError where fp32_precision of torch was set."
+    """Compute convolutions and matrix products on a GPU in TF32 (or in strict float32) inside the context.
+
+    Raises ValueError where fp32_precision of torch was set."""
     if on is None:
         yield
         return

@@ -105,7 +105,8 @@ def _parse_claim(entry, rules, place):
     if len(set(scales)) < len(scales): raise ValueError(f'{place}: a scale is given twice in {", ".join(scales)}. Name each profile once.')
     parts = tuple(p for e in entry['parts'] for p in _expand(e, place))
     names = [part.name for part in parts]
-    if twice := sorted({name for name in names if names.count(name) > 1}): raise ValueError(f'{place}: two parts are called {twice[0]!r}. Give each part a `name` of its own.')
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f'{place}: two parts are called {twice[0]!r}. Give each part a `name` of its own.')
     if 'controls' in entry: given['controls'] = Controls(**entry['controls'])
     return Claim(**given | dict(parts=parts, scales=scales))
 

@@ -53,7 +53,9 @@ def evaluate(model,          # any nn.Module: images in [0, 1] -> n k logits
              seed=0,         # of LIGS' noise
              batch_size=None, # images at once: memory and speed, not the answer; None: 256, and up to 1,024 for attacks on a GPU
              progress=True): # show a bar
-    "Yields for each metric: its name, the fields of its row, one value for each image (float64[n], NaN where not defined), and the seconds. Raises ValueError without images."
+    """Yields for each metric: its name, the fields of its row, one value for each image (float64[n], NaN where not defined), and the seconds.
+
+    Raises ValueError without images."""
     if not len(images): raise ValueError('images holds no images. Pass at least one.')
     with tqdm(total=len(images) * (4 + len(attacks)), desc='images', disable=not progress, leave=False) as bar:
         for metric, fields, values in _metrics(attacks, sigma, seed, batch_size):

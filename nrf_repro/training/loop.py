@@ -113,7 +113,9 @@ def train_epoch(model,   # trained in place
 
 # %% ../../nbs/5_how_it_works/37_training.ipynb #321043a5
 def run_epoch(model, opt, train, recipe, epoch, loss, forward, monitor, bar, team=SINGLE_PROCESS): # as in `train_epoch`; monitor: a `Monitor` or None
-    "Train for an epoch and return its record: epoch, loss, seconds, and what the monitor measured. Raises `FloatingPointError` if the loss or a weight diverged."
+    """Train for an epoch and return its record: epoch, loss, seconds, and what the monitor measured.
+
+    Raises `FloatingPointError` if the loss or a weight diverged."""
     start = time.perf_counter()
     model.train()
     record = dict(epoch=epoch + 1, loss=train_epoch(model, opt, train, recipe, epoch, loss, forward, bar, team))

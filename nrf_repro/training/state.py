@@ -126,7 +126,9 @@ def described(
 
 # %% ../../nbs/5_how_it_works/38_training_state.ipynb #3b8668da
 def run_key(model, train, recipe, monitor=None, loss=None, team=None): # as in `fit`; loss None: `cross_entropy`
-    "What decides the result of `fit` on one machine with one number of threads: a dictionary of plain values. Raises `TypeError` for a loss without a description."
+    """What decides the result of `fit` on one machine with one number of threads: a dictionary of plain values.
+
+    Raises `TypeError` for a loss without a description."""
     from nrf_repro.results.rows import source_hash
     own = {kind for m in model.modules() for kind in type(m).__mro__ if not _is_known(kind)}
     code = {kind.__qualname__: [_code_of(f.__code__, ()) for v in vars(kind).values() for f in _functions_in(v) if isinstance(f, FunctionType)]
