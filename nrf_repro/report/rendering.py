@@ -390,8 +390,7 @@ def render_report(
 
     Raises ValueError for a profile without rows, for rows that lack a column, and for an unknown key of meta.
     """
-    check_fields(rows)
-    meta = check_meta(meta)
+    rows, meta = check_fields(rows), check_meta(meta)
     folder = Path(out).parent
     book = _BOOK if Path(folder, _BOOK).is_dir() else ''
     values = page(rows, claims, profile, paper_rows() if paper is None else paper, meta, published, studies, book)
